@@ -1,0 +1,61 @@
+"""From sequences of the packed data set to the tensors of one micro-batch on this rank."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+from torch import Tensor
+
+from data_prep.dataset import Dataset
+from launch.model.attention import zigzag_positions
+from recipes.layout import batch_multiple, sequence_multiple
+from recipes.config import Layout
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One packed micro-batch on one context-parallel rank; t is its tokens here.
+
+    tokens, labels [1, t] int64: the label of a token is the one after it. supervised [1, t] bool: whether the label
+    counts. packed: boundaries of the padded sequences over all context-parallel ranks.
+    """
+
+    tokens: Tensor
+    labels: Tensor
+    supervised: Tensor
+    packed: PackedSeqParams
+
+
+def pack(data: Dataset, sequences: Sequence[int], layout: Layout, cp_rank: int, device: torch.device) -> Batch:
+    """Concatenates the sequences, each padded at its end, and keeps this rank's zigzag part of every one.
+
+    Padding is token 0 without supervision; it comes after a sequence's tokens, so causal attention never sees it.
+    """
+    multiple = sequence_multiple(layout)
+    lengths = [-(-data.lengths[s] // multiple) * multiple for s in sequences]
+    lengths[-1] += -sum(lengths) % batch_multiple(layout)
+    kept: list[tuple[Tensor, Tensor, Tensor]] = []
+    for sequence, length in zip(sequences, lengths, strict=True):
+        tokens = torch.zeros(length, dtype=torch.long)
+        labels = torch.zeros(length, dtype=torch.long)
+        supervised = torch.zeros(length, dtype=torch.bool)
+        ids = torch.tensor(data.tokens[sequence])
+        tokens[: len(ids)] = ids
+        labels[: len(ids) - 1] = ids[1:]
+        for start, end in data.spans(sequence):
+            supervised[start - 1 : end - 1] = True
+        if layout.cp > 1:
+            here = zigzag_positions(length, layout.cp, cp_rank)
+            tokens, labels, supervised = tokens[here], labels[here], supervised[here]
+        kept.append((tokens, labels, supervised))
+    tokens, labels, supervised = (torch.cat(parts).unsqueeze(0).to(device) for parts in zip(*kept, strict=True))
+    boundaries = torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
+    packed = PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=boundaries,
+        cu_seqlens_kv=boundaries,
+        max_seqlen_q=max(lengths),
+        max_seqlen_kv=max(lengths),
+    )
+    return Batch(tokens, labels, supervised, packed)

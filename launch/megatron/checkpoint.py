@@ -1,0 +1,99 @@
+"""torch_dist checkpoints of one rank: model, optimizer and step, written and read by Megatron's dist_checkpointing.
+
+Every rank calls `save` and `load` together. Which checkpoints exist and when one becomes visible is `run_files.py`'s.
+"""
+
+import queue
+from pathlib import Path
+from typing import Any
+
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.optimizer import ChainedOptimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+
+def save(folder: Path, chunks: list[Any], optimizer: Any, step: int) -> None:
+    """Writes the state after `step` completed steps into an existing, empty folder."""
+    dist_checkpointing.save(_state(chunks, optimizer, step, is_loading=False), str(folder))
+
+
+def load(folder: Path, chunks: list[Any], optimizer: Any) -> int:
+    """Sets model and optimizer from a checkpoint; returns its number of completed steps."""
+    for part in _parts(optimizer):
+        if not part.optimizer.state:  # state_dict() asserts that Adam's state exists
+            part._init_optimizer_states_with_dummy_values()
+    state = dist_checkpointing.load(_state(chunks, optimizer, 0, is_loading=True), str(folder))
+    for key, chunk in _named(chunks):
+        chunk.load_state_dict(state[key])
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"])
+
+
+def _state(chunks: list[Any], optimizer: Any, step: int, *, is_loading: bool) -> dict[str, Any]:
+    metadata = {
+        "distrib_optim_sharding_type": "fully_reshardable",
+        "chained_optim_avoid_prefix": True,
+        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
+    }
+    model = {key: chunk.sharded_state_dict(metadata=metadata) for key, chunk in _named(chunks)}
+    return {
+        **model,
+        "optimizer": optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=metadata),
+        "step": step,
+    }
+
+
+def _named(chunks: list[Any]) -> list[tuple[str, Any]]:
+    return [("model" if len(chunks) == 1 else f"model{i}", chunk) for i, chunk in enumerate(chunks)]
+
+
+def _parts(optimizer: Any) -> list[Any]:
+    return optimizer.chained_optimizers if isinstance(optimizer, ChainedOptimizer) else [optimizer]
+
+
+# Faults of megatron-core 0.16.1 without Transformer Engine and Apex, mended once for this process.
+
+
+def _keep_steps_apart() -> None:
+    """A resume gives all parameters ONE `step` tensor (distrib_optimizer.py:825), which every parameter then counts
+    up; and the checkpoint's parameter state lacks `step` (:940)."""
+    original = DistributedOptimizer._set_main_param_and_optimizer_states
+
+    def set_states(self: Any, model_param: Any, tensors: dict[str, Any]) -> None:
+        group, order = self.model_param_group_index_map[model_param]
+        state = self.optimizer.state[self.optimizer.param_groups[group]["params"][order]]
+        if "step" in state:
+            state["step"] = state["step"].clone()
+            tensors = {**tensors, "step": state["step"]}
+        original(self, model_param, tensors)
+
+    DistributedOptimizer._set_main_param_and_optimizer_states = set_states
+
+
+def _write_in_this_process() -> None:
+    """The writer forks a process for each file and spawns a manager that imports the main module anew: seconds a
+    save, and forking under a running gloo is not safe. Write the same buckets here."""
+    writer = filesystem_async.FileSystemWriterAsync
+
+    def write(transforms: Any, use_msc: bool, rank: int, buckets: list[Any], results: Any) -> None:
+        outcome: dict[int, Any] | Exception = {}
+        for number, bucket in enumerate(buckets):
+            done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+            count: queue.Queue[int] = queue.Queue()
+            count.put(number)
+            writer.write_preloaded_data(transforms, number, bucket, done, count, True)
+            _, result = done.get()
+            if isinstance(result, Exception):
+                outcome = result
+                break
+            outcome[number] = result
+        results.put(outcome)
+
+    results: queue.Queue[Any] = queue.Queue()
+    writer.write_preloaded_data_multiproc = staticmethod(write)
+    filesystem_async._get_write_results_queue = lambda: results
+
+
+_keep_steps_apart()
+_write_in_this_process()

@@ -1,0 +1,137 @@
+"""Lets megatron-core 0.16.1 run on a CPU: an import hook that rewrites the device names in its source.
+
+Megatron writes `torch.cuda.…`, `device='cuda'` and `Tensor.type() == 'torch.cuda.FloatTensor'` into its code. The
+hook changes these words in `megatron.core` modules alone, as they are imported; torch and everything else in the
+process stay as they are. Line numbers are kept, so tracebacks point at the installed files. Call `install()` before
+the first import of megatron.core; a module imported earlier is an error.
+"""
+
+import contextlib
+import importlib.abc
+import importlib.machinery
+import os
+import re
+import sys
+import types
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+CPU = torch.device("cpu")
+_REWRITES = (
+    (re.compile(r"torch\.cuda\.(\w+Tensor)"), r"torch.\1"),  # names of types, compared with Tensor.type()
+    (re.compile(r"^import torch\.cuda$", re.M), "import torch"),
+    (re.compile(r"(?<!from )\btorch\.cuda\b(?!\.amp)"), "_cpu_device"),
+    (re.compile(r"""(["'])cuda\1"""), '"cpu"'),
+    (re.compile(r"\.cuda\(\)"), ".cpu()"),
+)
+
+
+class _Done:
+    """A CUDA stream or event on a CPU, where every operation has already happened: all methods do nothing."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *_, **__: self
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Done)
+
+    __hash__ = object.__hash__
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    pass
+
+
+# What Megatron asks of torch.cuda, answered for a CPU. Any other name stays torch.cuda's own and fails there.
+_cpu_device = types.ModuleType("_cpu_device")
+_cpu_device.__dict__.update(
+    current_device=lambda: CPU,
+    is_available=lambda: False,
+    synchronize=_nothing,
+    empty_cache=_nothing,
+    Stream=_Done,
+    Event=_Done,
+    current_stream=_Done,
+    default_stream=_Done,
+    stream=lambda _: contextlib.nullcontext(),
+    get_rng_state=lambda *_, **__: torch.get_rng_state(),
+    set_rng_state=lambda state, *_, **__: torch.set_rng_state(state),
+    manual_seed=_nothing,  # the CPU generator is seeded by torch.manual_seed
+    __getattr__=lambda name: getattr(torch.cuda, name),
+)
+
+
+class _Loader(importlib.machinery.SourceFileLoader):
+    """Loads one module of megatron.core with its device names rewritten; no bytecode is cached."""
+
+    def get_code(self, fullname: str) -> types.CodeType:
+        source = self.get_source(fullname)
+        assert source is not None
+        for pattern, replacement in _REWRITES:
+            source = pattern.sub(replacement, source)
+        return compile(source, self.get_filename(fullname), "exec", dont_inherit=True)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        module.__dict__["_cpu_device"] = _cpu_device
+        super().exec_module(module)
+        if mend := _MENDS.get(module.__name__):
+            mend(module)
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if not fullname.startswith("megatron.core"):
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec and isinstance(spec.loader, importlib.machinery.SourceFileLoader):
+            spec.loader = _Loader(spec.loader.name, spec.loader.path)
+        return spec
+
+
+def _mend_random(module: Any) -> None:
+    # Recompute saves and restores the device's generator by a private path of torch.cuda.
+    module._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
+    module._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
+
+
+def _mend_moe_utils(module: Any) -> None:
+    # Bound only where Transformer Engine is installed, read without it (moe_utils.py:1192).
+    module.__dict__.setdefault("te_general_gemm", None)
+
+
+def _mend_token_dispatcher(module: Any) -> None:
+    # Split sizes become numpy only on their way off a GPU.
+    def maybe_move(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+        return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
+
+    module.maybe_move_tensor_to_cpu = maybe_move
+
+
+_MENDS = {
+    "megatron.core.tensor_parallel.random": _mend_random,
+    "megatron.core.transformer.moe.moe_utils": _mend_moe_utils,
+    "megatron.core.transformer.moe.token_dispatcher": _mend_token_dispatcher,
+}
+
+
+def install() -> None:
+    """Makes later imports of megatron.core run on the CPU; where CUDA is available, does nothing."""
+    # Megatron warns of missing Transformer Engine and Apex, which this project does without.
+    warnings.filterwarnings("ignore", module=r"megatron\.core")
+    if torch.cuda.is_available() or any(isinstance(f, _Finder) for f in sys.meta_path):
+        return
+    early = [name for name in sys.modules if name.startswith("megatron.core")]
+    if early:
+        raise RuntimeError(f"megatron.core was imported before launch.megatron.cpu.install(): {early[0]}")
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"  # megatron.core.jit compiles small functions, slower here than running them
+    sys.meta_path.insert(0, _Finder())

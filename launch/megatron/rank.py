@@ -1,0 +1,193 @@
+"""One rank of the embedded engine: Megatron's model, optimizer and schedule over the recipe's steps."""
+
+import gc
+import os
+import time
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from launch.megatron import cpu
+
+cpu.install()
+
+from megatron.core import parallel_state, tensor_parallel  # noqa: E402
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads  # noqa: E402
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer, get_standard_config_overrides  # noqa: E402
+from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
+from megatron.core.transformer.module import Float16Module  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from data_prep.dataset import Dataset, open_dataset  # noqa: E402
+from launch.megatron import checkpoint  # noqa: E402
+from launch.megatron.batch import Batch, pack  # noqa: E402
+from launch.megatron.export import write_shard  # noqa: E402
+from launch.megatron.place import Place  # noqa: E402
+from launch.model import hf  # noqa: E402
+from launch.model.gpt import build_chunks, transformer_config  # noqa: E402
+from launch.model.safetensors_folder import SafetensorsFolder  # noqa: E402
+from recipes.config import Dtype, Recipe  # noqa: E402
+from recipes.layout import world_size  # noqa: E402
+from recipes.learning_rate import learning_rate  # noqa: E402
+from recipes.schedule import MicroBatch, Schedule  # noqa: E402
+
+
+class Rank:
+    """Holds one rank's state between calls; every method is called on all ranks together."""
+
+    def __init__(self, recipe: Recipe, place: Place, folders: tuple[str, str], schedules: tuple[Schedule, Schedule]) -> None:
+        """folders, schedules: those of the training data and of the held-out data."""
+        self.recipe, self.place = recipe, place
+        self.train, self.heldout = (open_dataset(Path(f)) for f in folders)
+        self.schedule, self.heldout_schedule = schedules
+        self.device = torch.device("cuda", place.local_rank) if torch.cuda.is_available() else cpu.CPU
+        self._meet()
+        self._build()
+
+    def _meet(self) -> None:
+        p = self.recipe.layout
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        else:
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // self.recipe.cluster.gpus_per_node))
+        timeout = timedelta(seconds=self.recipe.engine.timeout)
+        store = dist.TCPStore(self.place.host, self.place.port, is_master=False, timeout=timeout)
+        dist.init_process_group(
+            "nccl" if self.device.type == "cuda" else "gloo",
+            store=store,
+            world_size=world_size(self.recipe),
+            rank=self.place.rank,
+            timeout=timeout,
+        )
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=p.tp,
+            pipeline_model_parallel_size=p.pp,
+            virtual_pipeline_model_parallel_size=p.vpp if p.vpp > 1 else None,
+            context_parallel_size=p.cp,
+            expert_model_parallel_size=p.ep,
+            expert_tensor_parallel_size=p.etp,
+        )
+
+    def _build(self) -> None:
+        r = self.recipe
+        torch.manual_seed(r.seed)
+        # The tracker for inference does nothing: there is no dropout, and no weight is drawn at random.
+        tensor_parallel.model_parallel_cuda_manual_seed(r.seed, inference_rng_tracker=True)
+        self.config = transformer_config(r)
+        self.chunks = build_chunks(r, self.config)
+        hf.load(self.chunks, r.model, SafetensorsFolder(Path(r.model.checkpoint)).read)
+        bf16 = r.engine.dtype is Dtype.bf16
+        wrapped = [Float16Module(self.config, c) if bf16 else c for c in self.chunks]
+        ddp = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True)
+        self.model = [DistributedDataParallel(self.config, ddp, c, disable_bucketing=i > 0) for i, c in enumerate(wrapped)]
+        o = r.optim
+        config = OptimizerConfig(
+            optimizer="adam",
+            lr=o.lr,
+            min_lr=o.lr * o.min_lr_ratio,
+            weight_decay=o.weight_decay,
+            adam_beta1=o.beta1,
+            adam_beta2=o.beta2,
+            adam_eps=o.eps,
+            clip_grad=o.clip_grad,
+            bf16=bf16,
+            params_dtype=self.config.params_dtype,
+            use_distributed_optimizer=True,
+        )
+        self.optimizer = get_megatron_optimizer(config, self.model, get_standard_config_overrides(config))
+        self.config.finalize_model_grads_func = finalize_model_grads
+        self.config.grad_scale_func = self.optimizer.scale_loss
+
+    def load(self, folder: str) -> int:
+        """Goes on from a checkpoint; returns its number of completed steps."""
+        return checkpoint.load(Path(folder), self.chunks, self.optimizer)
+
+    def save(self, folder: str, step: int) -> None:
+        checkpoint.save(Path(folder), self.chunks, self.optimizer, step)
+
+    def export(self, folder: str) -> dict[str, str]:
+        """Writes this rank's Hugging Face tensors; returns {tensor: file} of those it wrote."""
+        return write_shard(Path(folder), self.chunks, self.recipe.model, self.place.rank)
+
+    def train_step(self, step: int) -> dict[str, Any]:
+        """Runs one optimizer step. Returns its metrics: `loss` a supervised token, `grad_norm` before clipping."""
+        started = time.perf_counter()
+        lr = learning_rate(self.recipe.optim, step, self.schedule.num_steps)
+        for chunk in self.model:
+            chunk.train()
+            chunk.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        micro_batches = self.schedule.step(step).ranks[parallel_state.get_data_parallel_rank()]
+        loss, supervised, tokens = self._run(self.train, micro_batches, forward_only=False)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        updated, grad_norm, _ = self.optimizer.step()
+        if not updated:
+            raise FloatingPointError(f"step {step}: the gradient is not finite, the optimizer skipped it")
+        return {
+            "step": step,
+            "loss": loss,
+            "lr": lr,
+            "grad_norm": float(grad_norm),
+            "tokens": tokens,
+            "supervised_tokens": supervised,
+            "time": {"step_s": time.perf_counter() - started},
+        }
+
+    def heldout_loss(self) -> float:
+        """Mean loss a supervised token over the whole held-out data set, without dropout or gradients."""
+        for chunk in self.model:
+            chunk.eval()
+        micro_batches = self.heldout_schedule.step(0).ranks[parallel_state.get_data_parallel_rank()]
+        with torch.no_grad():
+            return self._run(self.heldout, micro_batches, forward_only=True)[0]
+
+    def _run(self, data: Dataset, micro_batches: tuple[MicroBatch, ...], *, forward_only: bool) -> tuple[float, int, int]:
+        """Forward (and backward) over this rank's micro-batches: mean loss, supervised tokens and tokens of the step."""
+        cp_rank = parallel_state.get_context_parallel_rank()
+        batches = [pack(data, m, self.recipe.layout, cp_rank, self.device) for m in micro_batches]
+        outputs = get_forward_backward_func()(
+            forward_step_func=_forward_step,
+            data_iterator=[iter(batches) for _ in self.model] if len(self.model) > 1 else iter(batches),
+            model=self.model if len(self.model) > 1 else self.model[0],
+            num_microbatches=len(batches),
+            seq_length=batches[0].tokens.size(1),  # not read: lengths vary
+            micro_batch_size=1,
+            forward_only=forward_only,
+        )
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        if parallel_state.is_pipeline_last_stage(ignore_virtual=True):
+            for loss, supervised in outputs:
+                sums[:2] += torch.stack([loss.double(), supervised.double()])
+            sums[2] = sum(data.lengths[s] for m in micro_batches for s in m) / self.recipe.layout.cp
+            dist.all_reduce(sums, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+        dist.broadcast(
+            sums,
+            parallel_state.get_pipeline_model_parallel_last_rank(),
+            group=parallel_state.get_pipeline_model_parallel_group(),
+        )
+        total, supervised, tokens = sums.tolist()
+        return total / supervised, round(supervised), round(tokens)
+
+    def close(self) -> None:
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+        gc.collect()
+
+
+def _forward_step(batches: Any, model: Any) -> tuple[Tensor, Any]:
+    batch: Batch = next(batches)
+    losses = model(batch.tokens, None, None, labels=batch.labels, packed_seq_params=batch.packed)
+    return losses, partial(_loss, batch.supervised)
+
+
+def _loss(supervised: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Sum over supervised tokens and their number: Megatron divides gradients by the number in the whole step."""
+    total = (losses.float() * supervised).sum()
+    count = supervised.sum(dtype=torch.int)
+    return total, count, (total.detach(), count)
+

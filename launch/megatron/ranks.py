@@ -1,0 +1,136 @@
+"""All ranks of a run as Ray actors: started, called together, watched and ended together."""
+
+import os
+import secrets
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from launch.megatron.worker import Worker
+from recipes.compose import REPO
+from recipes.config import Recipe
+from recipes.errors import LimiError, TrainError
+from recipes.layout import world_size
+
+
+def in_ray_job() -> bool:
+    """Whether this process is a Ray job's entry point: it then trains on that cluster and submits nothing."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+class Ranks:
+    """A context in which the ranks live. On leaving, by whatever way, the actors are gone, and Ray too where it was
+    started here."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self._cleanup = ExitStack()
+        self._workers: list[Any] = []
+
+    def __enter__(self) -> "Ranks":
+        try:
+            self._start_ray()
+            self._start_workers()
+        except BaseException:
+            self._cleanup.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._cleanup.close()
+
+    def _start_ray(self) -> None:
+        self._cleanup.callback(ray.shutdown)
+        if in_ray_job():
+            ray.init(log_to_driver=True, logging_level="warning")
+            return
+        # A token of this run's own: Ray would write one to the home folder, and later clusters there would ask for it.
+        folder = self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="limi-ray-"))
+        token = Path(folder) / "token"
+        token.touch(0o600)
+        token.write_text(secrets.token_hex(32))
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+        self._cleanup.callback(os.environ.pop, "RAY_AUTH_TOKEN_PATH", None)
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        ray.init(
+            address="local",
+            num_cpus=world_size(self.recipe),
+            include_dashboard=False,
+            object_store_memory=100 << 20,  # only small messages pass: data and weights are read from files
+            logging_level="warning",
+            log_to_driver=True,
+        )
+
+    def _start_workers(self) -> None:
+        env = {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **self.recipe.cluster.env}
+        if self._local:
+            env |= {"GLOO_SOCKET_IFNAME": "lo"}
+        actor = ray.remote(Worker).options(num_cpus=1, max_restarts=0, runtime_env={"env_vars": env})
+        self._workers = [actor.remote() for _ in range(world_size(self.recipe))]
+        self._cleanup.callback(lambda: [ray.kill(w) for w in self._workers])
+
+    @property
+    def _local(self) -> bool:
+        return self.recipe.cluster.nodes == 1
+
+    def build(self, *arguments: Any) -> None:
+        """Builds every rank; `arguments` follow a rank's recipe and place."""
+        from launch.megatron.place import Place
+
+        host = "127.0.0.1" if self._local else ray.util.get_node_ip_address()
+        port = self._gather([self._workers[0].open_store.remote(host)], "start")[0]
+        per_node = self.recipe.cluster.gpus_per_node
+        places = [Place(i, i % per_node, host, port) for i in range(len(self._workers))]
+        self._gather(
+            [w.build.remote(self.recipe, p, *arguments) for w, p in zip(self._workers, places, strict=True)], "start"
+        )
+
+    def call(self, method: str, *arguments: Any) -> list[Any]:
+        """Calls a method of `Rank` on all ranks; their results in rank order.
+
+        Raises what a rank raised, or `TrainError` where one died or `engine.timeout` passed.
+        """
+        return self._gather([w.call.remote(method, *arguments) for w in self._workers], method)
+
+    def _gather(self, calls: list[Any], what: str) -> list[Any]:
+        deadline = time.monotonic() + self.recipe.engine.timeout
+        pending = list(calls)
+        while pending:
+            done, pending = ray.wait(pending, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
+            if not done:
+                stuck = [i for i, c in enumerate(calls) if c in pending]
+                raise TrainError(
+                    f"rank {', '.join(map(str, stuck))} did not finish '{what}' within engine.timeout="
+                    f"{self.recipe.engine.timeout} s; raise it, or look at the rank's log in {_log_folder()}"
+                )
+            self._result(calls, done[0], what)
+        return [ray.get(c) for c in calls]
+
+    def _result(self, calls: list[Any], call: Any, what: str) -> None:
+        try:
+            ray.get(call)
+        except RayActorError as error:
+            raise TrainError(f"rank {calls.index(call)} died in '{what}'; run the same command to go on from the last checkpoint") from error
+        except RayTaskError as error:
+            cause = error.as_instanceof_cause()
+            if isinstance(cause, LimiError):
+                raise cause from None
+            # Another rank's end shows first as a broken connection here: say so, the first cause is in its log.
+            raise TrainError(f"rank {calls.index(call)} failed in '{what}': {_last_line(error)}\n{error}") from error
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1]
+
+
+def _log_folder() -> str:
+    return f"{ray._private.worker._global_node.get_logs_dir_path()}" if ray.is_initialized() else "Ray's log folder"
+
+

@@ -1,0 +1,30 @@
+"""The Ray actor around one rank: cheap to start, it imports torch and Megatron when the rank is built."""
+
+import socket
+from typing import Any
+
+
+class Worker:
+    def __init__(self) -> None:
+        self._rank: Any = None
+        self._store: Any = None
+
+    def open_store(self, host: str) -> int:
+        """Opens, on a free port of this node, the store where all ranks meet; returns the port."""
+        import torch.distributed as dist
+
+        # Bound here and handed over, so that no other process can take the port in between.
+        listener = socket.create_server((host, 0))
+        port = listener.getsockname()[1]
+        self._store = dist.TCPStore(
+            host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+        )
+        return port
+
+    def build(self, *arguments: Any) -> None:
+        from launch.megatron.rank import Rank
+
+        self._rank = Rank(*arguments)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        return getattr(self._rank, method)(*arguments)

@@ -1,0 +1,110 @@
+"""Megatron's `GPTModel` for a recipe: its configuration and its chunks on this rank."""
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from launch.model.layers import block_spec
+from recipes.config import Dtype, Recipe, Recompute
+
+
+def transformer_config(r: Recipe) -> TransformerConfig:
+    """Every argument Megatron needs, from the recipe; nothing fused, as fused kernels want Transformer Engine."""
+    m, p = r.model, r.layout
+    dtype = torch.bfloat16 if r.engine.dtype is Dtype.bf16 else torch.float32
+    arguments = dict(
+        num_layers=m.layers,
+        hidden_size=m.hidden,
+        ffn_hidden_size=m.ffn,
+        num_attention_heads=m.heads,
+        num_query_groups=m.kv_heads,
+        kv_channels=m.head_dim,
+        normalization="RMSNorm",
+        layernorm_epsilon=m.norm_eps,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        add_qkv_bias=m.qkv_bias,
+        qk_layernorm=m.qk_norm,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype is torch.bfloat16,
+        use_cpu_initialization=True,
+        # Every weight comes from the checkpoint. Not perform_initialization=False: Megatron marks which parameters are
+        # cut over tensor parallelism while it initialises them.
+        init_method=_leave_unset,
+        output_layer_init_method=_leave_unset,
+        embedding_init_method=_leave_unset,
+        gradient_accumulation_fusion=False,
+        masked_softmax_fusion=False,
+        bias_dropout_fusion=False,
+        bias_activation_fusion=False,
+        apply_rope_fusion=False,
+        tensor_model_parallel_size=p.tp,
+        sequence_parallel=p.sp,
+        pipeline_model_parallel_size=p.pp,
+        virtual_pipeline_model_parallel_size=p.vpp if p.vpp > 1 else None,
+        context_parallel_size=p.cp,
+        expert_model_parallel_size=p.ep,
+        expert_tensor_parallel_size=p.etp,
+        variable_seq_lengths=True,  # micro-batches of a packed data set differ in length
+        moe_token_dispatcher_type="alltoall",  # what variable lengths ask for, dense models included
+        calculate_per_token_loss=True,
+        # With batched p2p, interleaved pipelines train wrongly on gloo without an error (losses off by 4e-2).
+        overlap_p2p_comm=p.vpp > 1,
+        batch_p2p_comm=p.vpp == 1,
+        microbatch_group_size_per_vp_stage=p.pp,
+    )
+    if p.recompute is Recompute.full:
+        arguments |= dict(recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1)
+    elif p.recompute is Recompute.selective:
+        arguments |= dict(recompute_granularity="selective")
+    if m.experts:
+        arguments |= dict(
+            num_moe_experts=m.experts,
+            moe_layer_freq=[0] * m.dense_layers + [1] * (m.layers - m.dense_layers),
+            moe_router_topk=m.top_k,
+            moe_ffn_hidden_size=m.expert_ffn,
+            moe_shared_expert_intermediate_size=m.shared_experts * m.expert_ffn or None,
+            moe_router_score_function="sigmoid",
+            moe_router_enable_expert_bias=True,
+            moe_router_bias_update_rate=0.0,  # fine-tuning leaves the release's routing balance as it is
+            moe_router_pre_softmax=True,
+            moe_router_topk_scaling_factor=m.router_scaling,
+            moe_router_dtype="fp32",
+            moe_router_load_balancing_type="none",
+            moe_aux_loss_coeff=0.0,
+            moe_grouped_gemm=True,
+        )
+    return TransformerConfig(**arguments)
+
+
+def _leave_unset(weight: torch.Tensor) -> torch.Tensor:
+    return weight
+
+
+def build_chunks(r: Recipe, config: TransformerConfig) -> list[GPTModel]:
+    """The model's chunks on this rank: one, or `vpp` of them. Weights are not set yet (`hf.load`)."""
+    stages: list[int | None] = list(range(r.layout.vpp)) if r.layout.vpp > 1 else [None]
+    chunks = []
+    for stage in stages:
+        placed = dict(ignore_virtual=stage is None, vp_stage=stage)
+        chunk = GPTModel(
+            config,
+            block_spec(config, stage),
+            vocab_size=r.model.vocab,
+            max_sequence_length=r.data.max_tokens,
+            pre_process=parallel_state.is_pipeline_first_stage(**placed),
+            post_process=parallel_state.is_pipeline_last_stage(**placed),
+            share_embeddings_and_output_weights=r.model.tied,
+            position_embedding_type="rope",
+            rotary_percent=r.model.rope_fraction,
+            rotary_base=r.model.rope_base,
+            vp_stage=stage,
+        )
+        chunks.append(chunk.to(torch.device("cuda", torch.cuda.current_device())) if torch.cuda.is_available() else chunk)
+    return chunks

@@ -1,0 +1,168 @@
+"""Megatron's layer spec from plain torch modules, with Transformer Engine's parameter names.
+
+So a checkpoint of this engine, one of slime's and the one mapping to Hugging Face names (`hf.py`) all fit together:
+`linear_qkv.layer_norm_weight`, `linear_fc1.layer_norm_weight`, `experts.linear_fc1.weight{i}`.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.tensor_parallel.layers import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    set_tensor_model_parallel_attributes,
+)
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.moe.experts import TEGroupedMLP
+from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
+from megatron.core.transformer.moe.shared_experts import SharedExpertMLP
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import (
+    TransformerLayer,
+    TransformerLayerSubmodules,
+    get_transformer_layer_offset,
+)
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
+from torch import Tensor
+from torch.nn import Parameter
+
+from launch.model.attention import PackedAttention
+
+
+def _norm_weight(config: TransformerConfig, size: int) -> Parameter:
+    weight = Parameter(torch.ones(size, dtype=config.params_dtype))
+    # Under sequence parallelism each rank normalises its part of the tokens: Megatron then sums this gradient over tp.
+    weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+    return weight
+
+
+class RMSNorm(torch.nn.Module):
+    """Root mean square norm over the last dimension (arXiv 1910.07467); accepts sequence parallelism."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
+        super().__init__()
+        self.weight = _norm_weight(config, hidden_size)
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+
+
+class NormColumnParallelLinear(ColumnParallelLinear):
+    """Norm, then a column-parallel linear layer, in one module as Transformer Engine has it."""
+
+    def __init__(self, input_size: int, output_size: int, *, config: TransformerConfig, **kwargs: Any) -> None:
+        super().__init__(input_size, output_size, config=config, **kwargs)
+        self.layer_norm_weight = _norm_weight(config, input_size)
+        self.eps = config.layernorm_epsilon
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        return super().forward(F.rms_norm(x, (x.shape[-1],), self.layer_norm_weight, self.eps), *args, **kwargs)
+
+
+class GroupedLinear(torch.nn.Module):
+    """One linear layer for each local expert, parameters `weight0`, `weight1`, …; `axis` is the one that expert
+    tensor parallelism cuts (0 column, 1 row). The token dispatcher does all communication."""
+
+    axis: int
+
+    def __init__(
+        self, num_gemms: int, input_size: int, output_size: int, *, config: TransformerConfig, pg_collection: Any, **_: Any
+    ) -> None:
+        super().__init__()
+        self.groups, self.count = pg_collection, num_gemms
+        shape = [output_size, input_size]
+        shape[self.axis] //= pg_collection.expt_tp.size()
+        for i in range(num_gemms):
+            weight = Parameter(torch.empty(*shape, dtype=config.params_dtype))
+            set_tensor_model_parallel_attributes(weight, True, self.axis, 1)
+            # False: reduced over expert-data-parallel ranks, not over all data-parallel ones.
+            weight.allreduce = config.expert_model_parallel_size == 1  # type: ignore[attr-defined]
+            self.register_parameter(f"weight{i}", weight)
+
+    def forward(self, x: Tensor, tokens_per_expert: list[int]) -> tuple[Tensor, None]:
+        """x [tokens sorted by expert, in] -> [tokens, out]."""
+        parts = x.split(tokens_per_expert)
+        return torch.cat([F.linear(part, getattr(self, f"weight{i}")) for i, part in enumerate(parts)]), None
+
+    def backward_dw(self) -> None:
+        """Weight gradients come with the backward pass; nothing is delayed."""
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """All experts under one key, the expert's global number as the leading dimension (as TEGroupedLinear)."""
+        assert metadata is not None
+        first, total = self.groups.ep.rank() * self.count, self.groups.ep.size() * self.count
+        out: dict[str, Any] = {}
+        for i in range(self.count):
+            shard = make_sharded_tensors_for_checkpoint(
+                {"weight": getattr(self, f"weight{i}")},
+                prefix,
+                {"weight": self.axis},
+                (*sharded_offsets, (len(sharded_offsets), first + i, total)),
+                tp_group=self.groups.expt_tp,
+                dp_cp_group=metadata["dp_cp_group"],
+            )[f"{prefix}weight"]
+            shard.replica_id = (*shard.replica_id[:2], self.groups.expt_dp.rank())
+            out[f"{prefix}weight{i}"] = shard
+        return out
+
+
+class ColumnGroupedLinear(GroupedLinear):
+    axis = 0
+
+
+class RowGroupedLinear(GroupedLinear):
+    axis = 1
+
+
+def block_spec(config: TransformerConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
+    """The layers that this pipeline stage builds: dense ones, and expert ones where `moe_layer_freq` says so."""
+    qk_norm = RMSNorm if config.qk_layernorm else IdentityOp
+    attention = ModuleSpec(
+        module=SelfAttention,
+        params={"attn_mask_type": AttnMaskType.causal},
+        submodules=SelfAttentionSubmodules(
+            linear_qkv=NormColumnParallelLinear,
+            core_attention=PackedAttention,
+            linear_proj=RowParallelLinear,
+            q_layernorm=qk_norm,
+            k_layernorm=qk_norm,
+        ),
+    )
+    plain_mlp = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+    experts = ModuleSpec(
+        module=TEGroupedMLP, submodules=MLPSubmodules(linear_fc1=ColumnGroupedLinear, linear_fc2=RowGroupedLinear)
+    )
+    shared = ModuleSpec(module=SharedExpertMLP, submodules=plain_mlp)
+    dense_mlp = ModuleSpec(
+        module=MLP, submodules=MLPSubmodules(linear_fc1=NormColumnParallelLinear, linear_fc2=RowParallelLinear)
+    )
+    expert_mlp = ModuleSpec(module=MoELayer, submodules=MoESubmodules(experts=experts, shared_experts=shared))
+
+    def layer(is_expert: bool) -> ModuleSpec:
+        return ModuleSpec(
+            module=TransformerLayer,
+            submodules=TransformerLayerSubmodules(
+                self_attention=attention,
+                self_attn_bda=get_bias_dropout_add,
+                pre_mlp_layernorm=RMSNorm if is_expert else IdentityOp,
+                mlp=expert_mlp if is_expert else dense_mlp,
+                mlp_bda=get_bias_dropout_add,
+            ),
+        )
+
+    kinds = config.moe_layer_freq if config.num_moe_experts else [0] * config.num_layers
+    first = get_transformer_layer_offset(config, vp_stage=vp_stage)
+    count = get_num_layers_to_build(config, vp_stage=vp_stage)
+    return TransformerBlockSubmodules(
+        layer_specs=[layer(bool(kind)) for kind in kinds[first : first + count]], layer_norm=RMSNorm
+    )

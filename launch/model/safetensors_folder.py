@@ -1,0 +1,33 @@
+"""A Hugging Face folder of safetensors, read one tensor at a time."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+
+from safetensors import safe_open
+from torch import Tensor
+
+from recipes.errors import CheckpointError
+
+
+class SafetensorsFolder:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        """{tensor: file name}, from the index or from the single file."""
+        index = self.folder / "model.safetensors.index.json"
+        if index.is_file():
+            return json.loads(index.read_text())["weight_map"]
+        single = self.folder / "model.safetensors"
+        if not single.is_file():
+            raise CheckpointError(f"no safetensors in '{self.folder}'; write model.checkpoint=FOLDER of a Hugging Face checkpoint")
+        with safe_open(single, "pt") as file:
+            return dict.fromkeys(file.keys(), single.name)
+
+    def read(self, name: str) -> Tensor:
+        if name not in self.files:
+            raise CheckpointError(f"'{self.folder}' has no tensor {name}; check model.* against its config.json")
+        with safe_open(self.folder / self.files[name], "pt") as file:
+            return file.get_tensor(name)

@@ -1,0 +1,143 @@
+"""From `name=value` words to a checked `Recipe`."""
+
+import difflib
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, cast, get_args
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from recipes.config import Recipe
+from recipes.errors import ConfigError
+from recipes.errors import ConfigError
+from recipes.layout import check_layout
+
+REPO = Path(__file__).resolve().parents[1]
+CONF = REPO / "hydra_conf"
+GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir())
+
+
+def local_root() -> str:
+    """Default of `cluster.root` on one machine: the checkout, or `~/limi` in a Ray job, whose checkout is a copy
+    that Ray removes."""
+    return str(Path.home() / "limi") if os.environ.get("RAY_JOB_ID") else str(REPO)
+
+
+OmegaConf.register_new_resolver("repo", lambda: str(REPO), replace=True)
+OmegaConf.register_new_resolver("local_root", local_root, replace=True)
+ConfigStore.instance().store(name="schema", node=Recipe)
+
+
+def leaves(node: Any = Recipe, prefix: str = "") -> dict[str, Any]:
+    """Every name that can be overridden, with its type: `{"optim.lr": float, ...}`."""
+    found: dict[str, Any] = {}
+    for f in fields(node):
+        if is_dataclass(f.type):
+            found |= leaves(f.type, f"{prefix}{f.name}.")
+        else:
+            found[prefix + f.name] = f.type
+    return found
+
+
+def _is_text(kind: Any) -> bool:
+    members = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    return str in members and set(members) <= {str, NoneType}
+
+
+def _checked(word: str, names: dict[str, Any]) -> str:
+    """One command-line word in Hydra's grammar: known names only, and text that needs quotes quoted."""
+    name, equals, value = word.partition("=")
+    if not equals:
+        raise ConfigError(f"'{word}' is not name=value; write for example optim.lr=2e-5, or see `make help`")
+    plain = name.lstrip("+~")
+    inside_dict = any(plain.startswith(f"{n}.") for n, kind in names.items() if getattr(kind, "__origin__", 0) is dict)
+    if name != plain or not (plain in names or plain in GROUPS or inside_dict):
+        near = difflib.get_close_matches(plain, [*names, *GROUPS], n=1, cutoff=0.0)
+        raise ConfigError(f"unknown option '{name}'; the nearest is '{near[0]}': write {near[0]}={value}")
+    if plain in GROUPS and value != "null":
+        _check_choice(plain, value)
+    if inside_dict:
+        return f"++{plain}={_quoted(value)}"
+    return f"{plain}={_quoted(value)}" if _is_text(names.get(plain)) else f"{plain}={value}"
+
+
+def _quoted(value: str) -> str:
+    """Hydra reads , ( { [ ' = # specially: quote text that holds them, unless it is quoted already."""
+    if re.fullmatch(r"""'.*'|".*"|[\w./:@%+ -]*|.*\$\{.*""", value, re.S):
+        return value
+    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", value) + "'"
+
+
+def _check_choice(group: str, value: str) -> None:
+    choices = sorted(p.stem for p in (CONF / group).glob("*.yaml"))
+    if value not in choices:
+        near = difflib.get_close_matches(value, choices, n=1, cutoff=0.0)
+        nearest = f"; the nearest is {group}={near[0]}" if near else ""
+        raise ConfigError(f"unknown {group} '{value}'{nearest} (known: {', '.join(choices) or 'none'})")
+
+
+def compose_recipe(words: Sequence[str]) -> Recipe:
+    """The recipe of `hydra_conf/limi.yaml` with these overrides, every name, type and layout rule checked.
+
+    Raises `ConfigError` with the nearest right name for a wrong one.
+    """
+    names = leaves()
+    overrides = [_checked(word, names) for word in words]
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            raw = compose("limi", overrides)
+        recipe = cast(Recipe, OmegaConf.to_object(raw))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_explained(error)) from error
+    _check_values(recipe)
+    check_layout(recipe)
+    return recipe
+
+
+def _explained(error: BaseException) -> str:
+    """The innermost cause, on one line, without Hydra's advice to force a name in with '+'."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error)
+    key = re.search(r"full_key: (\S+)", text)
+    first = text.splitlines()[0].split(". To append")[0]
+    return f"{key[1]}: {first}" if key else " ".join(text.split())
+
+
+def _check_values(r: Recipe) -> None:
+    if not re.fullmatch(r"[\w.-]{1,100}", r.run) or r.run.startswith("."):
+        raise ConfigError(f"run='{r.run}': a run's name is 1 to 100 letters, digits, '.', '_' and '-'; write run=my-run")
+    if not os.path.isabs(r.cluster.root):
+        raise ConfigError(f"cluster.root='{r.cluster.root}' is not absolute; write cluster.root={Path(r.cluster.root).absolute()}")
+    least: dict[str, float] = {
+        "optim.epochs": 1, "optim.batch_size": 1, "optim.warmup_steps": 0, "optim.eval_steps": 1, 
+        "engine.save_steps": 1, "engine.keep_last": 1, "engine.timeout": 1, "sanity.timeout": 1,
+        "layout.max_tokens_per_gpu": 1, "data.max_tokens": 2, "cluster.nodes": 1, "cluster.gpus_per_node": 1,
+        "layout.tp": 1, "layout.pp": 1, "layout.vpp": 1, "layout.cp": 1, "layout.ep": 1, "layout.etp": 1,
+    }  # fmt: skip
+    for name, limit in least.items():
+        group, key = name.split(".")
+        if (value := getattr(getattr(r, group), key)) < limit:
+            raise ConfigError(f"{name}={value} is below {limit}; write {name}={limit} or more")
+    if not 0 <= r.optim.min_lr_ratio <= 1:
+        raise ConfigError(f"optim.min_lr_ratio={r.optim.min_lr_ratio} is not a share; write optim.min_lr_ratio=0.1")
+    if not 0 < r.optim.lr < float("inf"):
+        raise ConfigError(f"optim.lr={r.optim.lr} is not a positive number; write for example optim.lr=1e-5")
+
+
+def run_folder(r: Recipe) -> Path:
+    """`runs/NAME/` under `cluster.root`: everything one run leaves behind."""
+    return Path(r.cluster.root) / "runs" / r.run
+
+
+def to_yaml(r: Recipe) -> str:
+    """The resolved recipe as YAML, for `config.yaml`, `dry_run=true` and the report."""
+    return OmegaConf.to_yaml(OmegaConf.structured(r))

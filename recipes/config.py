@@ -1,0 +1,151 @@
+"""The recipe: every choice of a run as typed dataclasses. Hydra fills them from `hydra_conf/`.
+
+Lengths are in tokens, times in seconds, sizes in bytes unless a field says otherwise.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from omegaconf import MISSING
+
+
+class Family(Enum):
+    """Architecture as transformers names its `model_type`."""
+
+    qwen3 = "qwen3"
+    glm4_moe = "glm4_moe"
+
+
+class Mtp(Enum):
+    """What an export does with the base's multi-token-prediction layers, which are not trained."""
+
+    copy = "copy"
+    drop = "drop"
+
+
+class Dtype(Enum):
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class Recompute(Enum):
+    none = "none"
+    selective = "selective"
+    full = "full"
+
+
+class EngineName(Enum):
+    megatron = "megatron"
+
+
+@dataclass
+class Model:
+    """Dimensions and checkpoint of a model; the names follow Megatron, the values its `config.json`."""
+
+    name: str = MISSING
+    family: Family = MISSING
+    checkpoint: str = MISSING  # a Hugging Face folder
+    random_init: bool = False  # make `checkpoint` here, with seeded random weights, where it is missing
+    layers: int = MISSING
+    hidden: int = MISSING
+    ffn: int = MISSING
+    heads: int = MISSING
+    kv_heads: int = MISSING
+    head_dim: int = MISSING
+    vocab: int = MISSING  # rows of the embedding
+    max_position: int = MISSING
+    rope_base: float = MISSING
+    rope_fraction: float = 1.0  # share of a head that is rotated
+    norm_eps: float = 1e-6
+    qk_norm: bool = MISSING
+    qkv_bias: bool = MISSING
+    tied: bool = MISSING  # the output layer shares the embedding
+    experts: int = 0  # routed experts; 0 is a dense model
+    top_k: int = 0
+    expert_ffn: int = 0
+    shared_experts: int = 0
+    dense_layers: int = 0  # leading layers without experts
+    router_scaling: float = 1.0
+    mtp_layers: int = 0
+    mtp: Mtp = Mtp.copy
+
+
+@dataclass
+class Data:
+    path: str = MISSING  # training trajectories
+    heldout: str = MISSING  # evaluation trajectories
+    out: str = MISSING  # folder of packed data sets, each named by the hash of its inputs
+    max_tokens: int = 155_648  # 152 x 1024: LIMI's longest trajectory
+
+
+@dataclass
+class Optim:
+    """Adam with a warm-up and a cosine; every figure is in optimizer steps."""
+
+    lr: float = MISSING
+    min_lr_ratio: float = MISSING  # rate of the last step, as a share of lr
+    epochs: int = MISSING
+    batch_size: int = MISSING  # trajectories a step
+    warmup_steps: int = MISSING
+    eval_steps: int = MISSING  # held-out loss every so many steps, before the first and after the last
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.98
+    eps: float = 1e-8
+    clip_grad: float = 1.0
+
+
+@dataclass
+class Layout:
+    """Degrees of parallelism. `dp` follows from the world size and is checked where it is given."""
+
+    tp: int = 1
+    sp: bool = False
+    pp: int = 1
+    vpp: int = 1
+    cp: int = 1
+    ep: int = 1
+    etp: int = 1
+    dp: int | None = None
+    recompute: Recompute = Recompute.none
+    max_tokens_per_gpu: int = MISSING  # a micro-batch holds at most this times cp, padding counted
+
+
+@dataclass
+class Cluster:
+    name: str = MISSING
+    nodes: int = MISSING
+    gpus_per_node: int = MISSING  # ranks a node; on a machine without GPUs a rank takes one core
+    root: str = MISSING  # absolute folder every node sees: runs, data, models
+    env: dict[str, str] = field(default_factory=dict)  # added to the environment of every rank
+
+
+@dataclass
+class Engine:
+    name: EngineName = MISSING
+    dtype: Dtype = MISSING
+    save_steps: int = MISSING  # a checkpoint every so many steps, and one after the last
+    keep_last: int = MISSING  # older checkpoints are removed
+    timeout: int = MISSING  # longest wait for a step, a save or the start of the ranks
+
+
+@dataclass
+class Sanity:
+    port: int | None = None  # the server's port on loopback; a free one where null
+    timeout: int = MISSING  # longest wait for the server to answer
+    nll_tolerance: float = MISSING  # held-out loss, server against trainer
+    min_tool_calls: float = MISSING  # share of trained prompts answered with exactly the right calls
+
+
+@dataclass
+class Recipe:
+    run: str = MISSING  # the run's name: letters, digits, '.', '_' and '-'
+    seed: int = MISSING
+    dry_run: bool = False  # print the resolved recipe and what would run
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    optim: Optim = field(default_factory=Optim)
+    layout: Layout = field(default_factory=Layout)
+    cluster: Cluster = field(default_factory=Cluster)
+    engine: Engine = field(default_factory=Engine)
+    sanity: Sanity = field(default_factory=Sanity)

@@ -1,0 +1,16 @@
+"""The learning rate of every step."""
+
+import math
+
+from recipes.config import Optim
+
+
+def learning_rate(optim: Optim, step: int, num_steps: int) -> float:
+    """Rate applied in `step` (from 0) of `num_steps`: linear over `warmup_steps`, its first step above zero, then a
+    cosine that reaches lr x `min_lr_ratio` in the last step."""
+    if step < optim.warmup_steps:
+        return optim.lr * (step + 1) / (optim.warmup_steps + 1)
+    span = max(1, num_steps - 1 - optim.warmup_steps)
+    progress = min(1.0, (step - optim.warmup_steps) / span)
+    floor = optim.lr * optim.min_lr_ratio
+    return floor + (optim.lr - floor) * (1 + math.cos(math.pi * progress)) / 2
