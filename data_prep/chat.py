@@ -47,7 +47,9 @@ class Encoded:
 def load_tokenizer(checkpoint: Path) -> PreTrainedTokenizerBase:
     """The checkpoint's own tokenizer and chat template, from its files alone."""
     if not (checkpoint / "tokenizer.json").is_file():
-        raise DataError(f"no tokenizer.json in '{checkpoint}'; write model.checkpoint=FOLDER of a Hugging Face checkpoint")
+        raise DataError(
+            f"no tokenizer.json in '{checkpoint}'; write model.checkpoint=FOLDER of a Hugging Face checkpoint"
+        )
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False, local_files_only=True)
     if not tokenizer.chat_template:
         raise DataError(f"'{checkpoint}' has no chat template; add its chat_template.jinja")
@@ -60,11 +62,11 @@ class Chat:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, family: Family) -> None:
         self.tokenizer = tokenizer
         self.stops = STOPS[family]
-        self.stop_ids = frozenset(tokenizer.convert_tokens_to_ids(list(self.stops.tokens)))
         vocabulary = tokenizer.get_vocab()
         missing = [t for t in self.stops.tokens if t not in vocabulary]
         if missing:
             raise DataError(f"the tokenizer has no token {', '.join(missing)}; model.family={family.value} needs it")
+        self.stop_ids = frozenset(vocabulary[t] for t in self.stops.tokens)
         self.special = sorted(str(t) for t in tokenizer.added_tokens_decoder.values())
 
     def prompt(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
@@ -77,8 +79,8 @@ class Chat:
     def encode(self, trajectory: Trajectory) -> Encoded:
         """Tokens and supervised spans of the whole trajectory, each assistant turn proved.
 
-        Raises `DataError` where a turn's prefix is not the prompt that inference sends, or where content holds one
-        of the tokenizer's special tokens as text.
+        Raises `DataError` where a turn's prefix is not the prompt that inference sends, where the template drops a
+        turn's reasoning, or where content holds one of the tokenizer's special tokens as text.
         """
         messages = trajectory.chat()
         self._refuse_special_tokens(trajectory)
@@ -93,7 +95,14 @@ class Chat:
                 raise DataError(f"{trajectory.id}: message {k}: {self._difference(tokens, prefix)}")
             end = next((i + 1 for i in range(start, len(tokens)) if tokens[i] in self.stop_ids), None)
             if end is None:
-                raise DataError(f"{trajectory.id}: message {k}: no stop token ({' or '.join(self.stops.tokens)}) after it")
+                raise DataError(
+                    f"{trajectory.id}: message {k}: no stop token ({' or '.join(self.stops.tokens)}) after it"
+                )
+            if message.get("reasoning_content", "").strip() not in self.tokenizer.decode(tokens[start:end]):
+                raise DataError(
+                    f"{trajectory.id}: message {k}: the chat template leaves out its reasoning, as a later user turn follows; "
+                    "such a trajectory cannot be one sequence"
+                )
             spans.append((start, end))
         if spans[0][0] == 0:
             raise DataError(f"{trajectory.id}: the first token is supervised, but nothing comes before it")
@@ -101,7 +110,8 @@ class Chat:
 
     def _render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], **options: Any) -> str:
         # A list given to the template without tools must be null: templates test `if tools`.
-        return self.tokenizer.apply_chat_template(messages, tools=tools or None, tokenize=False, **options)
+        text: Any = self.tokenizer.apply_chat_template(messages, tools=[*tools] or None, tokenize=False, **options)
+        return text
 
     def _refuse_special_tokens(self, trajectory: Trajectory) -> None:
         for k, message in enumerate(trajectory.messages):
@@ -118,7 +128,7 @@ class Chat:
         mine, theirs = (repr(self.tokenizer.decode(t[at : at + 8])) for t in (tokens, prefix))
         return (
             f"the training text differs from the prompt inference sends, first at token {at}: {mine} against {theirs} "
-            "(reasoning in earlier user turns cannot be one sequence)"
+            "(the two renders do not fit together)"
         )
 
 

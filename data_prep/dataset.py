@@ -1,10 +1,11 @@
 """Contract 2: the packed data set, a folder that is made once and read by every engine.
 
-| file | holds |
-|---|---|
-| `manifest.json` | format version; hashes of source, tokenizer files, options, code and files; counts; which proof ran |
-| `sequences.parquet` | `id` text, `segment, length, supervised` int32, `tokens, loss_spans` list<int32>; a span is [start, end) of supervised tokens, flattened start, end, start, end |
-| `ledger.jsonl` | one line for each input record: id, kept or rejected, why, what was repaired |
+`manifest.json`: format version; hashes of source, tokenizer files, options, code and files; counts; which proof ran.
+
+`sequences.parquet`: `id` text; `segment, length, supervised` int32; `tokens, loss_spans` list<int32>. A span is
+[start, end) of supervised tokens, flattened: start, end, start, end.
+
+`ledger.jsonl`: one line for each input record: id, kept or rejected, why, what was repaired.
 
 A folder is named by the hash of everything it was made from: preparing the same thing again is a cache hit.
 """
@@ -155,4 +156,6 @@ def _refuse_repeats(source: Path, ids: Sequence[str]) -> None:
     if not ids:
         raise DataError(f"'{source}' holds no trajectory")
     if repeated:
-        raise DataError(f"'{source}' holds the same trajectory more than once: {', '.join(repeated)}; remove the copies")
+        raise DataError(
+            f"'{source}' holds the same trajectory more than once: {', '.join(repeated)}; remove the copies"
+        )

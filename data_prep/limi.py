@@ -40,9 +40,13 @@ def _records(path: Path) -> Iterator[tuple[str, Any]]:
                     try:
                         yield f"{path}: line {number}", json.loads(line)
                     except json.JSONDecodeError as error:
-                        raise DataError(f"{path}: line {number}: not JSON: {error.msg} at column {error.colno}") from error
+                        raise DataError(
+                            f"{path}: line {number}: not JSON: {error.msg} at column {error.colno}"
+                        ) from error
     except FileNotFoundError as error:
-        raise DataError(f"no file '{path}'; write data.path=FILE (JSON Lines or a JSON array of trajectories)") from error
+        raise DataError(
+            f"no file '{path}'; write data.path=FILE (JSON Lines or a JSON array of trajectories)"
+        ) from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: byte {error.start}: not UTF-8") from error
 
@@ -63,7 +67,9 @@ def to_trajectory(record: dict[str, Any], place: str) -> Trajectory:
     messages = [_message(m, declared, repairs) for m in record.get("messages") or [] if isinstance(m, dict)]
     canonical = json.dumps(record, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     identity = record.get("id") or hashlib.sha256(canonical.encode()).hexdigest()[:16]
-    return validate({"id": identity, "messages": messages, "tools": record.get("tools") or [], "repairs": repairs}, place)
+    return validate(
+        {"id": identity, "messages": messages, "tools": record.get("tools") or [], "repairs": repairs}, place
+    )
 
 
 def _message(message: dict[str, Any], declared: dict[str, set[str]], repairs: list[str]) -> dict[str, Any]:

@@ -48,8 +48,6 @@ class Trajectory(_Strict):
 
     @model_validator(mode="after")
     def _turns_and_results(self) -> "Trajectory":
-        if not any(m.role == "assistant" for m in self.messages):
-            raise ValueError("no assistant turn: there is nothing to learn")
         seen: set[str] = set()
         open_calls: set[str] = set()
         for number, m in enumerate(self.messages):
@@ -65,6 +63,8 @@ class Trajectory(_Strict):
                     raise ValueError(f"message {number}: call id '{call.id}' is used twice")
                 seen.add(call.id)
                 open_calls.add(call.id)
+        if not any(m.role == "assistant" for m in self.messages):
+            raise ValueError("no assistant turn: there is nothing to learn")
         return self
 
     def chat(self) -> list[dict[str, Any]]:
@@ -79,4 +79,6 @@ def validate(record: dict[str, Any], place: str) -> Trajectory:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise DataError(f"{place}: {where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}") from error
+        raise DataError(
+            f"{place}: {where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}"
+        ) from error

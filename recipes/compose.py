@@ -17,7 +17,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from recipes.config import Recipe
 from recipes.errors import ConfigError
-from recipes.errors import ConfigError
 from recipes.layout import check_layout
 
 REPO = Path(__file__).resolve().parents[1]
@@ -70,8 +69,8 @@ def _checked(word: str, names: dict[str, Any]) -> str:
 
 
 def _quoted(value: str) -> str:
-    """Hydra reads , ( { [ ' = # specially: quote text that holds them, unless it is quoted already."""
-    if re.fullmatch(r"""'.*'|".*"|[\w./:@%+ -]*|.*\$\{.*""", value, re.S):
+    """Text as Hydra's grammar wants it, where , ( { [ ' = # and 1e3 mean something; quoted, null and ${...} stay."""
+    if re.fullmatch(r"""'.*'|".*"|null|.*\$\{.*""", value, re.S):
         return value
     return "'" + re.sub(r"(\\*)'", r"\1\1\\'", value) + "'"
 
@@ -114,9 +113,13 @@ def _explained(error: BaseException) -> str:
 
 def _check_values(r: Recipe) -> None:
     if not re.fullmatch(r"[\w.-]{1,100}", r.run) or r.run.startswith("."):
-        raise ConfigError(f"run='{r.run}': a run's name is 1 to 100 letters, digits, '.', '_' and '-'; write run=my-run")
+        raise ConfigError(
+            f"run='{r.run}': a run's name is 1 to 100 letters, digits, '.', '_' and '-'; write run=my-run"
+        )
     if not os.path.isabs(r.cluster.root):
-        raise ConfigError(f"cluster.root='{r.cluster.root}' is not absolute; write cluster.root={Path(r.cluster.root).absolute()}")
+        raise ConfigError(
+            f"cluster.root='{r.cluster.root}' is not absolute; write cluster.root={Path(r.cluster.root).absolute()}"
+        )
     least: dict[str, float] = {
         "optim.epochs": 1, "optim.batch_size": 1, "optim.warmup_steps": 0, "optim.eval_steps": 1, 
         "engine.save_steps": 1, "engine.keep_last": 1, "engine.timeout": 1, "sanity.timeout": 1,

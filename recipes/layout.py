@@ -55,8 +55,14 @@ def check_layout(r: Recipe) -> None:
         p.dp is not None and p.dp != data_parallel(r),
         f"dp {p.dp} x {size} is not {ranks}; leave layout.dp out, or write layout.dp={data_parallel(r)}",
     )
-    for part, count in (("attention heads", m.heads), ("key-value heads", m.kv_heads)):
-        refuse(count % p.tp != 0, f"tp {p.tp} does not divide the {count} {part}; write layout.tp={_divisor(count, p.tp)}")
+    for part, count in (
+        ("attention heads", m.heads),
+        ("key-value heads", m.kv_heads),
+        ("rows of the vocabulary", m.vocab),
+    ):
+        refuse(
+            count % p.tp != 0, f"tp {p.tp} does not divide the {count} {part}; write layout.tp={_divisor(count, p.tp)}"
+        )
     refuse(p.sp and p.tp == 1, "sequence parallelism needs tensor parallelism; write layout.sp=false or layout.tp=2")
     refuse(p.vpp > 1 and p.pp == 1, f"vpp {p.vpp} needs a pipeline; write layout.vpp=1 or layout.pp=2")
     stages = p.pp * p.vpp
@@ -69,8 +75,13 @@ def check_layout(r: Recipe) -> None:
         refuse(p.ep > 1, f"ep {p.ep} needs experts and {m.name} has none; write layout.ep=1")
         refuse(p.etp > 1, f"etp {p.etp} needs experts and {m.name} has none; write layout.etp=1")
         return
-    refuse(m.experts % p.ep != 0, f"ep {p.ep} does not divide the {m.experts} experts; write layout.ep={_divisor(m.experts, p.ep)}")
-    refuse(m.expert_ffn % p.etp != 0, f"etp {p.etp} does not divide the expert FFN of {m.expert_ffn}; write layout.etp=1")
+    refuse(
+        m.experts % p.ep != 0,
+        f"ep {p.ep} does not divide the {m.experts} experts; write layout.ep={_divisor(m.experts, p.ep)}",
+    )
+    refuse(
+        m.expert_ffn % p.etp != 0, f"etp {p.etp} does not divide the expert FFN of {m.expert_ffn}; write layout.etp=1"
+    )
     refuse(
         world % (p.ep * p.etp * p.pp) != 0,
         f"ep {p.ep} x etp {p.etp} x pp {p.pp} does not divide {ranks}; write layout.ep={_divisor(world // p.pp, p.ep)} layout.etp=1",

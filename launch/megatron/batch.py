@@ -9,8 +9,8 @@ from torch import Tensor
 
 from data_prep.dataset import Dataset
 from launch.model.attention import zigzag_positions
-from recipes.layout import batch_multiple, sequence_multiple
 from recipes.config import Layout
+from recipes.layout import batch_multiple, sequence_multiple
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def _write_in_this_process() -> None:
     writer = filesystem_async.FileSystemWriterAsync
 
     def write(transforms: Any, use_msc: bool, rank: int, buckets: list[Any], results: Any) -> None:
-        outcome: dict[int, Any] | Exception = {}
+        outcome: Any = {}  # {bucket: result}, or the exception
         for number, bucket in enumerate(buckets):
             done: queue.SimpleQueue[Any] = queue.SimpleQueue()
             count: queue.Queue[int] = queue.Queue()

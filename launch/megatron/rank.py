@@ -1,8 +1,10 @@
 """One rank of the embedded engine: Megatron's model, optimizer and schedule over the recipe's steps."""
 
+import contextlib
 import gc
 import os
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from launch.megatron import cpu
 
@@ -20,7 +23,9 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer, get_standard_config_overrides  # noqa: E402
 from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
 from megatron.core.transformer.module import Float16Module  # noqa: E402
+from safetensors import SafetensorError  # noqa: E402
 from torch import Tensor  # noqa: E402
+from torch.distributed.checkpoint.api import CheckpointException  # noqa: E402
 
 from data_prep.dataset import Dataset, open_dataset  # noqa: E402
 from launch.megatron import checkpoint  # noqa: E402
@@ -31,6 +36,7 @@ from launch.model import hf  # noqa: E402
 from launch.model.gpt import build_chunks, transformer_config  # noqa: E402
 from launch.model.safetensors_folder import SafetensorsFolder  # noqa: E402
 from recipes.config import Dtype, Recipe  # noqa: E402
+from recipes.errors import CheckpointError  # noqa: E402
 from recipes.layout import world_size  # noqa: E402
 from recipes.learning_rate import learning_rate  # noqa: E402
 from recipes.schedule import MicroBatch, Schedule  # noqa: E402
@@ -39,7 +45,9 @@ from recipes.schedule import MicroBatch, Schedule  # noqa: E402
 class Rank:
     """Holds one rank's state between calls; every method is called on all ranks together."""
 
-    def __init__(self, recipe: Recipe, place: Place, folders: tuple[str, str], schedules: tuple[Schedule, Schedule]) -> None:
+    def __init__(
+        self, recipe: Recipe, place: Place, folders: tuple[str, str], schedules: tuple[Schedule, Schedule]
+    ) -> None:
         """folders, schedules: those of the training data and of the held-out data."""
         self.recipe, self.place = recipe, place
         self.train, self.heldout = (open_dataset(Path(f)) for f in folders)
@@ -55,7 +63,7 @@ class Rank:
         else:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // self.recipe.cluster.gpus_per_node))
         timeout = timedelta(seconds=self.recipe.engine.timeout)
-        store = dist.TCPStore(self.place.host, self.place.port, is_master=False, timeout=timeout)
+        store = TCPStore(self.place.host, self.place.port, is_master=False, timeout=timeout)
         dist.init_process_group(
             "nccl" if self.device.type == "cuda" else "gloo",
             store=store,
@@ -83,7 +91,9 @@ class Rank:
         bf16 = r.engine.dtype is Dtype.bf16
         wrapped = [Float16Module(self.config, c) if bf16 else c for c in self.chunks]
         ddp = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True)
-        self.model = [DistributedDataParallel(self.config, ddp, c, disable_bucketing=i > 0) for i, c in enumerate(wrapped)]
+        self.model = [
+            DistributedDataParallel(self.config, ddp, c, disable_bucketing=i > 0) for i, c in enumerate(wrapped)
+        ]
         o = r.optim
         config = OptimizerConfig(
             optimizer="adam",
@@ -107,14 +117,25 @@ class Rank:
         return checkpoint.load(Path(folder), self.chunks, self.optimizer)
 
     def save(self, folder: str, step: int) -> None:
-        checkpoint.save(Path(folder), self.chunks, self.optimizer, step)
+        with self._writing():
+            checkpoint.save(Path(folder), self.chunks, self.optimizer, step)
 
     def export(self, folder: str) -> dict[str, str]:
         """Writes this rank's Hugging Face tensors; returns {tensor: file} of those it wrote."""
-        return write_shard(Path(folder), self.chunks, self.recipe.model, self.place.rank)
+        with self._writing():
+            return write_shard(Path(folder), self.chunks, self.recipe.model, self.place.rank)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Names as `CheckpointError` what torch and safetensors make of the system's error."""
+        try:
+            yield
+        except (OSError, RuntimeError, CheckpointException, SafetensorError) as error:
+            raise CheckpointError(f"rank {self.place.rank}: {error}") from error
 
     def train_step(self, step: int) -> dict[str, Any]:
-        """Runs one optimizer step. Returns its metrics: `loss` a supervised token, `grad_norm` before clipping."""
+        """Runs optimizer step `step`, from 0. Returns its metrics: `loss` a supervised token, `grad_norm` before
+        clipping, `step` the number of steps then completed."""
         started = time.perf_counter()
         lr = learning_rate(self.recipe.optim, step, self.schedule.num_steps)
         for chunk in self.model:
@@ -129,7 +150,7 @@ class Rank:
         if not updated:
             raise FloatingPointError(f"step {step}: the gradient is not finite, the optimizer skipped it")
         return {
-            "step": step,
+            "step": step + 1,
             "loss": loss,
             "lr": lr,
             "grad_norm": float(grad_norm),
@@ -146,7 +167,9 @@ class Rank:
         with torch.no_grad():
             return self._run(self.heldout, micro_batches, forward_only=True)[0]
 
-    def _run(self, data: Dataset, micro_batches: tuple[MicroBatch, ...], *, forward_only: bool) -> tuple[float, int, int]:
+    def _run(
+        self, data: Dataset, micro_batches: tuple[MicroBatch, ...], *, forward_only: bool
+    ) -> tuple[float, int, int]:
         """Forward (and backward) over this rank's micro-batches: mean loss, supervised tokens and tokens of the step."""
         cp_rank = parallel_state.get_context_parallel_rank()
         batches = [pack(data, m, self.recipe.layout, cp_rank, self.device) for m in micro_batches]
@@ -190,4 +213,3 @@ def _loss(supervised: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, tuple[Ten
     total = (losses.float() * supervised).sum()
     count = supervised.sum(dtype=torch.int)
     return total, count, (total.detach(), count)
-

@@ -1,11 +1,11 @@
 """All ranks of a run as Ray actors: started, called together, watched and ended together."""
 
+import logging
 import os
 import secrets
-import tempfile
+import signal
 import time
 from contextlib import ExitStack
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -42,21 +42,25 @@ class Ranks:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._cleanup.close()
 
     def _start_ray(self) -> None:
         self._cleanup.callback(ray.shutdown)
+        on_sigterm = signal.getsignal(signal.SIGTERM)
+        self._init_ray()
+        # Ray's own handler, set by ray.init, would end this process without the cleanup.
+        signal.signal(signal.SIGTERM, on_sigterm)
+
+    def _init_ray(self) -> None:
         if in_ray_job():
-            ray.init(log_to_driver=True, logging_level="warning")
+            ray.init(log_to_driver=True, logging_level=logging.ERROR)
             return
-        # A token of this run's own: Ray would write one to the home folder, and later clusters there would ask for it.
-        folder = self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="limi-ray-"))
-        token = Path(folder) / "token"
-        token.touch(0o600)
-        token.write_text(secrets.token_hex(32))
-        os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
-        self._cleanup.callback(os.environ.pop, "RAY_AUTH_TOKEN_PATH", None)
+        # A token of this process's own, which Ray reads once: else it writes one to the home folder, and clusters
+        # started there later ask their users for it.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         ray.init(
@@ -64,12 +68,18 @@ class Ranks:
             num_cpus=world_size(self.recipe),
             include_dashboard=False,
             object_store_memory=100 << 20,  # only small messages pass: data and weights are read from files
-            logging_level="warning",
+            logging_level=logging.ERROR,
             log_to_driver=True,
         )
 
     def _start_workers(self) -> None:
-        env = {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **self.recipe.cluster.env}
+        env = {
+            "PYTHONPATH": str(REPO),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONWARNINGS": "ignore",
+            **self.recipe.cluster.env,
+        }
         if self._local:
             env |= {"GLOO_SOCKET_IFNAME": "lo"}
         actor = ray.remote(Worker).options(num_cpus=1, max_restarts=0, runtime_env={"env_vars": env})
@@ -108,7 +118,7 @@ class Ranks:
                 stuck = [i for i, c in enumerate(calls) if c in pending]
                 raise TrainError(
                     f"rank {', '.join(map(str, stuck))} did not finish '{what}' within engine.timeout="
-                    f"{self.recipe.engine.timeout} s; raise it, or look at the rank's log in {_log_folder()}"
+                    f"{self.recipe.engine.timeout} s; raise it, or look at the ranks' logs in /tmp/ray/session_latest/logs"
                 )
             self._result(calls, done[0], what)
         return [ray.get(c) for c in calls]
@@ -117,7 +127,9 @@ class Ranks:
         try:
             ray.get(call)
         except RayActorError as error:
-            raise TrainError(f"rank {calls.index(call)} died in '{what}'; run the same command to go on from the last checkpoint") from error
+            raise TrainError(
+                f"rank {calls.index(call)} died in '{what}'; run the same command to go on from the last checkpoint"
+            ) from error
         except RayTaskError as error:
             cause = error.as_instanceof_cause()
             if isinstance(cause, LimiError):
@@ -128,9 +140,3 @@ class Ranks:
 
 def _last_line(error: Exception) -> str:
     return str(error).strip().splitlines()[-1]
-
-
-def _log_folder() -> str:
-    return f"{ray._private.worker._global_node.get_logs_dir_path()}" if ray.is_initialized() else "Ray's log folder"
-
-

@@ -11,14 +11,12 @@ class Worker:
 
     def open_store(self, host: str) -> int:
         """Opens, on a free port of this node, the store where all ranks meet; returns the port."""
-        import torch.distributed as dist
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
         # Bound here and handed over, so that no other process can take the port in between.
         listener = socket.create_server((host, 0))
         port = listener.getsockname()[1]
-        self._store = dist.TCPStore(
-            host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
-        )
+        self._store = TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
         return port
 
     def build(self, *arguments: Any) -> None:

@@ -77,7 +77,8 @@ class PackedAttention(MegatronModule):
         from torch.nn.attention.varlen import varlen_attn
 
         longest = packed.max_seqlen_q
-        return varlen_attn(
+        out: Tensor = varlen_attn(
             q, k, v, packed.cu_seqlens_q, packed.cu_seqlens_q, longest, longest,
             scale=self.scale, window_size=(-1, 0), enable_gqa=q.size(1) != k.size(1),
-        )  # fmt: skip
+        )  # type: ignore[assignment]  # fmt: skip
+        return out

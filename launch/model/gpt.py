@@ -52,7 +52,7 @@ def transformer_config(r: Recipe) -> TransformerConfig:
         expert_model_parallel_size=p.ep,
         expert_tensor_parallel_size=p.etp,
         variable_seq_lengths=True,  # micro-batches of a packed data set differ in length
-        moe_token_dispatcher_type="alltoall",  # what variable lengths ask for, dense models included
+        moe_token_dispatcher_type="alltoall",  # noqa: S106 - what variable lengths ask for, dense models included
         calculate_per_token_loss=True,
         # With batched p2p, interleaved pipelines train wrongly on gloo without an error (losses off by 4e-2).
         overlap_p2p_comm=p.vpp > 1,
@@ -106,5 +106,7 @@ def build_chunks(r: Recipe, config: TransformerConfig) -> list[GPTModel]:
             rotary_base=r.model.rope_base,
             vp_stage=stage,
         )
-        chunks.append(chunk.to(torch.device("cuda", torch.cuda.current_device())) if torch.cuda.is_available() else chunk)
+        chunks.append(
+            chunk.to(torch.device("cuda", torch.cuda.current_device())) if torch.cuda.is_available() else chunk
+        )
     return chunks

@@ -74,7 +74,14 @@ class GroupedLinear(torch.nn.Module):
     axis: int
 
     def __init__(
-        self, num_gemms: int, input_size: int, output_size: int, *, config: TransformerConfig, pg_collection: Any, **_: Any
+        self,
+        num_gemms: int,
+        input_size: int,
+        output_size: int,
+        *,
+        config: TransformerConfig,
+        pg_collection: Any,
+        **_: Any,
     ) -> None:
         super().__init__()
         self.groups, self.count = pg_collection, num_gemms

@@ -22,7 +22,9 @@ class SafetensorsFolder:
             return json.loads(index.read_text())["weight_map"]
         single = self.folder / "model.safetensors"
         if not single.is_file():
-            raise CheckpointError(f"no safetensors in '{self.folder}'; write model.checkpoint=FOLDER of a Hugging Face checkpoint")
+            raise CheckpointError(
+                f"no safetensors in '{self.folder}'; write model.checkpoint=FOLDER of a Hugging Face checkpoint"
+            )
         with safe_open(single, "pt") as file:
             return dict.fromkeys(file.keys(), single.name)
 

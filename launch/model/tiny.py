@@ -3,15 +3,18 @@ trained on the sample, and a chat template of this project with the family's str
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 from data_prep import limi
-from data_prep.files import whole_folder
+from data_prep.files import sha256, whole_folder
 from recipes.compose import REPO
 from recipes.config import Family, Model, Recipe
 from recipes.errors import ConfigError
 
+SAMPLE = REPO / "data_prep" / "sample" / "train.jsonl"
+RECORD = "limi.json"  # beside the checkpoint's files: what it was made of
 TEMPLATES = Path(__file__).parent / "templates"
 SPECIAL = {
     Family.qwen3: ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>", "</tool_call>",
@@ -25,14 +28,33 @@ SHOWN = ("think>", "tool_call>", "tool_response>", "arg_key>", "arg_value>")
 EOS = {Family.qwen3: ["<|im_end|>", "<|endoftext|>"], Family.glm4_moe: ["<|endoftext|>", "<|user|>", "<|observation|>"]}
 
 
-def make(recipe: Recipe) -> Path:
-    """The folder of `model.checkpoint`, made now where it is missing; the same recipe and seed give the same bytes."""
+def make(recipe: Recipe) -> bool:
+    """Makes the folder of `model.checkpoint` where it is missing or was made of something else; whether it did so.
+
+    The same recipe and seed give the same bytes. Raises `ConfigError` where the folder is not one made here.
+    """
     folder = Path(recipe.model.checkpoint)
-    if not (folder / "config.json").is_file():
-        with whole_folder(folder) as scratch:
-            _write_tokenizer(scratch, recipe.model)
-            _write_weights(scratch, recipe.model, recipe.seed)
-    return folder
+    inputs = _inputs(recipe)
+    if folder.exists():
+        if not (folder / RECORD).is_file():
+            raise ConfigError(
+                f"'{folder}' was not made by model.random_init; write model.random_init=false to train it"
+            )
+        if json.loads((folder / RECORD).read_text()) == inputs:
+            return False
+        shutil.rmtree(folder)
+    with whole_folder(folder) as scratch:
+        _write_tokenizer(scratch, recipe.model)
+        _write_weights(scratch, recipe.model, recipe.seed)
+        (scratch / RECORD).write_text(json.dumps(inputs, indent=2) + "\n")
+    return True
+
+
+def _inputs(recipe: Recipe) -> dict[str, Any]:
+    """Everything the checkpoint is made of, as plain values."""
+    dimensions = {k: getattr(v, "value", v) for k, v in vars(recipe.model).items() if k not in ("checkpoint", "mtp")}
+    sources = [SAMPLE, TEMPLATES / f"{recipe.model.family.value}.jinja", Path(__file__)]
+    return {"seed": recipe.seed, "model": dimensions, "sources": {p.name: sha256(p) for p in sources}}
 
 
 def _write_tokenizer(folder: Path, m: Model) -> None:
@@ -73,9 +95,9 @@ def _sample_texts(template: str, special: list[str]) -> list[str]:
 
     cut = re.compile("|".join(map(re.escape, special)))
     texts: list[str] = []
-    for trajectory in limi.read(REPO / "data_prep" / "sample" / "train.jsonl"):
-        rendered, _ = render_jinja_template([trajectory.chat()], tools=trajectory.tools, chat_template=template)
-        texts += cut.split(rendered[0])
+    for trajectory in limi.read(SAMPLE):
+        rendered: Any = render_jinja_template([trajectory.chat()], [*trajectory.tools], chat_template=template)
+        texts += cut.split(rendered[0][0])
     return texts
 
 
@@ -83,7 +105,9 @@ def _write_weights(folder: Path, m: Model, seed: int) -> None:
     import torch
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     config = hf_config(m, json.loads((folder / "tokenizer.json").read_text())["added_tokens"])
     generator = torch.Generator().manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -127,11 +151,12 @@ def _mtp_shapes(m: Model, layer: int) -> dict[str, tuple[int, ...]]:
 def _write_index(folder: Path) -> None:
     from safetensors import safe_open
 
-    weight_map, size = {}, 0
+    weight_map: dict[str, str] = {}
+    size = 0
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             weight_map |= dict.fromkeys(file.keys(), path.name)
-            size += sum(file.get_tensor(name).nbytes for name in file.keys())
+            size += sum(file.get_tensor(name).nbytes for name in weight_map if weight_map[name] == path.name)
     index = {"metadata": {"total_size": size}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
@@ -150,7 +175,7 @@ def hf_config(m: Model, added_tokens: list[dict[str, Any]]) -> Any:
     )  # fmt: skip
     if m.family is Family.qwen3:
         return Qwen3Config(**common)
-    return Glm4MoeConfig(
+    return Glm4MoeConfig(  # type: ignore[call-arg]  # fields of the release that reach config.json as they are
         **common, partial_rotary_factor=m.rope_fraction, use_qk_norm=m.qk_norm, n_routed_experts=m.experts,
         num_experts_per_tok=m.top_k, moe_intermediate_size=m.expert_ffn, n_shared_experts=m.shared_experts,
         first_k_dense_replace=m.dense_layers, routed_scaling_factor=m.router_scaling, norm_topk_prob=True, n_group=1,

@@ -1,0 +1,58 @@
+#!/usr/bin/env python3
+"""The entry point of every stage: `launch/limi.py [STAGE] [name=value ...]`, STAGE one of train (the default), data.
+
+The same file is a Ray job's entry point: `ray job submit --working-dir . -- launch/limi.py model=qwen3-tiny`. Inside a
+job it trains in place. Exit status: 0 done, 1 a check failed or training ended early, 2 the input is wrong, 130
+interrupted.
+"""
+
+import errno
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+# Python puts this file's folder first on the path; the packages are one above it.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from rich.console import Console  # noqa: E402
+
+from recipes.errors import LimiError, SanityError, TrainError  # noqa: E402
+
+
+def main(words: list[str]) -> int:
+    signal.signal(signal.SIGTERM, _stop)
+    from launch import stages
+    from recipes.compose import compose_recipe
+
+    errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+    named = [w for w in words if "=" not in w]
+    try:
+        stage = stages.find(named)
+        recipe = compose_recipe([w for w in words if "=" in w])
+        console = Console(soft_wrap=True, markup=False, highlight=False)
+        if recipe.dry_run:
+            stages.show(stage, recipe, console)
+        else:
+            stage(recipe, console)
+    except LimiError as error:
+        errors.print(f"{type(error).__name__}: {error}", style="red")
+        return 1 if isinstance(error, SanityError | TrainError) else 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        errors.print(f"PreflightError: {error}; make room or write cluster.root=FOLDER you can write to", style="red")
+        return 2
+    except KeyboardInterrupt:
+        errors.print("Interrupted; the same command goes on from the last whole checkpoint.", style="yellow")
+        return 130
+    return 0
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """SIGTERM, as `ray job stop` sends it, ends the run as Ctrl-C does: everything started here is ended first."""
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

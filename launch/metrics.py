@@ -1,0 +1,63 @@
+"""`metrics.jsonl` and TensorBoard: one line a step, one for each held-out loss.
+
+`step` counts completed steps: the line of the first step has 1, the held-out loss before it 0. Timings stand under
+`time`, so that the rest of two runs can be compared exactly.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, TextIO
+
+
+class Metrics:
+    def __init__(self, root: Path, completed: int) -> None:
+        """Opens the run's metrics to go on after `completed` steps; lines of later steps, which will run again, go."""
+        self.path = root / "metrics.jsonl"
+        kept = [m for m in read(self.path) if m["step"] <= completed] if self.path.exists() and completed else []
+        self.path.write_text("".join(json.dumps(m) + "\n" for m in kept))
+        self._file: TextIO = self.path.open("a")
+        self._board = _Board(root / "tensorboard")
+
+    def add(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()
+        self._board.add(line)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file. A last line cut short by a crash is left out: its step will run again."""
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def heldout_losses(path: Path) -> dict[int, float]:
+    """{completed steps: held-out loss}, in order."""
+    return {m["step"]: m["heldout_loss"] for m in read(path) if "heldout_loss" in m}
+
+
+class _Board:
+    """TensorBoard's event file, written without torch, which takes two seconds to import."""
+
+    def __init__(self, folder: Path) -> None:
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._writer = EventFileWriter(str(folder))
+
+    def add(self, line: dict[str, Any]) -> None:
+        import time
+
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        numbers = {
+            k: v for k, v in {**line, **line.get("time", {})}.items() if isinstance(v, int | float) and k != "step"
+        }
+        values = [Summary.Value(tag=name, simple_value=number) for name, number in numbers.items()]
+        self._writer.add_event(Event(wall_time=time.time(), step=line["step"], summary=Summary(value=values)))
+
+    def close(self) -> None:
+        self._writer.close()

@@ -1,0 +1,116 @@
+"""`report.html`: one self-contained page of a run: recipe, data, curves, sanity table."""
+
+import base64
+import html
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from data_prep.files import write_text
+from launch import metrics
+from launch.run_folder import RunFolder
+
+_STYLE = """
+:root { color-scheme: light dark; --line: #8884; --good: #1a7f37; --bad: #cf222e; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }
+h1 { margin-bottom: 0 } h2 { margin-top: 2.5rem } .sub { opacity: .7; margin-top: .25rem }
+.scroll { overflow-x: auto } table { border-collapse: collapse; width: 100% }
+td, th { text-align: left; padding: .4rem .8rem .4rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
+.pass { color: var(--good); font-weight: 600 } .fail { color: var(--bad); font-weight: 600 }
+img { width: 100%; height: auto; background: white; border-radius: .5rem }
+pre { overflow-x: auto; padding: 1rem; border: 1px solid var(--line); border-radius: .5rem; font-size: .85rem }
+"""
+
+
+def write(run: RunFolder) -> Path:
+    """Writes the page from what the run folder holds and returns its path."""
+    lines = metrics.read(run.root / "metrics.jsonl")
+    steps = [m for m in lines if "loss" in m]
+    plan = json.loads((run.root / "plan.json").read_text())
+    checks = json.loads((run.root / "sanity.json").read_text())
+    passed = all(c["passed"] for c in checks)
+    verdict = '<span class="pass">all checks passed</span>' if passed else '<span class="fail">a check failed</span>'
+    body = [
+        f"<h1>{html.escape(run.recipe.run)}</h1>",
+        f'<p class="sub">{html.escape(run.recipe.model.name)}, {plan["steps"]} steps on {plan["world_size"]} ranks: {verdict}</p>',
+        "<h2>Training</h2>",
+        _plot(steps, metrics.heldout_losses(run.root / "metrics.jsonl")),
+        _table(["", "first", "last"], _first_and_last(steps, lines)),
+        "<h2>Sanity check</h2>",
+        _table(["", "check", "protects from", "figure", "limit"], [_check_row(c) for c in checks]),
+        "<h2>Data</h2>",
+        _table(["", "training", "held out"], _data_rows(plan, run)),
+        "<h2>Recipe</h2>",
+        f"<pre>{html.escape((run.root / 'config.yaml').read_text())}</pre>",
+    ]
+    page = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(run.recipe.run)}</title><style>{_STYLE}</style></head><body>{''.join(body)}</body></html>\n"
+    )
+    path = run.root / "report.html"
+    write_text(path, page)
+    return path
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    """Cells are HTML already."""
+    top = "".join(f"<th>{html.escape(h)}</th>" for h in head)
+    body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><tr>{top}</tr>{body}</table></div>'
+
+
+def _check_row(c: dict[str, Any]) -> list[str]:
+    mark = '<span class="pass">pass</span>' if c["passed"] else '<span class="fail">fail</span>'
+    detail = f"<br><small>{html.escape(c['detail'])}</small>" if c["detail"] else ""
+    return [
+        mark,
+        html.escape(c["name"]),
+        html.escape(c["protects_from"]),
+        html.escape(c["figure"]) + detail,
+        html.escape(c["limit"]),
+    ]
+
+
+def _first_and_last(steps: list[dict[str, Any]], lines: list[dict[str, Any]]) -> list[list[str]]:
+    heldout = [m["heldout_loss"] for m in lines if "heldout_loss" in m]
+    seconds = sum(m["time"]["step_s"] for m in steps)
+    tokens = sum(m["tokens"] for m in steps)
+    return [
+        ["loss, nats a supervised token", f"{steps[0]['loss']:.4f}", f"{steps[-1]['loss']:.4f}"],
+        ["held-out loss", f"{heldout[0]:.4f}", f"{heldout[-1]:.4f}"],
+        ["gradient norm", f"{steps[0]['grad_norm']:.3f}", f"{steps[-1]['grad_norm']:.3f}"],
+        ["learning rate", f"{steps[0]['lr']:.2e}", f"{steps[-1]['lr']:.2e}"],
+        ["tokens in all, tokens a second", f"{tokens:,}", f"{tokens / seconds:,.0f}"],
+    ]
+
+
+def _data_rows(plan: dict[str, Any], run: RunFolder) -> list[list[str]]:
+    names = {"records": "trajectories", "sequences": "sequences", "tokens": "tokens", "supervised": "supervised tokens"}
+    rows = [[label, f"{plan['data'][key]:,}", f"{plan['heldout'][key]:,}"] for key, label in names.items()]
+    manifest = json.loads((Path(plan["data"]["folder"]) / "manifest.json").read_text())
+    return [
+        ["source", html.escape(run.recipe.data.path), html.escape(run.recipe.data.heldout)],
+        *rows,
+        ["proof", html.escape(manifest["proof"]), ""],
+    ]
+
+
+def _plot(steps: list[dict[str, Any]], heldout: dict[int, float]) -> str:
+    """Loss and learning rate over steps, as an embedded PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    at = [m["step"] for m in steps]
+    loss.plot(at, [m["loss"] for m in steps], label="training", linewidth=1)
+    loss.plot(list(heldout), list(heldout.values()), "o-", label="held out")
+    loss.set(ylabel="loss, nats a supervised token", yscale="log")
+    loss.legend()
+    rate.plot(at, [m["lr"] for m in steps])
+    rate.set(xlabel="step", ylabel="learning rate")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img alt="loss and learning rate over steps" src="data:image/png;base64,{data}">'

@@ -1,0 +1,130 @@
+"""Contract 5: what a run leaves under `runs/NAME/`, and how it goes on after an interruption.
+
+`config.yaml, plan.json, metrics.jsonl, tensorboard/, checkpoints/step_NNNNNN/, hf/, sanity.json, report.html`. A
+checkpoint is visible under its name only when every rank has written its part.
+"""
+
+import contextlib
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_prep.dataset import Dataset
+from data_prep.files import sync_tree, write_text
+from recipes.compose import run_folder, to_yaml
+from recipes.config import Recipe
+from recipes.errors import CheckpointError, ConfigError, PreflightError
+
+RECORD = "limi.json"  # beside a checkpoint's own files: its step and what it was trained on
+
+
+class RunFolder:
+    def __init__(self, recipe: Recipe, data: Dataset, heldout: Dataset) -> None:
+        self.recipe = recipe
+        self.root = run_folder(recipe)
+        self.hf = self.root / "hf"
+        self._fixed = _fixed(recipe, data, heldout)
+
+    def open(self) -> tuple[int, Path | None, str | None]:
+        """Makes the folder ready: the steps completed so far, the checkpoint to go on from, and what to tell the user.
+
+        A finished run of this name is moved aside. Raises `ConfigError` where an unfinished one has another recipe.
+        """
+        note = None
+        if (self.root / "report.html").exists():
+            aside = self.root.with_name(f"{self.root.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+            self.root.rename(aside)
+            note = f"the finished run of this name is now {aside}"
+        self.root.mkdir(parents=True, exist_ok=True)
+        for leftover in (self.root / "checkpoints").glob(".*"):
+            shutil.rmtree(leftover)
+        checkpoints = self.checkpoints()
+        write_text(self.root / "config.yaml", to_yaml(self.recipe))
+        if not checkpoints:
+            return 0, None, note
+        last = checkpoints[-1]
+        record = json.loads((last / RECORD).read_text())
+        self._compare(record["fixed"])
+        if record["ep"] != self.recipe.layout.ep:
+            raise ConfigError(
+                f"'{last}' was written with layout.ep={record['ep']}, and its optimizer state cannot be spread over "
+                f"layout.ep={self.recipe.layout.ep}; write layout.ep={record['ep']}, or run=OTHER to start anew"
+            )
+        return int(record["step"]), last, f"going on from {last}"
+
+    def checkpoints(self) -> list[Path]:
+        """Whole checkpoints, oldest first."""
+        return sorted(p.parent for p in self.root.glob(f"checkpoints/step_*/{RECORD}"))
+
+    @contextlib.contextmanager
+    def new_checkpoint(self, step: int) -> Iterator[Path]:
+        """A folder for all ranks to write into, which becomes `step_NNNNNN` when the block ends without an error."""
+        target = self.root / "checkpoints" / f"step_{step:06}"
+        scratch = target.with_name(f".{target.name}")
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        try:
+            yield scratch
+            record = {"step": step, "ep": self.recipe.layout.ep, "fixed": self._fixed}
+            write_text(scratch / RECORD, json.dumps(record, indent=2) + "\n")
+            sync_tree(scratch)
+            scratch.rename(target)
+        except (OSError, CheckpointError) as error:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise CheckpointError(
+                f"the checkpoint of step {step} could not be written: {error}; {self.room()}"
+            ) from error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        for old in self.checkpoints()[: -self.recipe.engine.keep_last]:
+            shutil.rmtree(old)
+
+    def room(self) -> str:
+        """How much the disk has left, and where to go: the end of an error message."""
+        kept = self.checkpoints()
+        return (
+            f"{shutil.disk_usage(self.root).free / 1e6:,.0f} MB are free under {self.root}; make room there or write "
+            f"cluster.root=FOLDER on another disk. {kept[-1] if kept else 'No earlier checkpoint'} is whole"
+        )
+
+    def _compare(self, there: dict[str, Any]) -> None:
+        different = [f"{k}={there.get(k)} there, {v} here" for k, v in self._fixed.items() if there.get(k) != v]
+        if different:
+            raise ConfigError(
+                f"'{self.root}' holds an unfinished run of another recipe ({'; '.join(different)}); write run=OTHER, or "
+                "remove that folder"
+            )
+
+
+def _fixed(r: Recipe, data: Dataset, heldout: Dataset) -> dict[str, Any]:
+    """What a run must not change when it goes on, flat: everything that decides the steps and the numbers."""
+    optim = {f"optim.{k}": v for k, v in vars(r.optim).items()}
+    model = {f"model.{k}": getattr(v, "value", v) for k, v in vars(r.model).items() if k != "mtp"}
+    return {
+        "seed": r.seed,
+        **optim,
+        **model,
+        "engine.dtype": r.engine.dtype.value,
+        "data": data.manifest["key"],
+        "heldout": heldout.manifest["key"],
+    }
+
+
+def check_room(recipe: Recipe, needed: int) -> None:
+    """Refuses to start where `cluster.root` has not room for `needed` bytes."""
+    root = Path(recipe.cluster.root)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PreflightError(
+            f"cluster.root='{root}': {error.strerror}; write cluster.root=FOLDER you can write to"
+        ) from error
+    free = shutil.disk_usage(root).free
+    if free < needed:
+        raise PreflightError(
+            f"'{root}' has {free / 1e9:.2f} GB free and the run needs {needed / 1e9:.2f} GB (checkpoints and export); make "
+            "room there or write cluster.root=FOLDER on another disk"
+        )

@@ -1,0 +1,91 @@
+"""The sanity check of a run's export: serve it with SGLang, check it, write `sanity.json`."""
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
+
+from data_prep import limi
+from data_prep.chat import load_tokenizer
+from data_prep.files import write_text
+from launch.metrics import heldout_losses
+from launch.plan import Plan
+from launch.run_folder import RunFolder
+from launch.sanity import checks
+from launch.sanity.checks import Answer, Check, Turn
+from launch.sanity.server import Server
+from recipes.errors import SanityError
+
+
+def check(plan: Plan, run: RunFolder, console: Console) -> list[Check]:
+    """Runs every check and writes `sanity.json`, whether they pass or not; the caller fails the command.
+
+    The same server then loads the base's weights, so that the calls before and after training stand side by side.
+    """
+    recipe = plan.recipe
+    trained = list(checks.turns(list(limi.read(Path(recipe.data.path))), plan.data))
+    heldout = list(checks.turns(list(limi.read(Path(recipe.data.heldout))), plan.heldout))
+    tokenizer = load_tokenizer(run.hf)
+    with console.status("Starting SGLang"):
+        server = Server(recipe, run.hf, run.root / "sglang.log").__enter__()
+    try:
+        with _progress(console, 2 * len(trained) + len(heldout)) as ask:
+            done = [checks.served(server, json.loads((run.hf / "config.json").read_text())["architectures"][0])]
+            after, new = ask(server, trained), ask(server, heldout)
+            done += [
+                checks.template_parity(after + new, lambda tokens: str(tokenizer.decode(tokens))),
+                checks.heldout_nll(server, plan.heldout, _last_loss(run), recipe.sanity.nll_tolerance),
+                checks.right_calls("calls on trained prompts", after, recipe.sanity.min_tool_calls),
+                checks.right_calls("calls on held-out prompts", new, None),
+                checks.valid_calls(after + new),
+            ]
+            answer = server.post("/update_weights_from_disk", {"model_path": recipe.model.checkpoint})
+            if not answer["success"]:
+                raise SanityError(f"SGLang could not load the base's weights: {answer['message']}")
+            done.append(checks.right_calls("the base on trained prompts", ask(server, trained), None))
+    finally:
+        server.stop()
+    write_text(run.root / "sanity.json", json.dumps([asdict(c) for c in done], indent=2, ensure_ascii=False) + "\n")
+    return done
+
+
+def _last_loss(run: RunFolder) -> float:
+    losses = heldout_losses(run.root / "metrics.jsonl")
+    return losses[max(losses)] if losses else math.nan
+
+
+@contextmanager
+def _progress(console: Console, total: int) -> Iterator[Any]:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("Asking SGLang", total=total)
+
+        def ask(server: Server, turns: list[Turn]) -> list[Answer]:
+            return checks.ask(server, turns, lambda: bar.advance(task))
+
+        yield ask
+
+
+def table(done: list[Check]) -> Table:
+    out = Table(title="Sanity check", title_justify="left")
+    for column in ("", "check", "figure", "limit"):
+        out.add_column(column)
+    for c in done:
+        out.add_row(Text("pass", "green") if c.passed else Text("FAIL", "bold red"), c.name, c.figure, c.limit)
+    return out
+
+
+def refuse_failed(done: list[Check], run: RunFolder) -> None:
+    """Raises `SanityError` naming every failed check."""
+    failed = [f"{c.name}: {c.figure} (limit: {c.limit}). {c.detail}".strip() for c in done if not c.passed]
+    if failed:
+        raise SanityError(
+            f"{len(failed)} of {len(done)} checks failed; {run.root / 'sanity.json'}\n" + "\n".join(failed)
+        )

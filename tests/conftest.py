@@ -1,0 +1,31 @@
+"""Shared by all tests: the reference folder where there is one, and an environment of their own for Ray."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """Official templates, tokenizers and configurations; tests that want them skip by name without them."""
+    folder = os.environ.get("LIMI_REFERENCE")
+    if not folder:
+        pytest.skip("LIMI_REFERENCE is not set")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `cluster.root` that tests share: tiny models and packed data sets are made in it once."""
+    return tmp_path_factory.mktemp("limi")
+
+
+@pytest.fixture(scope="session")
+def bases(root: Path) -> dict[str, Path]:
+    """Folders of the tiny models' checkpoints before training."""
+    from tests.launch.support import recipe_of
+
+    return {name: Path(recipe_of(root, f"model={name}")[0].model.checkpoint) for name in ("qwen3-tiny", "glm4.5-tiny")}

@@ -1,0 +1,138 @@
+"""Interrupted runs go on as if nothing had happened, and what fails leaves no process and no half checkpoint."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.conftest import REPO
+from tests.launch.support import alive, descendants, metrics_of
+
+SHORT = ["optim.epochs=4", "engine.save_steps=6", "optim.eval_steps=5", "engine.keep_last=10"]
+
+
+def start(root: Path, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "tests/launch/train_only.py", f"cluster.root={root}", *SHORT, *words],
+        cwd=REPO,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    output, _ = process.communicate(timeout=180)
+    return process.returncode, output
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(FileNotFoundError):
+            if any(line["step"] >= step for line in metrics_of(run)):
+                return
+        time.sleep(0.02)
+    raise AssertionError(f"step {step} never came: {finish(process)}")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(root):
+    code, output = finish(start(root, "run=whole"))
+    assert code == 0, output
+    return metrics_of(root / "runs" / "whole")
+
+
+def rank_processes(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Ray names an actor's process after its class, whatever Ray itself has become a child of."""
+    found = [p for p in descendants(process.pid) if "ray::Worker" in " ".join(p.cmdline())]
+    assert len(found) == 2, found
+    return found
+
+
+def test_a_killed_rank_ends_the_run_cleanly_and_it_resumes_exactly(root, uninterrupted):
+    run = root / "runs" / "killed"
+    process = start(root, "run=killed")
+    wait_for_step(run, 8, process)
+    children = descendants(process.pid)
+    rank_processes(process)[1].send_signal(signal.SIGKILL)
+    code, output = finish(process)
+    assert code == 1, output
+    assert "TrainError: rank" in output
+    assert not alive(children)
+    assert [p.name for p in (run / "checkpoints").iterdir()] == ["step_000006"]
+    code, output = finish(start(root, "run=killed"))
+    assert code == 0, output
+    assert "going on from" in output
+    assert metrics_of(run) == uninterrupted, "bit for bit"
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_ends_everything_that_was_started(root, sign):
+    process = start(root, f"run=interrupted-{sign.name}")
+    wait_for_step(root / "runs" / f"interrupted-{sign.name}", 2, process)
+    children = descendants(process.pid)
+    process.send_signal(sign)
+    code, output = finish(process)
+    assert code == 130, output
+    assert "goes on from the last whole checkpoint" in output
+    assert not alive(children)
+
+
+def test_an_unfinished_run_of_another_recipe_is_refused(root, uninterrupted):
+    code, output = finish(start(root, "run=whole", "optim.lr=1e-4"))
+    assert code == 2
+    assert "optim.lr=" in output
+    assert "run=OTHER" in output
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own of 48 MB, where this machine lets us mount one."""
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small disk here: {mounted.stderr.strip()}")
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+def test_a_disk_that_fills_up_leaves_the_earlier_checkpoint_loadable(small_disk, uninterrupted):
+    run = small_disk / "runs" / "full"
+    process = start(small_disk, "run=full")
+    wait_for_step(run, 7, process)
+    assert (run / "checkpoints" / "step_000006").is_dir()
+    filler = small_disk / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * 65536)
+    code, output = finish(process)
+    assert code == 2, output
+    assert "CheckpointError: the checkpoint of step 12 could not be written" in output
+    assert "0 MB are free" in output
+    assert "make room there" in output
+    assert [p.name for p in (run / "checkpoints").iterdir()] == ["step_000006"]
+    filler.unlink()
+    code, output = finish(start(small_disk, "run=full"))
+    assert code == 0, output
+    assert metrics_of(run) == uninterrupted
+
+
+def test_a_disk_too_small_is_refused_before_anything_starts(root):
+    from launch.run_folder import check_room
+    from recipes.compose import compose_recipe
+    from recipes.errors import PreflightError
+
+    with pytest.raises(PreflightError, match="GB free"):
+        check_room(compose_recipe([f"cluster.root={root}"]), 10**18)
+    if os.geteuid() != 0:
+        with pytest.raises(PreflightError, match="cluster.root=FOLDER"):
+            check_room(compose_recipe(["cluster.root=/proc/nowhere"]), 1)

@@ -1,0 +1,25 @@
+"""Training without export's sanity check, as a process of its own that a test may kill: `train_only.py name=value ...`"""
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from rich.console import Console  # noqa: E402
+
+from launch import limi, stages  # noqa: E402
+
+
+def train(recipe, console):
+    """Data and training."""
+    from launch.megatron import engine
+    from launch.run_folder import RunFolder
+
+    plan = stages._plan(recipe, console)
+    engine.train(plan, RunFolder(recipe, plan.data, plan.heldout), console)
+
+
+if __name__ == "__main__":
+    Console.is_terminal = property(lambda self: False)
+    stages.STAGES["train"] = stages.train = train
+    sys.exit(limi.main(sys.argv[1:]))

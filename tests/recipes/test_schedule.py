@@ -1,0 +1,102 @@
+"""Contract 3, line by line, over random data sets and layouts."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recipes.errors import ConfigError
+from recipes.schedule import Schedule
+
+
+def schedule(lengths, trajectory=None, **changes):
+    options = dict(batch_size=4, epochs=2, seed=0, dp=1, max_tokens=10_000) | changes
+    return Schedule(trajectory=trajectory or list(range(len(lengths))), lengths=lengths, **options)
+
+
+@pytest.mark.parametrize(
+    ("n", "batch_size", "sizes"),
+    [(78, 64, [78]), (78, 32, [39, 39]), (20, 5, [5, 5, 5, 5]), (7, 3, [4, 3]), (3, 8, [3])],
+)
+def test_an_epoch_is_cut_into_steps_of_sizes_that_differ_by_at_most_one(n, batch_size, sizes):
+    s = schedule([10] * n, batch_size=batch_size, epochs=1)
+    assert [len(s.step(i).trajectories) for i in range(s.num_steps)] == sizes
+
+
+@st.composite
+def schedules(draw):
+    segments = draw(st.lists(st.integers(1, 3), min_size=1, max_size=40))
+    trajectory = [t for t, count in enumerate(segments) for _ in range(count)]
+    lengths = draw(st.lists(st.integers(1, 400), min_size=len(trajectory), max_size=len(trajectory)))
+    return schedule(
+        lengths,
+        trajectory,
+        batch_size=draw(st.integers(1, 50)),
+        epochs=draw(st.integers(1, 3)),
+        seed=draw(st.integers(0, 5)),
+        dp=draw(st.integers(1, 4)),
+        max_tokens=draw(st.integers(480, 2000)),
+        sequence_multiple=draw(st.sampled_from([1, 4])),
+        batch_multiple=draw(st.sampled_from([4, 8])),
+        micro_batch_multiple=draw(st.integers(1, 2)),
+    )
+
+
+@given(schedules())
+def test_every_step_keeps_the_contract(s):
+    seen = Counter()
+    sizes = Counter()
+    for number in range(s.num_steps):
+        try:
+            step = s.step(number)
+        except ConfigError as error:
+            assert "optim.batch_size" in str(error)
+            continue
+        seen.update((step.epoch, t) for t in step.trajectories)
+        sizes[len(step.trajectories)] += 1
+        placed = [q for rank in step.ranks for micro_batch in rank for q in micro_batch]
+        wanted = [q for q, t in enumerate(s.trajectory) if t in step.trajectories]
+        assert sorted(placed) == wanted, "all segments of the step's trajectories, each once"
+        assert len({len(rank) for rank in step.ranks}) == 1, "equally many micro-batches on every rank"
+        assert len(step.ranks) == s.dp
+        assert len(step.ranks[0]) % s.micro_batch_multiple == 0
+        for rank in step.ranks:
+            for micro_batch in rank:
+                assert micro_batch, "no empty micro-batch"
+                assert s.padded([s.lengths[q] for q in micro_batch]) <= s.max_tokens
+        assert s.step(number) == step, "a pure function"
+    assert all(count == 1 for count in seen.values()), "each trajectory once an epoch"
+    assert not sizes or max(sizes) - min(sizes) <= 1
+
+
+@given(schedules(), schedules())
+def test_lengths_and_layout_do_not_choose_the_trajectories(a, b):
+    """Two schedules of as many trajectories with the same batch size and seed train on the same steps."""
+    n = min(len(set(a.trajectory)), len(set(b.trajectory)))
+    first = schedule([7] * n, batch_size=3, seed=1)
+    second = schedule(
+        list(range(1, n + 1)), batch_size=3, seed=1, max_tokens=400, sequence_multiple=4, batch_multiple=8
+    )
+    for number in range(first.num_steps):
+        assert first.step(number).trajectories == second.step(number).trajectories
+
+
+def test_seeds_and_epochs_shuffle_differently():
+    s = schedule([10] * 50, batch_size=50, epochs=2)
+    other = schedule([10] * 50, batch_size=50, seed=1)
+    assert len({s.step(0).trajectories, s.step(1).trajectories, other.step(0).trajectories}) == 3
+
+
+def test_the_order_of_a_seed_never_changes():
+    """Runs are resumed by newer versions of this project: the shuffle is part of the contract."""
+    assert schedule([10] * 8, batch_size=8).step(0).trajectories == (6, 1, 2, 7, 0, 3, 5, 4)
+
+
+def test_a_sequence_over_the_cap_and_a_step_too_small_for_the_ranks_are_refused():
+    with pytest.raises(ConfigError, match="layout.max_tokens_per_gpu"):
+        schedule([10, 20_000])
+    with pytest.raises(ConfigError, match="optim.batch_size"):
+        schedule([10, 10], dp=4).step(0)
+    with pytest.raises(ConfigError, match="no sequence"):
+        schedule([])
