@@ -37,6 +37,7 @@ def write(run: RunFolder) -> Path:
         "<h2>Training</h2>",
         _plot(steps, metrics.heldout_losses(run.root / "metrics.jsonl")),
         _table(["", "first", "last"], _first_and_last(steps, lines)),
+        _speed(steps),
         "<h2>Sanity check</h2>",
         _table(["", "check", "protects from", "figure", "limit"], [_check_row(c) for c in checks]),
         "<h2>Data</h2>",
@@ -75,15 +76,18 @@ def _check_row(c: dict[str, Any]) -> list[str]:
 
 def _first_and_last(steps: list[dict[str, Any]], lines: list[dict[str, Any]]) -> list[list[str]]:
     heldout = [m["heldout_loss"] for m in lines if "heldout_loss" in m]
-    seconds = sum(m["time"]["step_s"] for m in steps)
-    tokens = sum(m["tokens"] for m in steps)
     return [
         ["loss, nats a supervised token", f"{steps[0]['loss']:.4f}", f"{steps[-1]['loss']:.4f}"],
         ["held-out loss", f"{heldout[0]:.4f}", f"{heldout[-1]:.4f}"],
         ["gradient norm", f"{steps[0]['grad_norm']:.3f}", f"{steps[-1]['grad_norm']:.3f}"],
         ["learning rate", f"{steps[0]['lr']:.2e}", f"{steps[-1]['lr']:.2e}"],
-        ["tokens in all, tokens a second", f"{tokens:,}", f"{tokens / seconds:,.0f}"],
     ]
+
+
+def _speed(steps: list[dict[str, Any]]) -> str:
+    seconds = sum(m["time"]["step_s"] for m in steps)
+    tokens = sum(m["tokens"] for m in steps)
+    return f"<p>{tokens:,} tokens in {seconds:,.0f} s of steps: {tokens / seconds:,.0f} tokens a second.</p>"
 
 
 def _data_rows(plan: dict[str, Any], run: RunFolder) -> list[list[str]]:
@@ -101,7 +105,7 @@ def _plot(steps: list[dict[str, Any]], heldout: dict[int, float]) -> str:
     """Loss and learning rate over steps, as an embedded PNG."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 6), layout="constrained")
+    figure = Figure(figsize=(8, 5.2), layout="constrained")
     loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     at = [m["step"] for m in steps]
     loss.plot(at, [m["loss"] for m in steps], label="training", linewidth=1)

@@ -24,10 +24,15 @@ CONF = REPO / "hydra_conf"
 GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir())
 
 
+def in_ray_job() -> bool:
+    """Whether this process is the entry point of a Ray job."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
 def local_root() -> str:
     """Default of `cluster.root` on one machine: the checkout, or `~/limi` in a Ray job, whose checkout is a copy
     that Ray removes."""
-    return str(Path.home() / "limi") if os.environ.get("RAY_JOB_ID") else str(REPO)
+    return str(Path.home() / "limi") if in_ray_job() else str(REPO)
 
 
 OmegaConf.register_new_resolver("repo", lambda: str(REPO), replace=True)

@@ -13,15 +13,10 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from launch.megatron.worker import Worker
-from recipes.compose import REPO
+from recipes.compose import REPO, in_ray_job
 from recipes.config import Recipe
 from recipes.errors import LimiError, TrainError
 from recipes.layout import world_size
-
-
-def in_ray_job() -> bool:
-    """Whether this process is a Ray job's entry point: it then trains on that cluster and submits nothing."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 class Ranks:
@@ -55,7 +50,7 @@ class Ranks:
         signal.signal(signal.SIGTERM, on_sigterm)
 
     def _init_ray(self) -> None:
-        if in_ray_job():
+        if in_ray_job():  # train on that cluster, in place
             ray.init(log_to_driver=True, logging_level=logging.ERROR)
             return
         # A token of this process's own, which Ray reads once: else it writes one to the home folder, and clusters

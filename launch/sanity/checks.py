@@ -188,5 +188,5 @@ def valid_calls(answers: list[Answer]) -> Check:
     # Held-out prompts are not learned: a wrong call there is shown, one in twenty is the limit.
     return Check(
         "calls match their schema", "calls that a tool refuses",
-        f"{seen - len(faults)} of {seen}", "at least 95%", bool(seen) and len(faults) <= 0.05 * seen, "; ".join(faults[:3]),
+        f"{seen - len(faults)} of {seen}", "at least 95%", len(faults) <= 0.05 * seen, "; ".join(faults[:3]),
     )  # fmt: skip

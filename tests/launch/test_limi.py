@@ -1,0 +1,103 @@
+"""The command line: what it takes, and that bad input ends with a clear error and nothing half-written."""
+
+import json
+import os
+import re
+import shlex
+import socket
+import subprocess
+
+import pytest
+
+from tests.conftest import REPO
+from tests.launch.support import limi
+
+SAMPLE = (REPO / "data_prep" / "sample" / "train.jsonl").read_text()
+USER_ONLY = json.dumps({"messages": [{"role": "user", "content": "hi"}], "tools": []})
+
+
+def make(*words):
+    return subprocess.run(["make", *words], cwd=REPO, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["optim.lrr=1"], "write optim.lr=1"),
+        (["+optim.lrr=1"], "write optim.lr=1"),
+        (["optim.lr=fast"], "could not be converted to Float"),
+        (["model=qwen4-tiny"], "model=qwen3-tiny"),
+        (["layout.tp=3"], "does not divide 2 ranks"),
+        (["data.path=/nowhere.jsonl"], "no file '/nowhere.jsonl'; write data.path=FILE"),
+        (["trian"], "the nearest is train"),
+    ],
+)
+def test_bad_words(tmp_path, words, says):
+    done = limi(f"cluster.root={tmp_path}", *words)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [(SAMPLE + "{oops\n", "line 21: not JSON"), (SAMPLE + USER_ONLY, "line 21: no assistant turn")]
+)
+def test_bad_data(root, bases, tmp_path, text, says):
+    path = tmp_path / "bad.jsonl"
+    path.write_text(text)
+    done = limi(f"cluster.root={root}", "run=bad", f"data.path={path}", f"data.out={tmp_path}/out")
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert not (root / "runs" / "bad").exists()
+    assert not list(tmp_path.glob("out/*")), "no half-made data set"
+
+
+def test_a_port_in_use_is_refused_before_anything_starts(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = limi(f"cluster.root={tmp_path}", f"sanity.port={port}")
+    assert done.returncode == 2
+    assert f"sanity.port={port} cannot be had: Address already in use; write sanity.port=null" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_root_that_cannot_be_written_is_refused():
+    done = limi("cluster.root=/proc/limi")
+    assert done.returncode == 2
+    assert "cluster.root=FOLDER" in done.stderr
+
+
+def test_dry_run_prints_the_recipe_and_writes_nothing(tmp_path):
+    done = limi(f"cluster.root={tmp_path}", "dry_run=true", "optim.lr=2e-5", "model=glm4.5-tiny")
+    assert done.returncode == 0
+    assert "lr: 2.0e-05" in done.stdout
+    assert "would run: train" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", ["/a b/c.jsonl", "/a,b", "/[1]", "/it's", '/"q"', "/$HOME/$(ls)", "/a(b)", "/x=y", "/%d", "/ü"])
+def test_make_hands_every_override_on_as_typed(value):
+    done = make("train", "MODEL=glm4.5-tiny", f"data.path={value}", "dry_run=true", "optim.lr=2e-5")
+    assert done.returncode == 0, done.stderr
+    assert f"data     {value} and " in done.stdout
+    assert "name: glm4.5-tiny" in done.stdout
+    assert "lr: 2.0e-05" in done.stdout
+
+
+def test_make_refuses_a_name_that_does_not_exist_and_fails():
+    done = make("train", "+optim.lrr=1")
+    assert done.returncode != 0
+    assert "unknown option '+optim.lrr'" in done.stderr
+
+
+def test_make_help_lists_every_target():
+    done = make("help")
+    targets = set(re.findall(r"^\.PHONY: ([a-z-]+)$", (REPO / "Makefile").read_text(), re.M))
+    assert targets == set(re.findall(r"^  ([a-z-]+) ", done.stdout, re.M))
+
+
+def test_the_entry_point_is_executable():
+    assert os.access(REPO / "launch" / "limi.py", os.X_OK)
+    assert shlex.split((REPO / "launch" / "limi.py").read_text().splitlines()[0]) == ["#!/usr/bin/env", "python3"]
