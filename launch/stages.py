@@ -32,14 +32,13 @@ def data(recipe: Recipe, console: Console) -> None:
 
 def train(recipe: Recipe, console: Console) -> None:
     """Data, training, export, sanity check, report."""
-    from launch import report
-    from launch.megatron import engine
-    from launch.run_folder import RunFolder, check_room
-    from launch.sanity import check
     from launch.sanity.server import free_port
 
     started = time.perf_counter()
     free_port(recipe.sanity.port)
+    from launch.megatron import engine
+    from launch.run_folder import RunFolder, check_room
+
     plan = _plan(recipe, console)
     # Weights, two moments and fp32 copies for every checkpoint kept, and one being written.
     weights = sum(f.stat().st_size for f in Path(recipe.model.checkpoint).glob("*.safetensors"))
@@ -50,6 +49,9 @@ def train(recipe: Recipe, console: Console) -> None:
     )
     run = RunFolder(recipe, plan.data, plan.heldout)
     engine.train(plan, run, console)
+    from launch import report
+    from launch.sanity import check
+
     done = check.check(plan, run, console)
     console.print(check.table(done))
     console.print(f"report: {report.write(run)}   checkpoint: {run.hf}   {time.perf_counter() - started:.0f} s")

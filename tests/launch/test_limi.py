@@ -77,7 +77,9 @@ def test_dry_run_prints_the_recipe_and_writes_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("value", ["/a b/c.jsonl", "/a,b", "/[1]", "/it's", '/"q"', "/$HOME/$(ls)", "/a(b)", "/x=y", "/%d", "/ü"])
+@pytest.mark.parametrize(
+    "value", ["/a b/c.jsonl", "/a,b", "/[1]", "/it's", '/"q"', "/$HOME/$(ls)", "/a(b)", "/x=y", "/%d", "/ü"]
+)
 def test_make_hands_every_override_on_as_typed(value):
     done = make("train", "MODEL=glm4.5-tiny", f"data.path={value}", "dry_run=true", "optim.lr=2e-5")
     assert done.returncode == 0, done.stderr

@@ -36,7 +36,16 @@ def default_run(request, root):
 
 def test_the_run_folder_is_complete(default_run):
     names = {p.name for p in default_run.iterdir()}
-    assert names >= {"config.yaml", "plan.json", "metrics.jsonl", "tensorboard", "checkpoints", "hf", "sanity.json", "report.html"}
+    assert names >= {
+        "config.yaml",
+        "plan.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+        "hf",
+        "sanity.json",
+        "report.html",
+    }
     plan = json.loads((default_run / "plan.json").read_text())
     lines = metrics_of(default_run)
     steps = [m for m in lines if "loss" in m]
@@ -80,7 +89,7 @@ def test_the_report_is_one_self_contained_page(default_run):
     for name in sanity(default_run):
         assert name in page
     assert "data:image/png;base64," in page
-    assert not any(link in page for link in ("src=\"http", "href=", "<script", "@import"))
+    assert not any(link in page for link in ('src="http', "href=", "<script", "@import"))
     assert "all checks passed" in page
 
 
@@ -92,11 +101,16 @@ def test_masks_shifted_by_one_token_fail_the_default_run(default_run, root, tmp_
     _, data, heldout = recipe_of(tmp_path)
     for packed in (data, heldout):
         table = pq.read_table(packed.folder / "sequences.parquet")
-        shifted = [[min(edge + 1, n) for edge in spans] for spans, n in zip(table["loss_spans"].to_pylist(), packed.lengths, strict=True)]
+        shifted = [
+            [min(edge + 1, n) for edge in spans]
+            for spans, n in zip(table["loss_spans"].to_pylist(), packed.lengths, strict=True)
+        ]
         column = pa.array(shifted, pa.list_(pa.int32()))
         pq.write_table(table.set_column(5, "loss_spans", column), packed.folder / "sequences.parquet")
         manifest = packed.folder / "manifest.json"
-        manifest.write_text(json.dumps({**packed.manifest, "files": {n: sha256(packed.folder / n) for n in packed.manifest["files"]}}))
+        manifest.write_text(
+            json.dumps({**packed.manifest, "files": {n: sha256(packed.folder / n) for n in packed.manifest["files"]}})
+        )
     done = limi(f"cluster.root={tmp_path}")
     assert done.returncode == 1, done.stdout + done.stderr
     checks = sanity(tmp_path / "runs" / "qwen3-tiny")

@@ -1,0 +1,34 @@
+import json
+
+import pytest
+
+from launch.metrics import Metrics, heldout_losses, read
+
+
+def test_going_on_keeps_the_lines_of_completed_steps_only(tmp_path):
+    first = Metrics(tmp_path, 0)
+    first.add({"step": 0, "heldout_loss": 3.0})
+    for step in range(1, 6):
+        first.add({"step": step, "loss": 1.0 / step, "time": {"step_s": 0.1}})
+    first.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')  # a crash in the middle of a line
+    again = Metrics(tmp_path, 3)
+    again.add({"step": 4, "loss": 9.0})
+    again.close()
+    assert [m["step"] for m in read(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3, 4]
+    assert heldout_losses(tmp_path / "metrics.jsonl") == {0: 3.0}
+    assert any((tmp_path / "tensorboard").iterdir())
+
+
+def test_starting_anew_forgets_what_was_there(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 7, "loss": 1.0}) + "\n")
+    Metrics(tmp_path, 0).close()
+    assert read(tmp_path / "metrics.jsonl") == []
+
+
+def test_a_number_that_is_not_finite_never_reaches_the_file(tmp_path):
+    metrics = Metrics(tmp_path, 0)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        metrics.add({"step": 1, "loss": float("nan")})
+    metrics.close()
