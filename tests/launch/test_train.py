@@ -80,7 +80,7 @@ def test_the_export_loads_strictly_in_transformers_and_its_bias_is_the_base_s(de
     assert set(export.files) == set(base.files)
     for name in base.files:
         moved = not torch.equal(base.read(name), export.read(name))
-        frozen = "e_score_correction_bias" in name or ".layers.3." in name and "glm" in default_run.name
+        frozen = "e_score_correction_bias" in name or (".layers.3." in name and "glm" in default_run.name)
         assert moved != frozen, name
 
 
