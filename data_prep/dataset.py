@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -47,30 +48,31 @@ class Dataset:
     manifest: dict[str, Any]
 
     @cached_property
-    def _table(self) -> dict[str, list[Any]]:
-        return pq.read_table(self.folder / "sequences.parquet").to_pydict()
+    def _table(self) -> pa.Table:
+        return pq.read_table(self.folder / "sequences.parquet", schema=_SCHEMA).combine_chunks()
 
-    @property
+    @cached_property
     def ids(self) -> list[str]:
-        return self._table["id"]
+        return self._table["id"].to_pylist()
 
-    @property
+    @cached_property
     def lengths(self) -> list[int]:
-        return self._table["length"]
+        return self._table["length"].to_pylist()
 
-    @property
+    @cached_property
     def supervised(self) -> list[int]:
-        return self._table["supervised"]
+        return self._table["supervised"].to_pylist()
 
-    @property
-    def tokens(self) -> list[list[int]]:
-        return self._table["tokens"]
+    def tokens(self, sequence: int) -> np.ndarray:
+        """[length] int32, read from the table as it lies in memory: lists of Python numbers would take nine times that."""
+        return self._table["tokens"][sequence].values.to_numpy()
 
     def spans(self, sequence: int) -> list[tuple[int, int]]:
-        flat = self._table["loss_spans"][sequence]
+        """(start, end) of every run of supervised tokens, in order."""
+        flat = self._table["loss_spans"][sequence].as_py()
         return list(zip(flat[::2], flat[1::2], strict=True))
 
-    @property
+    @cached_property
     def trajectory(self) -> list[int]:
         """For every sequence, the number of its trajectory."""
         numbers: dict[str, int] = {}

@@ -5,6 +5,7 @@ checkpoint is visible under its name only when every rank has written its part.
 """
 
 import contextlib
+import fcntl
 import json
 import shutil
 import time
@@ -31,9 +32,11 @@ class RunFolder:
     def open(self) -> tuple[int, Path | None, str | None]:
         """Makes the folder ready: the steps completed so far, the checkpoint to go on from, and what to tell the user.
 
-        A finished run of this name is moved aside. Raises `ConfigError` where an unfinished one has another recipe.
+        A finished run of this name is moved aside. Raises `ConfigError` where an unfinished one has another recipe,
+        and `PreflightError` where another process is at it.
         """
         note = None
+        self._take()
         if (self.root / "report.html").exists():
             aside = self.root.with_name(f"{self.root.name}.{time.strftime('%Y%m%d-%H%M%S')}")
             self.root.rename(aside)
@@ -41,19 +44,30 @@ class RunFolder:
         self.root.mkdir(parents=True, exist_ok=True)
         for leftover in (self.root / "checkpoints").glob(".*"):
             shutil.rmtree(leftover)
-        checkpoints = self.checkpoints()
+        step, last = 0, None
+        if checkpoints := self.checkpoints():
+            last = checkpoints[-1]
+            record = json.loads((last / RECORD).read_text())
+            self._compare(record["fixed"])
+            if record["ep"] != self.recipe.layout.ep:
+                raise ConfigError(
+                    f"'{last}' was written with layout.ep={record['ep']}, and its optimizer state cannot be spread over "
+                    f"layout.ep={self.recipe.layout.ep}; write layout.ep={record['ep']}, or run=OTHER to start anew"
+                )
+            step, note = int(record["step"]), f"going on from {last}"
         write_text(self.root / "config.yaml", to_yaml(self.recipe))
-        if not checkpoints:
-            return 0, None, note
-        last = checkpoints[-1]
-        record = json.loads((last / RECORD).read_text())
-        self._compare(record["fixed"])
-        if record["ep"] != self.recipe.layout.ep:
-            raise ConfigError(
-                f"'{last}' was written with layout.ep={record['ep']}, and its optimizer state cannot be spread over "
-                f"layout.ep={self.recipe.layout.ep}; write layout.ep={record['ep']}, or run=OTHER to start anew"
-            )
-        return int(record["step"]), last, f"going on from {last}"
+        return step, last, note
+
+    def _take(self) -> None:
+        """Holds the run's name for this process; the lock goes with the process, however it ends."""
+        self.root.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = self.root.with_name(f".{self.root.name}.lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise PreflightError(
+                f"run={self.recipe.run} is being trained by another process; wait for it, or write run=OTHER"
+            ) from error
 
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
@@ -80,7 +94,8 @@ class RunFolder:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         for old in self.checkpoints()[: -self.recipe.engine.keep_last]:
-            shutil.rmtree(old)
+            # Out of sight first: one half removed must not pass for whole.
+            shutil.rmtree(old.rename(old.with_name(f".{old.name}")))
 
     def room(self) -> str:
         """How much the disk has left, and where to go: the end of an error message."""

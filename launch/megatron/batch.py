@@ -40,7 +40,7 @@ def pack(data: Dataset, sequences: Sequence[int], layout: Layout, cp_rank: int, 
         tokens = torch.zeros(length, dtype=torch.long)
         labels = torch.zeros(length, dtype=torch.long)
         supervised = torch.zeros(length, dtype=torch.bool)
-        ids = torch.tensor(data.tokens[sequence])
+        ids = torch.from_numpy(data.tokens(sequence).astype("int64"))
         tokens[: len(ids)] = ids
         labels[: len(ids) - 1] = ids[1:]
         for start, end in data.spans(sequence):

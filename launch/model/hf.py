@@ -18,7 +18,7 @@ import torch
 from megatron.core import parallel_state
 from torch import Tensor
 
-from recipes.config import Family, Model
+from recipes.config import Model
 from recipes.errors import CheckpointError
 
 
@@ -169,7 +169,3 @@ def is_mtp(name: str, m: Model) -> bool:
     """Whether a Hugging Face tensor belongs to a multi-token-prediction layer, numbered after the model's own."""
     words = name.split(".")
     return words[:2] == ["model", "layers"] and int(words[2]) >= m.layers
-
-
-def architecture(family: Family) -> str:
-    return {Family.qwen3: "Qwen3ForCausalLM", Family.glm4_moe: "Glm4MoeForCausalLM"}[family]

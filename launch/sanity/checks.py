@@ -70,7 +70,7 @@ def turns(trajectories: list[Trajectory], data: Dataset) -> Iterator[Turn]:
         assistant = [i for i, m in enumerate(t.messages) if m.role == "assistant"]
         for index, (start, _) in zip(assistant, data.spans(sequence), strict=True):
             if t.messages[index].tool_calls:
-                yield Turn(t, index, data.tokens[sequence][:start])
+                yield Turn(t, index, data.tokens(sequence)[:start].tolist())
 
 
 def ask(server: Server, asked: list[Turn], progress: Callable[[], None]) -> list[Answer]:
@@ -137,11 +137,11 @@ def template_parity(answers: list[Answer], decode: Callable[[list[int]], str]) -
 def heldout_nll(server: Server, data: Dataset, trained: float, tolerance: float) -> Check:
     """Mean loss a supervised token of the held-out sequences, by the server, against the trainer's own."""
     total, count = 0.0, 0
-    for sequence, tokens in enumerate(data.tokens):
+    for sequence in range(len(data.ids)):
         # logprob_start_len k gives an empty first entry and then tokens k+1...: from 0, token i is entry i.
         answer = server.post(
             "/generate",
-            {"input_ids": tokens, "sampling_params": {"temperature": 0, "max_new_tokens": 0},
+            {"input_ids": data.tokens(sequence).tolist(), "sampling_params": {"temperature": 0, "max_new_tokens": 0},
              "return_logprob": True, "logprob_start_len": 0},
         )  # fmt: skip
         entries = answer["meta_info"]["input_token_logprobs"]

@@ -57,7 +57,7 @@ def test_the_first_loss_is_that_of_transformers(root, model):
     total, count = 0.0, 0
     for micro_batch in plan.schedule.step(0).ranks[0]:
         for sequence in micro_batch:
-            tokens = torch.tensor([data.tokens[sequence]])
+            tokens = torch.tensor(data.tokens(sequence))[None].long()
             with torch.no_grad():
                 losses = F.cross_entropy(reference(tokens).logits[0, :-1], tokens[0, 1:], reduction="none").double()
             for start, end in data.spans(sequence):

@@ -86,6 +86,16 @@ def test_an_interruption_ends_everything_that_was_started(root, sign):
     assert not alive(children)
 
 
+def test_a_run_that_is_going_on_is_left_alone(root):
+    process = start(root, "run=busy")
+    wait_for_step(root / "runs" / "busy", 1, process)
+    code, output = finish(start(root, "run=busy"))
+    assert code == 2
+    assert "run=busy is being trained by another process" in output
+    process.send_signal(signal.SIGINT)
+    assert finish(process)[0] == 130
+
+
 def test_an_unfinished_run_of_another_recipe_is_refused(root, uninterrupted):
     code, output = finish(start(root, "run=whole", "optim.lr=1e-4"))
     assert code == 2

@@ -1,0 +1,73 @@
+"""Which checkpoint is whole, which is kept, and what a second start finds."""
+
+import pytest
+
+from launch.run_folder import RunFolder
+from recipes.errors import CheckpointError, ConfigError
+from tests.launch.support import recipe_of
+
+
+def opened(root, *words):
+    run = RunFolder(*recipe_of(root, *words))
+    return run, run.open()
+
+
+def save(run, step):
+    with run.new_checkpoint(step) as folder:
+        (folder / "weights").write_text(str(step))
+
+
+def test_checkpoints_are_kept_whole_and_few(root):
+    run, (step, last, note) = opened(root, "run=few", "engine.keep_last=2")
+    assert (step, last, note) == (0, None, None)
+    for step in (10, 20, 30):
+        save(run, step)
+    assert [p.name for p in run.checkpoints()] == ["step_000020", "step_000030"]
+    with (
+        pytest.raises(CheckpointError, match="step 40 could not be written.*step_000030 is whole"),
+        run.new_checkpoint(40) as folder,
+    ):
+        (folder / "weights").write_text("half")
+        raise OSError("No space left on device")
+    assert sorted(p.name for p in (run.root / "checkpoints").iterdir()) == ["step_000020", "step_000030"]
+
+
+def test_a_second_start_goes_on_and_another_recipe_does_not(root):
+    run, _ = opened(root, "run=again")
+    save(run, 10)
+    run._lock.close()
+    (run.root / "checkpoints" / ".step_000020").mkdir()
+    _, (step, last, note) = opened(root, "run=again")
+    assert (step, last.name) == (10, "step_000010")
+    assert "going on from" in note
+    assert not (run.root / "checkpoints" / ".step_000020").exists(), "what a crash left half-written is gone"
+
+
+def test_a_refused_start_changes_nothing(root):
+    run, _ = opened(root, "run=kept")
+    save(run, 10)
+    run._lock.close()
+    config = (run.root / "config.yaml").read_text()
+    with pytest.raises(ConfigError, match=r"optim\.lr=0\.006 there, 0\.5 here"):
+        opened(root, "run=kept", "optim.lr=0.5")
+    assert (run.root / "config.yaml").read_text() == config
+
+
+def test_experts_spread_otherwise_are_refused(root):
+    run, _ = opened(root, "run=experts", "model=glm4.5-tiny")
+    save(run, 10)
+    run._lock.close()
+    with pytest.raises(ConfigError, match=r"write layout\.ep=2"):
+        opened(root, "run=experts", "model=glm4.5-tiny", "layout=data_parallel")
+
+
+def test_a_finished_run_is_moved_aside(root):
+    run, _ = opened(root, "run=done")
+    save(run, 10)
+    (run.root / "report.html").write_text("")
+    run._lock.close()
+    again, (step, last, note) = opened(root, "run=done")
+    assert (step, last) == (0, None)
+    moved = next(root.glob("runs/done.*"))
+    assert str(moved) in note
+    assert (moved / "checkpoints" / "step_000010" / "weights").read_text() == "10"
