@@ -1,4 +1,7 @@
-"""One rank of the embedded engine: Megatron's model, optimizer and schedule over the recipe's steps."""
+"""One rank of the embedded engine: Megatron's model, optimizer and schedule over the recipe's steps.
+
+Imported by `worker.py` after `cpu.install()`, so that megatron.core runs on a CPU where there is no GPU.
+"""
 
 import contextlib
 import gc
@@ -12,34 +15,30 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer, get_standard_config_overrides
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer.module import Float16Module
+from safetensors import SafetensorError
+from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed.checkpoint.api import CheckpointException
 
-from launch.megatron import cpu
-
-cpu.install()
-
-from megatron.core import parallel_state, tensor_parallel  # noqa: E402
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads  # noqa: E402
-from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer, get_standard_config_overrides  # noqa: E402
-from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
-from megatron.core.transformer.module import Float16Module  # noqa: E402
-from safetensors import SafetensorError  # noqa: E402
-from torch import Tensor  # noqa: E402
-from torch.distributed.checkpoint.api import CheckpointException  # noqa: E402
-
-from data_prep.dataset import Dataset, open_dataset  # noqa: E402
-from launch.megatron import checkpoint  # noqa: E402
-from launch.megatron.batch import Batch, pack  # noqa: E402
-from launch.megatron.export import write_shard  # noqa: E402
-from launch.megatron.place import Place  # noqa: E402
-from launch.model import hf  # noqa: E402
-from launch.model.gpt import build_chunks, transformer_config  # noqa: E402
-from launch.model.safetensors_folder import SafetensorsFolder  # noqa: E402
-from recipes.config import Dtype, Recipe  # noqa: E402
-from recipes.errors import CheckpointError  # noqa: E402
-from recipes.layout import world_size  # noqa: E402
-from recipes.learning_rate import learning_rate  # noqa: E402
-from recipes.schedule import MicroBatch, Schedule  # noqa: E402
+from data_prep.dataset import Dataset, open_dataset
+from launch.megatron import checkpoint
+from launch.megatron.batch import Batch, pack
+from launch.megatron.cpu import CPU
+from launch.megatron.export import write_shard
+from launch.megatron.place import Place
+from launch.model import hf
+from launch.model.gpt import build_chunks, transformer_config
+from launch.model.safetensors_folder import SafetensorsFolder
+from recipes.config import Dtype, Recipe
+from recipes.errors import CheckpointError
+from recipes.layout import world_size
+from recipes.learning_rate import learning_rate
+from recipes.schedule import MicroBatch, Schedule
 
 
 class Rank:
@@ -52,7 +51,7 @@ class Rank:
         self.recipe, self.place = recipe, place
         self.train, self.heldout = (open_dataset(Path(f)) for f in folders)
         self.schedule, self.heldout_schedule = schedules
-        self.device = torch.device("cuda", place.local_rank) if torch.cuda.is_available() else cpu.CPU
+        self.device = torch.device("cuda", place.local_rank) if torch.cuda.is_available() else CPU
         self._meet()
         self._build()
 

@@ -20,6 +20,9 @@ class Worker:
         return port
 
     def build(self, *arguments: Any) -> None:
+        from launch.megatron import cpu
+
+        cpu.install()  # before the first import of megatron.core
         from launch.megatron.rank import Rank
 
         self._rank = Rank(*arguments)

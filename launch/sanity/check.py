@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,25 +34,23 @@ def check(plan: Plan, run: RunFolder, console: Console) -> list[Check]:
     trained = list(checks.turns(list(limi.read(Path(recipe.data.path))), plan.data))
     heldout = list(checks.turns(list(limi.read(Path(recipe.data.heldout))), plan.heldout))
     tokenizer = load_tokenizer(run.hf)
-    with console.status("Starting SGLang"):
-        server = Server(recipe, run.hf, run.root / "sglang.log").__enter__()
-    try:
-        with _progress(console, 2 * len(trained) + len(heldout)) as ask:
-            done = [checks.served(server, json.loads((run.hf / "config.json").read_text())["architectures"][0])]
-            after, new = ask(server, trained), ask(server, heldout)
-            done += [
-                checks.template_parity(after + new, lambda tokens: str(tokenizer.decode(tokens))),
-                checks.heldout_nll(server, plan.heldout, _last_loss(run), recipe.sanity.nll_tolerance),
-                checks.right_calls("calls on trained prompts", after, recipe.sanity.min_tool_calls),
-                checks.right_calls("calls on held-out prompts", new, None),
-                checks.valid_calls(after + new),
-            ]
-            answer = server.post("/update_weights_from_disk", {"model_path": recipe.model.checkpoint})
-            if not answer["success"]:
-                raise SanityError(f"SGLang could not load the base's weights: {answer['message']}")
-            done.append(checks.right_calls("the base on trained prompts", ask(server, trained), None))
-    finally:
-        server.stop()
+    with ExitStack() as stack:
+        with console.status("Starting SGLang"):
+            server = stack.enter_context(Server(recipe, run.hf, run.root / "sglang.log"))
+        ask = stack.enter_context(_progress(console, 2 * len(trained) + len(heldout)))
+        done = [checks.served(server, json.loads((run.hf / "config.json").read_text())["architectures"][0])]
+        after, new = ask(server, trained), ask(server, heldout)
+        done += [
+            checks.template_parity(after + new, lambda tokens: str(tokenizer.decode(tokens))),
+            checks.heldout_nll(server, plan.heldout, _last_loss(run), recipe.sanity.nll_tolerance),
+            checks.right_calls("calls on trained prompts", after, recipe.sanity.min_tool_calls),
+            checks.right_calls("calls on held-out prompts", new, None),
+            checks.valid_calls(after + new),
+        ]
+        answer = server.post("/update_weights_from_disk", {"model_path": recipe.model.checkpoint})
+        if not answer["success"]:
+            raise SanityError(f"SGLang could not load the base's weights: {answer['message']}")
+        done.append(checks.right_calls("the base on trained prompts", ask(server, trained), None))
     write_text(run.root / "sanity.json", json.dumps([asdict(c) for c in done], indent=2, ensure_ascii=False) + "\n")
     return done
 

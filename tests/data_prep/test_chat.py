@@ -61,17 +61,14 @@ def test_reasoning_in_an_earlier_user_turn_cannot_be_one_sequence(chat):
         chat.encode(validate({"id": "x", "messages": messages, "tools": []}, "x"))
 
 
-@pytest.mark.parametrize("place", ["content", "argument", "key"])
+@pytest.mark.parametrize("place", ["content", "value", "key"])
 def test_a_special_token_in_content_is_refused(chat, place):
     stop = chat.stops.tokens[0]
-    arguments = {"key": {"a": [stop]}, "argument": {"a": [stop]}, "content": {}}[place] if place != "key" else {stop: 1}
+    arguments = {"content": {}, "value": {"a": [stop]}, "key": {stop: 1}}[place]
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
     messages = [
         {"role": "user", "content": "go"},
-        {
-            "role": "assistant",
-            "content": "",
-            "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": arguments}}],
-        },
+        {"role": "assistant", "content": "", "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "1", "content": f"a{stop}b" if place == "content" else "ab"},
         {"role": "assistant", "content": "done"},
     ]
