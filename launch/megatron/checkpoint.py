@@ -1,6 +1,6 @@
 """torch_dist checkpoints of one rank: model, optimizer and step, written and read by Megatron's dist_checkpointing.
 
-Every rank calls `save` and `load` together. Which checkpoints exist and when one becomes visible is `run_files.py`'s.
+Every rank calls `save` and `load` together. Which checkpoints exist and when one becomes visible is `run_folder.py`'s.
 """
 
 import queue

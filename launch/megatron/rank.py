@@ -4,7 +4,6 @@ Imported by `worker.py` after `cpu.install()`, so that megatron.core runs on a C
 """
 
 import contextlib
-import gc
 import os
 import time
 from collections.abc import Iterator
@@ -194,11 +193,6 @@ class Rank:
         )
         total, supervised, tokens = sums.tolist()
         return total / supervised, round(supervised), round(tokens)
-
-    def close(self) -> None:
-        parallel_state.destroy_model_parallel()
-        dist.destroy_process_group()
-        gc.collect()
 
 
 def _forward_step(batches: Any, model: Any) -> tuple[Tensor, Any]:

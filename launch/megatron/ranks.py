@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from launch.megatron.place import Place
 from launch.megatron.worker import Worker
 from recipes.compose import REPO, in_ray_job
 from recipes.config import Recipe
@@ -87,8 +88,6 @@ class Ranks:
 
     def build(self, *arguments: Any) -> None:
         """Builds every rank; `arguments` follow a rank's recipe and place."""
-        from launch.megatron.place import Place
-
         host = "127.0.0.1" if self._local else ray.util.get_node_ip_address()
         port = self._gather([self._workers[0].open_store.remote(host)], "start")[0]
         per_node = self.recipe.cluster.gpus_per_node
