@@ -45,9 +45,17 @@ $(READY): pyproject.toml constraints.txt
 data: $(READY) ## Pack the trajectories, every mask proved
 	@$(call LIMI,data)
 
+.PHONY: inspect
+inspect: $(READY) ## Show the sequences of one trajectory, id=ID, supervised tokens coloured; without id, list all
+	@$(call LIMI,inspect)
+
 .PHONY: train
 train: $(READY) ## Data, training, export, sanity check and report
 	@$(call LIMI,train)
+
+.PHONY: bench
+bench: $(READY) ## Time the data stage against the tokenizer; model.checkpoint=FOLDER names a real tokenizer
+	@$(call LIMI,bench)
 
 .PHONY: lint
 lint: $(READY) ## Ruff and mypy

@@ -1,47 +1,90 @@
-"""Exact training text: one render of a trajectory, its supervised spans, and the proof that they are right.
+"""Exact training text: the tokens of a trajectory, what of them is supervised, and the proof that it is right.
 
-A supervised token is right when everything before it is exactly the prompt that inference sends. So the proof of
-turn k is literal: the tokens before it equal `apply_chat_template(messages[:k], tools, add_generation_prompt=True)`,
-tokenised. A turn ends with its stop token, which is supervised.
+A supervised token is right when everything before it is exactly what inference sends or the model itself has said. For
+every supervised turn k the tokens before it equal `apply_chat_template(messages[:k], tools, add_generation_prompt=True)`,
+tokenised; the turn is what the template makes of message k when it has just been said, up to and with its stop token.
+
+Turns share a sequence as long as what was said is, unchanged, the beginning of the next prompt. Where it is not, as when a
+template leaves out the reasoning of earlier user turns, a new sequence begins with that prompt. So every turn is
+supervised exactly once, whatever the template does with its history.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from data_prep.trajectory import Trajectory
-from recipes.config import Family
+from data_prep.template import ChatTemplate
+from data_prep.trajectory import Code, Rejected, Trajectory
+from recipes.config import Family, Thinking
 from recipes.errors import DataError
 
-PROOF = "literal: every supervised turn's prefix equals the tokenised inference prompt"
+PROOF = (
+    "literal: for every supervised turn k, the text before it equals the rendered prompt of messages[:k], and its tokens "
+    "that prompt's tokens"
+)
 
 
 @dataclass(frozen=True)
-class Stops:
-    """How a family's chat template ends an assistant turn.
+class ChatFamily:
+    """What a family's chat template does not say itself.
 
-    tokens: the special tokens that end a turn, whichever comes first. closing: text appended to the whole render,
-    where the template leaves the last turn without its stop token.
+    roles: special tokens that open a message. stops: special tokens that end an assistant turn. closing, closing_calls:
+    the stop token of a last turn without and with tool calls, where the template leaves it out. empty_thought: what the
+    template puts into a last message without reasoning, though neither the prompt nor the history has it.
     """
 
-    tokens: tuple[str, ...]
+    roles: tuple[str, ...]
+    stops: tuple[str, ...]
     closing: str = ""
+    closing_calls: str = ""
+    think_end: str = "</think>"
+    empty_thought: str = ""
 
 
-STOPS = {
-    Family.qwen3: Stops(("<|im_end|>",)),
-    Family.glm4_moe: Stops(("<|user|>", "<|observation|>"), closing="<|user|>"),
-}
+FAMILIES = {
+    # Qwen3 hybrid, and Qwen3-2507 Instruct, which has no thinking and so no empty thought.
+    Family.qwen3: ChatFamily(
+        roles=("<|im_start|>",), stops=("<|im_end|>",), empty_thought="<think>\n\n</think>\n\n"
+    ),
+    # GLM-4.5 and GLM-4.5-Air.
+    Family.glm4_moe: ChatFamily(
+        roles=("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
+        stops=("<|user|>", "<|observation|>"),
+        closing="<|user|>",
+        closing_calls="<|observation|>",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A supervised assistant turn: `tokens[start:end]` of its sequence, the stop token included.
+
+    message: its number in the trajectory. prompt: tokens of the prompt that inference sends for it; `start` is later
+    where thinking is shown without being supervised.
+    """
+
+    message: int
+    prompt: int
+    start: int
+    end: int
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One training sequence: `tokens[start:end]` is supervised for every (start, end) of `spans`."""
+    """One training sequence, [n] int32 tokens that end with the last turn's stop token.
 
-    tokens: list[int]
-    spans: list[tuple[int, int]]
+    begins: why it does not go on from the sequence before it: `first`, `history` (the template shows what was said
+    otherwise in later prompts) or `tokens` (what was said and the prompt are joined in one token there).
+    """
+
+    tokens: np.ndarray
+    turns: list[Turn]
+    begins: str
 
 
 def load_tokenizer(checkpoint: Path) -> PreTrainedTokenizerBase:
@@ -61,83 +104,162 @@ class Chat:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, family: Family) -> None:
         self.tokenizer = tokenizer
-        self.stops = STOPS[family]
+        self.family = FAMILIES[family]
+        self.template = ChatTemplate(tokenizer)
+        self.special = sorted((str(t) for t in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
+        edges = {*self.family.roles, *self.family.stops}
+        if missing := sorted((edges | {self.family.think_end}) - {*self.special}):
+            raise DataError(
+                f"the tokenizer has no special token {', '.join(missing)}; model.family={family.value} needs it"
+            )
         vocabulary = tokenizer.get_vocab()
-        missing = [t for t in self.stops.tokens if t not in vocabulary]
-        if missing:
-            raise DataError(f"the tokenizer has no token {', '.join(missing)}; model.family={family.value} needs it")
-        self.stop_ids = frozenset(vocabulary[t] for t in self.stops.tokens)
-        self.special = sorted(str(t) for t in tokenizer.added_tokens_decoder.values())
+        ids = {t: vocabulary[t] for t in edges}
+        self.stop_ids = frozenset(ids[t] for t in self.family.stops)
+        self._edge = re.compile("|".join(map(re.escape, sorted(edges))))
+        self._edge_ids = np.array(sorted(ids.values()))
+        self._think_end = vocabulary[self.family.think_end]
+        self._check_special_tokens_part_text(edges)
+        self._opening = self._opening_of_a_turn()
+        self._opening_ids = self.tokenise(self._opening)
+        self._role = next(t for t in self.family.roles if self._opening.startswith(t))
+        self._role_id = ids[self._role]
+
+    def tokenise(self, text: str) -> np.ndarray:
+        """[n] int32 tokens of the text, special tokens in it read as such."""
+        # Without offsets, which nobody needs: special tokens tie text and tokens together.
+        (encoding,) = self.tokenizer.backend_tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        return np.array(encoding.ids, dtype=np.int32)
 
     def prompt(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
         """The text that inference sends for the next assistant turn after `messages`."""
-        return self._render(messages, tools, add_generation_prompt=True)
+        return self.template.render(messages, tools, prompt=True)
 
-    def tokenise(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+    def encode(
+        self, trajectory: Trajectory, supervised: list[int], thinking: Thinking = Thinking.supervise
+    ) -> list[Encoded]:
+        """Sequences in which every message of `supervised`, numbers of assistant messages in order, is a turn, proved.
 
-    def encode(self, trajectory: Trajectory) -> Encoded:
-        """Tokens and supervised spans of the whole trajectory, each assistant turn proved.
-
-        Raises `DataError` where a turn's prefix is not the prompt that inference sends, where the template drops a
-        turn's reasoning, or where content holds one of the tokenizer's special tokens as text.
+        Content must hold none of `special`. Raises `Rejected` where the template fails or leaves out what was said.
         """
-        messages = trajectory.chat()
-        self._refuse_special_tokens(trajectory)
-        tokens = self.tokenise(self._render(messages, trajectory.tools) + self.stops.closing)
-        spans = []
-        for k, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            prefix = self.tokenise(self.prompt(messages[:k], trajectory.tools))
-            start = len(prefix)
-            if tokens[:start] != prefix:
-                raise DataError(f"{trajectory.id}: message {k}: {self._difference(tokens, prefix)}")
-            end = next((i + 1 for i in range(start, len(tokens)) if tokens[i] in self.stop_ids), None)
-            if end is None:
-                raise DataError(
-                    f"{trajectory.id}: message {k}: no stop token ({' or '.join(self.stops.tokens)}) after it"
-                )
-            if message.get("reasoning_content", "").strip() not in self.tokenizer.decode(tokens[start:end]):
-                raise DataError(
-                    f"{trajectory.id}: message {k}: the chat template leaves out its reasoning, as a later user turn follows; "
-                    "such a trajectory cannot be one sequence"
-                )
-            spans.append((start, end))
-        if spans[0][0] == 0:
-            raise DataError(f"{trajectory.id}: the first token is supervised, but nothing comes before it")
-        return Encoded(tokens, spans)
+        self.template.forget()
+        messages, tools = trajectory.chat(), trajectory.tools
+        sequences: list[Encoded] = []
+        turns: list[tuple[int, int]] = []  # of the sequence at hand: (message, length of its prompt's text)
+        before, begins = "", "first"
+        for k in supervised:
+            prompt = self.prompt(messages[:k], tools)
+            if not prompt.endswith(self._opening):
+                raise Rejected(Code.template, f"message {k}: its prompt does not end with {self._opening!r}")
+            if turns and not self._continues(prompt, before, messages[turns[-1][0]]):
+                sequences += self._sequences(messages, tools, before, turns, begins, thinking)
+                turns, begins = [], "history"
+            turns.append((k, len(prompt)))
+            before = prompt
+        return sequences + self._sequences(messages, tools, before, turns, begins, thinking)
 
-    def _render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], **options: Any) -> str:
-        # A list given to the template without tools must be null: templates test `if tools`.
-        text: Any = self.tokenizer.apply_chat_template(messages, tools=[*tools] or None, tokenize=False, **options)
-        return text
-
-    def _refuse_special_tokens(self, trajectory: Trajectory) -> None:
-        for k, message in enumerate(trajectory.messages):
-            texts = _texts(message.model_dump(exclude_none=True, exclude={"role"}))
-            found = next((t for t in self.special for text in texts if t in text), None)
-            if found:
-                raise DataError(
-                    f"{trajectory.id}: message {k} holds the special token {found} as text, which would become a control "
-                    "token; remove it from the data"
-                )
-
-    def _difference(self, tokens: list[int], prefix: list[int]) -> str:
-        at = next((i for i, (a, b) in enumerate(zip(tokens, prefix, strict=False)) if a != b), len(tokens))
-        mine, theirs = (repr(self.tokenizer.decode(t[at : at + 8])) for t in (tokens, prefix))
+    def _continues(self, prompt: str, before: str, message: dict[str, Any]) -> bool:
+        """Whether `prompt` begins with the prompt `before` and then `message` as it was said, stop token included."""
+        if not prompt.startswith(before):
+            return False
+        edge = self._edge.search(prompt, len(before))
         return (
-            f"the training text differs from the prompt inference sends, first at token {at}: {mine} against {theirs} "
-            "(the two renders do not fit together)"
+            edge is not None
+            and edge[0] in self.family.stops
+            and _left_out(message, prompt[len(before) : edge.start()]) is None
         )
 
+    def _sequences(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], prompt: str, turns: list[tuple[int, int]],
+        begins: str, thinking: Thinking,
+    ) -> list[Encoded]:  # fmt: skip
+        """The sequence of turns whose prompts all begin the last one's, `prompt`; several, where tokens are joined."""
+        last = turns[-1][0]
+        text = prompt + self._said(messages[: last + 1], tools, prompt)
+        tokens = self.tokenise(text)
+        roles = np.flatnonzero(tokens == self._role_id)
+        edges = np.flatnonzero(np.isin(tokens, self._edge_ids))
+        number = {at.start(): i for i, at in enumerate(re.finditer(re.escape(self._role), text))}
+        if len(number) != len(roles):
+            raise Rejected(
+                Code.template, f"{self._role} is {len(number)} times in the text, {len(roles)} in its tokens"
+            )
+        found: list[Encoded] = []
+        held: list[Turn] = []
+        for k, length in turns:
+            opening = roles[number[length - len(self._opening)]]
+            start = int(opening) + len(self._opening_ids)
+            if np.array_equal(tokens[opening:start], self._opening_ids):
+                end = int(edges[np.searchsorted(edges, start)]) + 1
+                held.append(self._turn(k, tokens, start, end, thinking))
+                continue
+            # The text goes on inside the opening's last token: inference sends the opening's own tokens, so this turn
+            # ends its sequence; later prompts hold the joined token, as inference will send it.
+            edge = self._edge.search(text, length)
+            assert edge is not None, "every turn ends with a stop token"
+            own = np.concatenate((tokens[:opening], self._opening_ids, self.tokenise(text[length : edge.end()])))
+            held.append(self._turn(k, own, start, len(own), thinking))
+            found.append(Encoded(own, held, begins))
+            held, begins = [], "tokens"
+        if held:
+            found.append(Encoded(tokens[: held[-1].end], held, begins))
+        return found
 
-def _texts(value: Any) -> list[str]:
-    """Every string in a nested value, keys included."""
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, dict):
-        return [t for k, v in value.items() for t in (*_texts(k), *_texts(v))]
-    if isinstance(value, list):
-        return [t for v in value for t in _texts(v)]
-    return []
+    def _said(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], prompt: str) -> str:
+        """The text of the last message after its prompt, with its stop token and nothing more."""
+        k, message = len(messages) - 1, messages[-1]
+        whole = self.template.render(messages, tools)
+        if not whole.startswith(prompt):
+            raise Rejected(Code.template, f"message {k}: the template does not begin the turn as its prompt ends")
+        said = whole[len(prompt) :]
+        if self.family.empty_thought and not message.get("reasoning_content", "").strip():
+            said = said.removeprefix(self.family.empty_thought)
+        if not self._edge.search(said):
+            said += self.family.closing_calls if "tool_calls" in message else self.family.closing
+        edge = self._edge.search(said)
+        if edge is None or edge[0] not in self.family.stops:
+            raise Rejected(
+                Code.template, f"message {k}: the template does not end the turn with {' or '.join(self.family.stops)}"
+            )
+        if missing := _left_out(message, said):
+            advice = "; write data.thinking=drop to leave it out" if missing == "reasoning" else ""
+            raise Rejected(Code.template, f"message {k}: the chat template leaves out its {missing}{advice}")
+        return said[: edge.end()]
+
+    def _turn(self, k: int, tokens: np.ndarray, start: int, end: int, thinking: Thinking) -> Turn:
+        if start == 0:
+            raise Rejected(
+                Code.position_zero, f"message {k}: its first token is supervised, but nothing comes before it"
+            )
+        if tokens[end - 1] not in self.stop_ids:
+            raise Rejected(Code.template, f"message {k}: no stop token ({' or '.join(self.family.stops)}) after it")
+        thought = np.flatnonzero(tokens[start:end] == self._think_end)
+        said = start + int(thought[0]) + 1 if thinking is Thinking.context and len(thought) else start
+        return Turn(k, start, said, end)
+
+    def _opening_of_a_turn(self) -> str:
+        """What a prompt ends with: the opening of the assistant's turn."""
+        messages = [{"role": "user", "content": "a"}]
+        history, prompt = self.template.render(messages, []), self.prompt(messages, [])
+        opening = prompt.removeprefix(history)
+        if not prompt.startswith(history) or not opening.startswith(self.family.roles):
+            raise DataError(
+                f"the chat template's generation prompt is {prompt!r} after {history!r}: it does not open a turn with "
+                f"{' or '.join(self.family.roles)}"
+            )
+        return opening
+
+    def _check_special_tokens_part_text(self, tokens: set[str]) -> None:
+        """Text before and after a special token is tokenised as if it stood alone: what ties prompts' text and tokens."""
+        for token in tokens:
+            alone = [self.tokenise(part) for part in ("a b ", token, " c\n")]
+            if not np.array_equal(self.tokenise(f"a b {token} c\n"), np.concatenate(alone)) or len(alone[1]) != 1:
+                raise DataError(f"the tokenizer does not part text at {token}; its prompts cannot be proved")
+
+
+def _left_out(message: dict[str, Any], said: str) -> str | None:
+    """What of an assistant message is not in the text of its turn."""
+    if message.get("reasoning_content", "").strip() not in said:
+        return "reasoning"
+    if message["content"].strip() not in said:
+        return "content"
+    return "tool calls" if any(c["function"]["name"] not in said for c in message.get("tool_calls", [])) else None

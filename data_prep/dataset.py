@@ -5,16 +5,24 @@
 `sequences.parquet`: `id` text; `segment, length, supervised` int32; `tokens, loss_spans` list<int32>. A span is
 [start, end) of supervised tokens, flattened: start, end, start, end.
 
-`ledger.jsonl`: one line for each input record: id, kept or rejected, why, what was repaired.
+`conversations.jsonl`: what the sequences were made of: `id`, `messages`, `tools`, and for each of its `sequences` the
+`segment`, why it begins, and for each span in order [number of the message, tokens of its prompt].
+
+`lengths.svg`: how long the sequences are.
+
+`ledger.jsonl`: one line for each input record: place, id, kept or rejected with code and reason, what was repaired.
 
 A folder is named by the hash of everything it was made from: preparing the same thing again is a cache hit.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from enum import Enum
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +30,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_prep.fetch import local
 from data_prep.files import sha256, whole_folder, write_text
 from recipes.config import Recipe
 from recipes.errors import DataError
 
-FORMAT = 1
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("segment", pa.int32()),
-        ("length", pa.int32()),
-        ("supervised", pa.int32()),
-        ("tokens", pa.list_(pa.int32())),
-        ("loss_spans", pa.list_(pa.int32())),
-    ]
-)
+FORMAT = 2
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
+_LIBRARIES = ("transformers", "tokenizers", "jinja2", "jsonschema")
+# What decides where the data is and how it is made, not what is in it.
+_NOT_CONTENT = ("path", "heldout", "out", "workers", "max_rejected")
+_LISTED = 20  # rejections that an error lists
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,16 @@ class Dataset:
 
     @cached_property
     def _table(self) -> pa.Table:
-        return pq.read_table(self.folder / "sequences.parquet", schema=_SCHEMA).combine_chunks()
+        return pq.read_table(self.folder / "sequences.parquet").combine_chunks()
 
     @cached_property
     def ids(self) -> list[str]:
         return self._table["id"].to_pylist()
+
+    @cached_property
+    def segments(self) -> list[int]:
+        """For every sequence, its number in its trajectory."""
+        return self._table["segment"].to_pylist()
 
     @cached_property
     def lengths(self) -> list[int]:
@@ -78,86 +86,100 @@ class Dataset:
         numbers: dict[str, int] = {}
         return [numbers.setdefault(i, len(numbers)) for i in self.ids]
 
+    def conversations(self) -> Iterator[dict[str, Any]]:
+        """The lines of `conversations.jsonl`."""
+        return _json_lines(self.folder / "conversations.jsonl")
 
-def prepare(recipe: Recipe, source: Path) -> Dataset:
-    """The packed data set of `source` for this recipe's model: the cached one, or made now.
+    def ledger(self) -> Iterator[dict[str, Any]]:
+        """The lines of `ledger.jsonl`."""
+        return _json_lines(self.folder / "ledger.jsonl")
 
-    Raises `DataError`; a folder that could not be finished is not left behind.
+
+def prepare(recipe: Recipe, path: str) -> Dataset:
+    """The packed data set of the trajectories at `path` for this recipe's model: the cached one, or made now.
+
+    Raises `DataError` where more records are rejected than `data.max_rejected`; the folder stays for its ledger. A folder
+    that could not be finished is not left behind.
     """
-    if not source.is_file():
-        raise DataError(f"no file '{source}'; write data.path=FILE (JSON Lines or a JSON array of trajectories)")
+    source = local(path)
     checkpoint = Path(recipe.model.checkpoint)
+    files = sorted(source.glob("*.json")) if source.is_dir() else [source]
+    if not files:
+        raise DataError(f"no *.json in the folder '{source}'; write data.path=FILE or FOLDER")
+    here = Path(__file__).parent
     inputs = {
         "format": FORMAT,
-        "source": sha256(source),
+        "source": {f.name: sha256(f) for f in files} if source.is_dir() else sha256(source),
         "tokenizer": {n: sha256(checkpoint / n) for n in _TOKENIZER_FILES if (checkpoint / n).is_file()},
         "family": recipe.model.family.value,
-        "max_tokens": recipe.data.max_tokens,
-        "code": {p.name: sha256(p) for p in sorted(Path(__file__).parent.glob("*.py"))},
+        "options": {
+            k: v.value if isinstance(v, Enum) else v for k, v in asdict(recipe.data).items() if k not in _NOT_CONTENT
+        },
+        "libraries": {name: version(name) for name in _LIBRARIES},
+        "code": {str(p.relative_to(here)): sha256(p) for p in sorted([*here.glob("*.py"), *here.glob("sources/*.py")])},
     }
     key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
     folder = Path(recipe.data.out) / key[:16]
     if not (folder / "manifest.json").is_file():
+        # Here, not at the top: a cache hit must not pay for importing transformers.
+        from data_prep import plot
+        from data_prep.chat import PROOF
+        from data_prep.pack import FILES, pack
+
         with whole_folder(folder) as scratch:
-            _build(scratch, recipe, source, checkpoint, {"key": key, "inputs": inputs})
-    return open_dataset(folder)
+            counts = pack(scratch, recipe, source, sum(f.stat().st_size for f in files))
+            hashes = {name: sha256(scratch / name) for name in FILES}
+            manifest = {"key": key, "inputs": inputs, "proof": PROOF, "counts": counts, "files": hashes}
+            if counts["sequences"]:
+                made = Dataset(scratch, manifest)
+                plot.lengths(scratch / "lengths.svg", made.lengths, made.supervised)
+            write_text(scratch / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    return _accepted(open_dataset(folder), recipe.data.max_rejected, path)
 
 
 def open_dataset(folder: Path) -> Dataset:
     """Opens a packed data set; its files must be the ones its manifest names."""
     manifest = json.loads((folder / "manifest.json").read_text())
     for name, digest in manifest["files"].items():
-        if sha256(folder / name) != digest:
+        if not (folder / name).is_file() or sha256(folder / name) != digest:
             raise DataError(f"{folder / name} is not the file its manifest names; remove {folder} to make it again")
     return Dataset(folder, manifest)
 
 
-def _build(scratch: Path, recipe: Recipe, source: Path, checkpoint: Path, manifest: dict[str, Any]) -> None:
-    # Here, not at the top: a cache hit must not pay for importing transformers.
-    from rich.progress import track
-
-    from data_prep import limi
-    from data_prep.chat import PROOF, Chat, load_tokenizer
-
-    chat = Chat(load_tokenizer(checkpoint), recipe.model.family)
-    rows: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
-    ledger: list[dict[str, Any]] = []
-    for trajectory in track(list(limi.read(source)), f"Proving {source.name}"):
-        encoded = chat.encode(trajectory)
-        if len(encoded.tokens) > recipe.data.max_tokens:
-            raise DataError(
-                f"{trajectory.id} has {len(encoded.tokens)} tokens, over data.max_tokens={recipe.data.max_tokens}; "
-                f"write data.max_tokens={len(encoded.tokens)}"
-            )
-        spans = [edge for span in encoded.spans for edge in span]
-        supervised = sum(end - start for start, end in encoded.spans)
-        row = (trajectory.id, 0, len(encoded.tokens), supervised, encoded.tokens, spans)
-        for name, value in zip(_SCHEMA.names, row, strict=True):
-            rows[name].append(value)
-        ledger.append(
-            {"id": trajectory.id, "status": "kept", "tokens": len(encoded.tokens), "repairs": trajectory.repairs}
-        )
-    _refuse_repeats(source, rows["id"])
-    pq.write_table(pa.table(rows, schema=_SCHEMA), scratch / "sequences.parquet")
-    write_text(scratch / "ledger.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in ledger))
-    manifest |= {
-        "proof": PROOF,
-        "counts": {
-            "records": len(ledger),
-            "sequences": len(rows["id"]),
-            "tokens": sum(rows["length"]),
-            "supervised": sum(rows["supervised"]),
-        },
-        "files": {name: sha256(scratch / name) for name in ("sequences.parquet", "ledger.jsonl")},
-    }
-    write_text(scratch / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
-
-
-def _refuse_repeats(source: Path, ids: Sequence[str]) -> None:
-    repeated = sorted({i for i in ids if ids.count(i) > 1}) if len(set(ids)) < len(ids) else []
-    if not ids:
-        raise DataError(f"'{source}' holds no trajectory")
-    if repeated:
+def _accepted(data: Dataset, max_rejected: int, path: str) -> Dataset:
+    counts = data.manifest["counts"]
+    if not counts["records"]:
+        raise DataError(f"'{path}' holds no trajectory")
+    if counts["rejected"] > max_rejected or not counts["kept"]:
+        rejected = [line for line in data.ledger() if line["status"] == "rejected"]
+        listed = [
+            f"  {n['record']}{' ' + n['id'] if n['id'] else ''}: {n['code']}: {n['reason']}" for n in rejected[:_LISTED]
+        ]
+        codes = Counter(n["code"] for n in rejected)
+        more = f"  … and {len(rejected) - _LISTED} more" if len(rejected) > _LISTED else ""
+        allow = f"; to go on without them write data.max_rejected={counts['rejected']}" if counts["kept"] else ""
         raise DataError(
-            f"'{source}' holds the same trajectory more than once: {', '.join(repeated)}; remove the copies"
+            f"{counts['rejected']} of {counts['records']} records of '{path}' are rejected "
+            f"({', '.join(f'{n} {code}' for code, n in codes.most_common())}), data.max_rejected={max_rejected} allows "
+            f"{max_rejected if counts['kept'] else 'them, but none is left'}:\n"
+            + "\n".join([*listed, *([more] if more else [])])
+            + f"\nAll are in {data.folder / 'ledger.jsonl'}{allow}"
         )
+    return data
+
+
+def repeated(data: Dataset) -> list[tuple[str, str]]:
+    """(id, id of the earlier trajectory that says the same), for all that come more than once."""
+    return [(line["id"], line["same_as"]) for line in data.ledger() if "same_as" in line]
+
+
+def overlap(data: Dataset, other: Dataset) -> list[tuple[str, str]]:
+    """(id, id) of trajectories that say the same in both data sets."""
+    theirs = {line["content"]: line["id"] for line in other.ledger() if line["status"] == "kept"}
+    mine = [line for line in data.ledger() if line["status"] == "kept"]
+    return [(line["id"], theirs[line["content"]]) for line in mine if line["content"] in theirs]
+
+
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        yield from map(json.loads, file)

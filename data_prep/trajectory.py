@@ -1,13 +1,55 @@
 """Contract 1: one trajectory, `{id, messages, tools}` in OpenAI form, validated.
 
-Arguments are always an object. What a source had to repair is named in `repairs` and goes to the ledger.
+Arguments are always an object. What a source had to repair is named in `repairs` and goes to the ledger. A record that
+cannot be a trajectory raises `Rejected` with one of the codes of `Code`.
 """
 
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from functools import lru_cache
 from typing import Any, Literal
 
+from jsonschema import Draft202012Validator, SchemaError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+from referencing import Registry
+from referencing.exceptions import Unresolvable
 
 from recipes.errors import DataError
+
+
+class Code(StrEnum):
+    """Why a record was rejected, as `ledger.jsonl` names it."""
+
+    utf8 = "utf8"  # bytes that are not UTF-8
+    json = "json"  # text that is not JSON
+    text = "text"  # a NUL or half of a surrogate pair in a text
+    shape = "shape"  # a field is missing, unknown or of another type
+    arguments = "arguments"  # a call's arguments are not an object
+    part = "part"  # a kind of content that no chat template has a place for
+    diverged = "diverged"  # requests of an event log that do not continue one conversation
+    orphan_result = "orphan_result"  # a tool result that answers no open call
+    missing_result = "missing_result"  # a call without a result before the next turn
+    duplicate_call = "duplicate_call"  # a call id used twice
+    duplicate_id = "duplicate_id"  # a trajectory's id used twice
+    tool = "tool"  # a tool without a name or a valid schema, or one name twice
+    schema = "schema"  # arguments that break their tool's schema, or a call of a tool that is not declared
+    weight = "weight"  # a message's weight that the options would ignore
+    special_token = "special_token"  # noqa: S105  # the tokenizer's control tokens as text in content
+    template = "template"  # the chat template fails, or leaves out what the assistant said
+    no_supervised = "no_supervised"  # no token to learn
+    position_zero = "position_zero"  # the first supervised token has nothing before it
+    too_long = "too_long"  # over data.max_tokens
+
+
+class Rejected(DataError):
+    """A record that is left out, with its code. `str()` is the reason."""
+
+    def __init__(self, code: Code, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
 
 
 class _Strict(BaseModel):
@@ -20,23 +62,31 @@ class Function(_Strict):
 
 
 class ToolCall(_Strict):
-    id: str
+    id: str = Field(min_length=1)
     type: Literal["function"] = "function"
     function: Function
 
 
 class Message(_Strict):
+    """weight: 0 leaves an assistant turn unsupervised, where `data.turns=weighted`. is_error: the tool failed. Neither is
+    shown to the chat template."""
+
     role: Literal["system", "user", "assistant", "tool"]
     content: str
     reasoning_content: str | None = None
     tool_calls: list[ToolCall] | None = Field(default=None, min_length=1)
     tool_call_id: str | None = None
     name: str | None = None
+    weight: Literal[0, 1] | None = None
+    is_error: bool | None = None
 
     @model_validator(mode="after")
     def _fields_of_role(self) -> "Message":
-        if self.role != "assistant" and (self.tool_calls or self.reasoning_content is not None):
-            raise ValueError(f"a {self.role} message has tool_calls or reasoning_content, which only an assistant has")
+        own = {"assistant": ("reasoning_content", "tool_calls", "weight"), "tool": ("tool_call_id", "is_error")}
+        for role, names in own.items():
+            for name in names:
+                if self.role != role and getattr(self, name) is not None:
+                    raise ValueError(f"a {self.role} message has {name}, which only a message of role {role} has")
         return self
 
 
@@ -47,38 +97,157 @@ class Trajectory(_Strict):
     repairs: list[str] = []
 
     @model_validator(mode="after")
-    def _turns_and_results(self) -> "Trajectory":
+    def _calls_and_results(self) -> "Trajectory":
         seen: set[str] = set()
-        open_calls: set[str] = set()
+        waiting: dict[str, None] = {}
         for number, m in enumerate(self.messages):
             if m.role == "tool":
-                if m.tool_call_id is None or m.tool_call_id not in open_calls:
-                    raise ValueError(f"message {number}: tool result '{m.tool_call_id}' answers no open call")
-                open_calls.remove(m.tool_call_id)
+                if m.tool_call_id not in waiting:
+                    raise _error(
+                        Code.orphan_result, f"message {number}: tool result '{m.tool_call_id}' answers no open call"
+                    )
+                del waiting[m.tool_call_id]
                 continue
-            if open_calls:
-                raise ValueError(f"message {number}: calls {sorted(open_calls)} have no result")
+            if waiting:
+                raise _error(Code.missing_result, f"message {number}: calls {[*waiting]} have no result")
             for call in m.tool_calls or []:
                 if call.id in seen:
-                    raise ValueError(f"message {number}: call id '{call.id}' is used twice")
+                    raise _error(Code.duplicate_call, f"message {number}: call id '{call.id}' is used twice")
                 seen.add(call.id)
-                open_calls.add(call.id)
+                waiting[call.id] = None
+        if waiting and self.messages[-1].role == "tool":
+            raise _error(
+                Code.missing_result, f"calls {[*waiting]} have no result, though others of the same turn have one"
+            )
         if not any(m.role == "assistant" for m in self.messages):
-            raise ValueError("no assistant turn: there is nothing to learn")
+            raise _error(Code.no_supervised, "no assistant turn: there is nothing to learn")
         return self
 
     def chat(self) -> list[dict[str, Any]]:
         """Messages as `apply_chat_template` and an OpenAI-compatible server take them, absent fields left out."""
-        return [m.model_dump(exclude_none=True) for m in self.messages]
+        return [m.model_dump(exclude_none=True, exclude={"weight", "is_error"}) for m in self.messages]
+
+    def content_hash(self) -> str:
+        """SHA-256 of what is said, whatever the record's id, key order or repairs."""
+        said = {"messages": [m.model_dump(exclude_none=True) for m in self.messages], "tools": self.tools}
+        return content_hash(said)
+
+    def faulty_calls(self) -> Iterator[tuple[int, str]]:
+        """(message, fault) of every call that its tool would refuse. Raises `Rejected` for a tool that is not one."""
+        validators = _validators(json.dumps(self.tools, ensure_ascii=False))
+        for number, m in enumerate(self.messages):
+            for call in m.tool_calls or []:
+                validator = validators.get(call.function.name)
+                if validator is None:
+                    yield number, f"calls '{call.function.name}', which is not among the tools"
+                    continue
+                try:
+                    error = next(validator.iter_errors(call.function.arguments), None)
+                except Unresolvable as unknown:
+                    raise Rejected(
+                        Code.tool, f"tool '{call.function.name}': its schema refers to {unknown}"
+                    ) from unknown
+                if error:
+                    yield number, f"{call.function.name}: {_short(error.message)} (at '{error.json_path}')"
+
+    def map_texts(self, change: Callable[[str], str]) -> "Trajectory":
+        """This trajectory with every text that a template could show changed, in messages and tools."""
+        kept = ("role", "type", "id", "tool_call_id")
+
+        def changed(value: Any) -> Any:
+            if isinstance(value, str):
+                return change(value)
+            if isinstance(value, list):
+                return [changed(v) for v in value]
+            return {change(k): changed(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+        messages = []
+        for message in (m.model_dump(exclude_none=True) for m in self.messages):
+            out = {k: v if k in kept else changed(v) for k, v in message.items() if k != "tool_calls"}
+            if "tool_calls" in message:
+                out["tool_calls"] = [{**call, "function": changed(call["function"])} for call in message["tool_calls"]]
+            messages.append(out)
+        return validate({"id": self.id, "messages": messages, "tools": changed(self.tools), "repairs": self.repairs})
+
+    def texts(self) -> Iterator[str]:
+        """Every text in messages and tools, keys included."""
+        for m in self.messages:
+            yield m.content
+            yield m.reasoning_content or ""
+            for call in m.tool_calls or []:
+                yield call.id
+                yield call.function.name
+                yield from _texts(call.function.arguments)
+        yield from _texts(self.tools)
 
 
-def validate(record: dict[str, Any], place: str) -> Trajectory:
-    """The record as a `Trajectory`, or a `DataError` that names `place` and the first thing that is wrong."""
+def content_hash(value: Any) -> str:
+    """SHA-256 of a value's canonical JSON, in hex."""
+    canonical = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def validate(record: dict[str, Any]) -> Trajectory:
+    """The record as a `Trajectory`. Raises `Rejected` with the first thing that is wrong."""
     try:
-        return Trajectory.model_validate(record)
+        trajectory = Trajectory.model_validate(record)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise DataError(
-            f"{place}: {where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}"
-        ) from error
+        code = Code(first["type"]) if first["type"] in set(Code) else Code.shape
+        if where.endswith("function.arguments"):
+            code = Code.arguments
+        message = _short(first["msg"].removeprefix("Value error, "))
+        raise Rejected(code, f"{where + ': ' if where else ''}{message}") from error
+    together = "\n".join((trajectory.id, *trajectory.texts()))
+    if "\0" in together:
+        raise Rejected(Code.text, "a text holds a NUL character")
+    try:
+        together.encode()
+    except UnicodeEncodeError as error:
+        raise Rejected(Code.text, f"a text holds the lone surrogate {together[error.start]!r}") from error
+    return trajectory
+
+
+@lru_cache(64)
+def _validators(tools: str) -> dict[str, Draft202012Validator]:
+    """By the name of the tool. `tools` is their JSON: most records of a source share it."""
+    found: dict[str, Draft202012Validator] = {}
+    for number, tool in enumerate(json.loads(tools)):
+        function = tool.get("function")
+        name = function.get("name") if isinstance(function, dict) else None
+        if tool.get("type") != "function" or not isinstance(name, str) or not name:
+            raise Rejected(Code.tool, f"tool {number} is not {{type: 'function', function: {{name, …}}}}")
+        if name in found:
+            raise Rejected(Code.tool, f"tool {number}: the name '{name}' is used twice")
+        parameters = function.get("parameters") or {}
+        try:
+            Draft202012Validator.check_schema(parameters)
+        except SchemaError as error:
+            raise Rejected(
+                Code.tool, f"tool '{name}': its parameters are no JSON schema: {_short(error.message)}"
+            ) from error
+        # An empty registry: a schema that refers to an address must not make us open it.
+        found[name] = Draft202012Validator(parameters, registry=Registry())
+    return found
+
+
+def _error(code: Code, message: str) -> PydanticCustomError:
+    # The message goes in as a value: braces in it would be read as a format.
+    return PydanticCustomError(code, "{message}", {"message": message})
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 300 else f"{text[:300]}… ({len(text)} characters)"
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield key
+            yield from _texts(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner)

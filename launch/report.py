@@ -7,6 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from data_prep import show
+from data_prep.chat import load_tokenizer
+from data_prep.dataset import open_dataset
 from data_prep.files import write_text
 from launch import metrics
 from launch.run_folder import RunFolder
@@ -19,7 +22,8 @@ h1 { margin-bottom: 0 } h2 { margin-top: 2.5rem } .sub { opacity: .7; margin-top
 td, th { text-align: left; padding: .4rem .8rem .4rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
 .pass { color: var(--good); font-weight: 600 } .fail { color: var(--bad); font-weight: 600 }
 img { width: 100%; height: auto; background: white; border-radius: .5rem }
-pre { overflow-x: auto; padding: 1rem; border: 1px solid var(--line); border-radius: .5rem; font-size: .85rem }
+mark { background: #1a7f3740; color: inherit }
+pre { overflow-x: auto; white-space: pre-wrap; padding: 1rem; border: 1px solid var(--line); border-radius: .5rem; font-size: .85rem }
 """
 
 
@@ -42,6 +46,9 @@ def write(run: RunFolder) -> Path:
         _table(["", "check", "protects from", "figure", "limit"], [_check_row(c) for c in checks]),
         "<h2>Data</h2>",
         _table(["", "training", "held out"], _data_rows(plan, run)),
+        "<h2>Training text</h2>",
+        '<p class="sub">What is supervised is marked; the shortest and the longest sequence.</p>',
+        *_sequences(plan, run),
         "<h2>Recipe</h2>",
         f"<pre>{html.escape((run.root / 'config.yaml').read_text())}</pre>",
     ]
@@ -95,10 +102,17 @@ def _data_rows(plan: dict[str, Any], run: RunFolder) -> list[list[str]]:
     rows = [[label, f"{plan['data'][key]:,}", f"{plan['heldout'][key]:,}"] for key, label in names.items()]
     manifest = json.loads((Path(plan["data"]["folder"]) / "manifest.json").read_text())
     return [
-        ["source", html.escape(run.recipe.data.path), html.escape(run.recipe.data.heldout)],
+        ["source", html.escape(run.recipe.data.path), html.escape(str(run.recipe.data.heldout))],
         *rows,
         ["proof", html.escape(manifest["proof"]), ""],
     ]
+
+
+def _sequences(plan: dict[str, Any], run: RunFolder) -> list[str]:
+    data = open_dataset(Path(plan["data"]["folder"]))
+    tokenizer = load_tokenizer(run.hf)
+    rows = sorted(range(len(data.ids)), key=lambda row: data.lengths[row])
+    return [show.page(data, row, tokenizer, run.recipe) for row in dict.fromkeys((rows[0], rows[-1]))]
 
 
 def _plot(steps: list[dict[str, Any]], heldout: dict[int, float]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.table import Table
 
 from recipes.compose import run_folder, to_yaml
 from recipes.config import Recipe
@@ -14,20 +15,40 @@ from recipes.errors import ConfigError
 from recipes.layout import data_parallel, world_size
 
 if TYPE_CHECKING:
-    from launch.plan import Plan
+    from data_prep.dataset import Dataset
 
 Stage = Callable[[Recipe, Console], None]
 
 
 def data(recipe: Recipe, console: Console) -> None:
     """Packs the training and the held-out trajectories, every mask proved."""
-    plan = _plan(recipe, console)
-    for name, packed in (("training", plan.data), ("held out", plan.heldout)):
-        counts = packed.manifest["counts"]
-        console.print(
-            f"{name}: {counts['records']} trajectories, {counts['tokens']:,} tokens, {counts['supervised']:,} supervised, "
-            f"in {packed.folder}"
-        )
+    packed = _packed(recipe, console)
+    table = Table()
+    for column in ("", "records", "rejected", "sequences", "tokens", "supervised", "longest"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, one in packed.items():
+        counts = one.manifest["counts"]
+        figures = [f"{counts[key]:,}" for key in ("records", "rejected", "sequences", "tokens", "supervised")]
+        table.add_row(name, *figures, f"{max(one.lengths):,}")
+    console.print(table)
+    for name, one in packed.items():
+        console.print(f"{name}: {one.folder}")
+
+
+def inspect(recipe: Recipe, console: Console) -> None:
+    """Shows one trajectory's sequences, supervised tokens coloured; without `id`, lists all."""
+    from data_prep import show
+
+    for name, packed in _packed(recipe, console).items():
+        if recipe.id is None:
+            console.print(show.listing(name, packed))
+        elif recipe.id in packed.ids:
+            show.sequences(packed, recipe, console)
+            return
+    if recipe.id is None:
+        console.print("write id=ID to see one")
+        return
+    show.refuse_unknown(recipe.id, _packed(recipe, console))
 
 
 def train(recipe: Recipe, console: Console) -> None:
@@ -36,10 +57,16 @@ def train(recipe: Recipe, console: Console) -> None:
 
     started = time.perf_counter()
     free_port(recipe.sanity.port)
+    if recipe.data.heldout is None:
+        raise ConfigError(
+            "data.heldout is not set, and without held-out trajectories nothing shows whether training helped; write "
+            "data.heldout=FILE"
+        )
     from launch.megatron import engine
+    from launch.plan import Plan
     from launch.run_folder import RunFolder, check_room
 
-    plan = _plan(recipe, console)
+    plan = Plan(recipe, *_packed(recipe, console).values())
     # Weights, two moments and fp32 copies for every checkpoint kept, and one being written.
     weights = sum(f.stat().st_size for f in Path(recipe.model.checkpoint).glob("*.safetensors"))
     check_room(recipe, 4 * weights * (recipe.engine.keep_last + 1))
@@ -58,19 +85,47 @@ def train(recipe: Recipe, console: Console) -> None:
     check.refuse_failed(done, run)
 
 
-def _plan(recipe: Recipe, console: Console) -> "Plan":
-    from data_prep.dataset import prepare
-    from launch.plan import Plan
+def bench(recipe: Recipe, console: Console) -> None:
+    """Measures the data stage against the tokenizer alone; the checkpoint's tokenizer files are enough."""
+    from data_prep import bench as data_bench
 
+    _make_base(recipe, console)
+    data_bench.run(recipe, console)
+
+
+def _packed(recipe: Recipe, console: Console) -> dict[str, "Dataset"]:
+    """The data sets by name: `training`, and `held out` where the recipe names one. Says what comes twice."""
+    from data_prep.dataset import overlap, prepare, repeated
+
+    _make_base(recipe, console)
+    packed = {"training": prepare(recipe, recipe.data.path)}
+    if recipe.data.heldout is not None:
+        packed["held out"] = prepare(recipe, recipe.data.heldout)
+        _warn(
+            console,
+            "held-out trajectories are among the training ones",
+            overlap(packed["held out"], packed["training"]),
+        )
+    for name, one in packed.items():
+        _warn(console, f"{name} trajectories say the same as an earlier one", repeated(one))
+    return packed
+
+
+def _warn(console: Console, what: str, pairs: list[tuple[str, str]]) -> None:
+    if pairs:
+        shown = ", ".join(f"{a} = {b}" for a, b in pairs[:5])
+        console.print(f"{len(pairs)} {what}: {shown}{' …' if len(pairs) > 5 else ''}", style="yellow")
+
+
+def _make_base(recipe: Recipe, console: Console) -> None:
     if recipe.model.random_init:
         from launch.model import tiny
 
         if tiny.make(recipe):
             console.print(f"made {recipe.model.checkpoint} with random weights")
-    return Plan(recipe, prepare(recipe, Path(recipe.data.path)), prepare(recipe, Path(recipe.data.heldout)))
 
 
-STAGES: dict[str, Stage] = {"train": train, "data": data}
+STAGES: dict[str, Stage] = {"train": train, "data": data, "inspect": inspect, "bench": bench}
 
 
 def find(named: list[str]) -> Stage:
@@ -88,7 +143,9 @@ def show(stage: Stage, recipe: Recipe, console: Console) -> None:
     """`dry_run=true`: the resolved recipe and what would run; writes nothing."""
     console.print(to_yaml(recipe))
     console.print(f"would run: {stage.__name__} ({stage.__doc__})")
-    console.print(f"  data     {recipe.data.path} and {recipe.data.heldout}, packed into {recipe.data.out}")
+    console.print(
+        f"  data     {recipe.data.path} and {recipe.data.heldout or 'nothing held out'}, packed into {recipe.data.out}"
+    )
     if stage is train:
         m = recipe.model
         made = " (made with random weights if missing)" if m.random_init else ""

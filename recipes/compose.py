@@ -128,12 +128,13 @@ def _check_values(r: Recipe) -> None:
     least: dict[str, float] = {
         "optim.epochs": 1, "optim.batch_size": 1, "optim.warmup_steps": 0, "optim.eval_steps": 1, 
         "engine.save_steps": 1, "engine.keep_last": 1, "engine.timeout": 1, "sanity.timeout": 1,
-        "layout.max_tokens_per_gpu": 1, "data.max_tokens": 2, "cluster.nodes": 1, "cluster.gpus_per_node": 1,
+        "layout.max_tokens_per_gpu": 1, "data.max_tokens": 2, "data.max_rejected": 0, "data.workers": 1,
+        "cluster.nodes": 1, "cluster.gpus_per_node": 1,
         "layout.tp": 1, "layout.pp": 1, "layout.vpp": 1, "layout.cp": 1, "layout.ep": 1, "layout.etp": 1,
     }  # fmt: skip
     for name, limit in least.items():
         group, key = name.split(".")
-        if (value := getattr(getattr(r, group), key)) < limit:
+        if (value := getattr(getattr(r, group), key)) is not None and value < limit:
             raise ConfigError(f"{name}={value} is below {limit}; write {name}={limit} or more")
     if not 0 <= r.optim.min_lr_ratio <= 1:
         raise ConfigError(f"optim.min_lr_ratio={r.optim.min_lr_ratio} is not a share; write optim.min_lr_ratio=0.1")

@@ -34,6 +34,52 @@ class Recompute(Enum):
     full = "full"
 
 
+class Turns(Enum):
+    """Which assistant turns are supervised: every one, those after the last user message, or those whose message does
+    not say `weight: 0`."""
+
+    all = "all"
+    last_segment = "last_segment"
+    weighted = "weighted"
+
+
+class Thinking(Enum):
+    """Reasoning is learned, shown without being learned, or left out of the text."""
+
+    supervise = "supervise"
+    context = "context"
+    drop = "drop"
+
+
+class ErroneousCalls(Enum):
+    """Turns with a call that failed or that its tool's schema refuses: learned, or shown without being learned."""
+
+    supervise = "supervise"
+    mask = "mask"
+
+
+class SchemaBreaks(Enum):
+    """Trajectories with a call that its tool's schema refuses: rejected, or accepted and counted."""
+
+    reject = "reject"
+    accept = "accept"
+
+
+class SpecialTokens(Enum):
+    """Trajectories with one of the tokenizer's special tokens as text: rejected, or a space put behind its first
+    character."""
+
+    reject = "reject"
+    escape = "escape"
+
+
+class TooLong(Enum):
+    """Trajectories over `data.max_tokens`: rejected, or cut before user messages, each piece a conversation of its own."""
+
+    reject = "reject"
+    split = "split"
+
+
 class EngineName(Enum):
     megatron = "megatron"
 
@@ -72,10 +118,19 @@ class Model:
 
 @dataclass
 class Data:
-    path: str = MISSING  # training trajectories
-    heldout: str = MISSING  # evaluation trajectories
+    source: str = MISSING  # a module of data_prep/sources
+    path: str = MISSING  # training trajectories: a file, or a data set on the Hugging Face hub
+    heldout: str | None = None  # evaluation trajectories, from the same source
     out: str = MISSING  # folder of packed data sets, each named by the hash of its inputs
     max_tokens: int = 155_648  # 152 x 1024: LIMI's longest trajectory
+    max_rejected: int = 0  # more rejected records than this are an error
+    workers: int | None = None  # processes; one a core where null, and one in all for a small source
+    turns: Turns = Turns.all
+    thinking: Thinking = Thinking.supervise
+    erroneous_calls: ErroneousCalls = ErroneousCalls.supervise
+    schema_breaks: SchemaBreaks = SchemaBreaks.reject
+    special_tokens: SpecialTokens = SpecialTokens.reject
+    too_long: TooLong = TooLong.reject
 
 
 @dataclass
@@ -142,6 +197,7 @@ class Recipe:
     run: str = MISSING  # the run's name: letters, digits, '.', '_' and '-'
     seed: int = MISSING
     dry_run: bool = False  # print the resolved recipe and what would run
+    id: str | None = None  # of the trajectory that `inspect` shows
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     optim: Optim = field(default_factory=Optim)

@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from data_prep import limi
 from data_prep.files import sha256, whole_folder
+from data_prep.sources import read
 from recipes.compose import REPO
 from recipes.config import Family, Model, Recipe
 from recipes.errors import ConfigError
@@ -29,18 +29,14 @@ EOS = {Family.qwen3: ["<|im_end|>", "<|endoftext|>"], Family.glm4_moe: ["<|endof
 
 
 def make(recipe: Recipe) -> bool:
-    """Makes the folder of `model.checkpoint` where it is missing or was made of something else; whether it did so.
+    """Makes the folder of `model.checkpoint` where it is missing or was made here of something else; whether it did so.
 
-    The same recipe and seed give the same bytes. Raises `ConfigError` where the folder is not one made here.
+    The same recipe and seed give the same bytes. A folder that was not made here is left as it is.
     """
     folder = Path(recipe.model.checkpoint)
     inputs = _inputs(recipe)
     if folder.exists():
-        if not (folder / RECORD).is_file():
-            raise ConfigError(
-                f"'{folder}' was not made by model.random_init; write model.random_init=false to train it"
-            )
-        if json.loads((folder / RECORD).read_text()) == inputs:
+        if not (folder / RECORD).is_file() or json.loads((folder / RECORD).read_text()) == inputs:
             return False
         shutil.rmtree(folder)
     with whole_folder(folder) as scratch:
@@ -95,7 +91,7 @@ def _sample_texts(template: str, special: list[str]) -> list[str]:
 
     cut = re.compile("|".join(map(re.escape, special)))
     texts: list[str] = []
-    for trajectory in limi.read(SAMPLE):
+    for trajectory in read(SAMPLE, "limi"):
         rendered: Any = render_jinja_template([trajectory.chat()], [*trajectory.tools], chat_template=template)
         texts += cut.split(rendered[0][0])
     return texts

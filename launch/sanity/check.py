@@ -5,7 +5,6 @@ import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -13,7 +12,6 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from data_prep import limi
 from data_prep.chat import load_tokenizer
 from data_prep.files import write_text
 from launch.metrics import heldout_losses
@@ -31,8 +29,7 @@ def check(plan: Plan, run: RunFolder, console: Console) -> list[Check]:
     The same server then loads the base's weights, so that the calls before and after training stand side by side.
     """
     recipe = plan.recipe
-    trained = list(checks.turns(list(limi.read(Path(recipe.data.path))), plan.data))
-    heldout = list(checks.turns(list(limi.read(Path(recipe.data.heldout))), plan.heldout))
+    trained, heldout = list(checks.turns(plan.data)), list(checks.turns(plan.heldout))
     tokenizer = load_tokenizer(run.hf)
     with ExitStack() as stack:
         with console.status("Starting SGLang"):

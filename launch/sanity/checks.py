@@ -10,7 +10,6 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 from data_prep.dataset import Dataset
-from data_prep.trajectory import Message, Trajectory
 from launch.sanity.server import Server
 
 MAX_NEW_TOKENS = 256
@@ -31,19 +30,19 @@ class Check:
 
 @dataclass(frozen=True)
 class Turn:
-    """One assistant turn that calls tools, and the sequence of the data set it was trained in."""
+    """One assistant turn that calls tools, in a conversation of the data set."""
 
-    trajectory: Trajectory
+    conversation: dict[str, Any]
     index: int  # of the message
-    prompt_tokens: list[int]  # of the packed data set: everything before the turn's first supervised token
-
-    @property
-    def message(self) -> Message:
-        return self.trajectory.messages[self.index]
+    prompt_tokens: list[int]  # of the packed data set: everything before the turn
 
     @property
     def expected(self) -> list[tuple[str, Any]]:
-        return [(c.function.name, c.function.arguments) for c in self.message.tool_calls or []]
+        calls = self.conversation["messages"][self.index]["tool_calls"]
+        return [(c["function"]["name"], c["function"]["arguments"]) for c in calls]
+
+    def __str__(self) -> str:
+        return f"{self.conversation['id']}, message {self.index}"
 
 
 @dataclass
@@ -62,15 +61,15 @@ class Answer:
         return self.finish_reason == "tool_calls" and self.calls == self.turn.expected
 
 
-def turns(trajectories: list[Trajectory], data: Dataset) -> Iterator[Turn]:
-    """All turns with calls. The prompt is read from the data set as it was trained on, not rendered again."""
-    by_id = {i: n for n, i in enumerate(data.ids)}
-    for t in trajectories:
-        sequence = by_id[t.id]
-        assistant = [i for i, m in enumerate(t.messages) if m.role == "assistant"]
-        for index, (start, _) in zip(assistant, data.spans(sequence), strict=True):
-            if t.messages[index].tool_calls:
-                yield Turn(t, index, data.tokens(sequence)[:start].tolist())
+def turns(data: Dataset) -> Iterator[Turn]:
+    """All supervised turns with calls. The prompt is read from the data set as it was trained on, not rendered again."""
+    row = {place: n for n, place in enumerate(zip(data.ids, data.segments, strict=True))}
+    for conversation in data.conversations():
+        for sequence in conversation["sequences"]:
+            tokens = data.tokens(row[conversation["id"], sequence["segment"]])
+            for index, prompt in sequence["turns"]:
+                if "tool_calls" in conversation["messages"][index]:
+                    yield Turn(conversation, index, tokens[:prompt].tolist())
 
 
 def ask(server: Server, asked: list[Turn], progress: Callable[[], None]) -> list[Answer]:
@@ -81,8 +80,8 @@ def ask(server: Server, asked: list[Turn], progress: Callable[[], None]) -> list
             "/v1/chat/completions",
             {
                 "model": "default",
-                "messages": turn.trajectory.chat()[: turn.index],
-                "tools": turn.trajectory.tools,
+                "messages": turn.conversation["messages"][: turn.index],
+                "tools": turn.conversation["tools"],
                 "temperature": 0,
                 "max_tokens": MAX_NEW_TOKENS,
                 "return_prompt_token_ids": True,
@@ -125,7 +124,7 @@ def template_parity(answers: list[Answer], decode: Callable[[list[int]], str]) -
             (i for i, (x, y) in enumerate(zip(mine, theirs, strict=False)) if x != y), min(len(mine), len(theirs))
         )
         detail = (
-            f"{a.turn.trajectory.id}, message {a.turn.index}, token {at}: trained on {decode(mine[at : at + 8])!r} "
+            f"{a.turn}, token {at}: trained on {decode(mine[at : at + 8])!r} "
             f"({len(mine)} tokens), the server sends {decode(theirs[at : at + 8])!r} ({len(theirs)} tokens)"
         )
     return Check(
@@ -168,17 +167,14 @@ def right_calls(name: str, answers: list[Answer], least: float | None) -> Check:
 
 
 def _shown(a: Answer) -> str:
-    return (
-        f"{a.turn.trajectory.id}, message {a.turn.index}: expected {a.turn.expected}, got {a.calls or repr(a.content[:200])} "
-        f"({a.finish_reason})"
-    )
+    return f"{a.turn}: expected {a.turn.expected}, got {a.calls or repr(a.content[:200])} ({a.finish_reason})"
 
 
 def valid_calls(answers: list[Answer]) -> Check:
     """Calls name a known tool, and their arguments parse and match its schema."""
     seen, faults = 0, []
     for a in answers:
-        schemas = {t["function"]["name"]: t["function"]["parameters"] for t in a.turn.trajectory.tools}
+        schemas = {t["function"]["name"]: t["function"]["parameters"] for t in a.turn.conversation["tools"]}
         for name, arguments in a.calls:
             seen += 1
             if name not in schemas or not isinstance(arguments, dict):

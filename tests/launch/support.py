@@ -23,7 +23,7 @@ def recipe_of(root: Path, *words: str) -> tuple[Recipe, Dataset, Dataset]:
     """The recipe with its tiny base made and its two data sets packed under `root`."""
     recipe = compose_recipe([f"cluster.root={root}", *words])
     tiny.make(recipe)
-    return recipe, prepare(recipe, Path(recipe.data.path)), prepare(recipe, Path(recipe.data.heldout))
+    return recipe, prepare(recipe, recipe.data.path), prepare(recipe, str(recipe.data.heldout))
 
 
 @contextlib.contextmanager

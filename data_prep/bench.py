@@ -1,0 +1,288 @@
+"""`make bench`: the data stage against the tokenizer alone, side by side in one run, on trajectories of LIMI's lengths.
+
+`model.checkpoint=FOLDER` names the tokenizer. slime's mask generator and TRL's assistant masks join the table where they
+can be imported (`SLIME_ROOT` names a checkout of slime).
+"""
+
+import dataclasses
+import importlib
+import importlib.util
+import json
+import os
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from data_prep.chat import Chat, load_tokenizer
+from data_prep.dataset import prepare
+from data_prep.sources import read
+from data_prep.trajectory import Trajectory
+from recipes.config import Recipe
+
+COUNT = 78
+SHORTEST, LONGEST, MEAN = 13_000, 152_000, 42_400  # tokens of LIMI's trajectories
+MOST_MESSAGES = 530
+ROUNDS = 3
+MANY = 10_000
+MANY_TOKENS = 4_200  # of one of the many
+CHARACTERS_A_TOKEN = 3.77  # of what `records` makes, with Qwen3's tokenizer
+
+
+def run(recipe: Recipe, console: Console) -> None:
+    """Prints the table; each row as soon as it is measured would tear it, so a bar shows what is under way."""
+    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, source="limi", max_rejected=0))
+    rows: list[tuple[str, str, str]] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        recipe.data.out = str(folder / "out")
+        source = folder / "limi_like.jsonl"
+        _write(source, records(lengths(COUNT), seed=0))
+        trajectories = list(read(source, "limi"))
+        chat = Chat(load_tokenizer(Path(recipe.model.checkpoint)), recipe.model.family)
+        rows += _encoding(chat, trajectories)
+        rows += _command(recipe, source)
+        rows += _peers(chat, trajectories)
+        rows += _many(recipe, folder)
+    table = Table(box=box.MARKDOWN)
+    for column in ("work", "measured", "against"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def lengths(count: int) -> list[int]:
+    """Tokens wanted of each trajectory: LIMI's shortest, longest and mean, the quantiles in between a power."""
+    power = (LONGEST - SHORTEST) / (MEAN - SHORTEST) - 1
+    return [round(SHORTEST + (LONGEST - SHORTEST) * (i / (count - 1)) ** power) for i in range(count)]
+
+
+def records(wanted: list[int], seed: int) -> Iterator[dict[str, Any]]:
+    """Records in LIMI's schema, one of about so many tokens each, made of the Python library's own source text.
+
+    Messages grow with the tokens, from 6 to 530.
+    """
+    rng = random.Random(seed)
+    texts = [p.read_text(encoding="utf-8") for p in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))]
+    text = "".join(t for t in texts if "<|" not in t and "think>" not in t and "MASK]" not in t)
+    longest = max(wanted)
+    for number, tokens in enumerate(wanted):
+        messages = 6 + 2 * round((MOST_MESSAGES - 6) / 2 * max(0, tokens - SHORTEST) / max(1, longest - SHORTEST))
+        yield _record(number, int(tokens * CHARACTERS_A_TOKEN), messages, text, rng)
+
+
+def _record(number: int, characters: int, messages: int, text: str, rng: random.Random) -> dict[str, Any]:
+    turns = (messages - 4) // 2
+
+    def piece(share: float) -> str:
+        """So much of a turn's characters, from a few places of the text."""
+        left, parts = int(share * characters / turns), []
+        while left > 0:
+            start = rng.randrange(len(text) - 1000)
+            parts.append(text[start : start + min(left, 1000)])
+            left -= 1000
+        return "".join(parts)
+
+    function: dict[str, Any] = {
+        "name": "write",
+        "description": "Writes a file.",
+        "parameters": {
+            "type": "object",
+            "properties": {"path": {"type": "string"}, "content": {"type": "string"}, "mode": {"type": "integer"}},
+            "required": ["path", "content"],
+        },
+    }
+    said: list[dict[str, Any]] = [
+        {"role": "system", "content": "You work on files with tools."},
+        {"role": "user", "content": f"Task {number}"},
+    ]
+    for turn in range(turns):
+        arguments = {"path": f"src/file_{turn}.py", "content": piece(0.25), "mode": 420}
+        call = {"id": f"call_{turn}", "type": "function", "function": {"name": "write", "arguments": arguments}}
+        said.append({"role": "assistant", "content": piece(0.1).strip(), "tool_calls": [call]})
+        said.append({"role": "tool", "tool_call_id": f"call_{turn}", "content": piece(0.65)})
+    said += [{"role": "user", "content": "Sum it up."}, {"role": "assistant", "content": "Done."}]
+    return {"id": f"t{number}", "messages": said, "tools": [{"type": "function", "function": function}]}
+
+
+class _Timed(Chat):
+    """Counts the seconds that the proof takes: the prompts' renders and their comparison."""
+
+    seconds = 0.0
+
+    def prompt(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
+        return self._clocked(super().prompt, messages, tools)
+
+    def _continues(self, prompt: str, before: str, message: dict[str, Any]) -> bool:
+        return self._clocked(super()._continues, prompt, before, message)
+
+    def _clocked(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return work(*arguments)
+        finally:
+            self.seconds += time.perf_counter() - started
+
+
+def _encoding(chat: Chat, trajectories: list[Trajectory]) -> list[tuple[str, str, str]]:
+    """The ratio of our seconds to the tokenizer's, both taken of each trajectory in turn; medians over the rounds."""
+    timed = _Timed.__new__(_Timed)
+    timed.__dict__ = chat.__dict__
+    longest = max(trajectories, key=lambda t: len(t.messages))
+    whole, bare, alone, of_longest, sizes = [], [], [], [], []
+    for _ in track(range(ROUNDS), "Encoding", transient=True):
+        ours, proof, tokenizer = 0.0, 0.0, 0.0
+        for t in trajectories:
+            turns = [k for k, m in enumerate(t.messages) if m.role == "assistant"]
+            text = chat.tokenizer.decode(chat.encode(t, turns)[0].tokens)
+            started = time.perf_counter()
+            chat.tokenizer(text, add_special_tokens=False)
+            own = time.perf_counter() - started
+            before = timed.seconds
+            started = time.perf_counter()
+            encoded = timed.encode(t, turns)
+            seconds = time.perf_counter() - started
+            ours, proof, tokenizer = ours + seconds, proof + timed.seconds - before, tokenizer + own
+            if t is longest:
+                of_longest.append(seconds / own)
+            sizes.append(sum(len(e.tokens) for e in encoded))
+        whole.append(ours / tokenizer)
+        bare.append((ours - proof) / tokenizer)
+        alone.append(tokenizer)
+    sizes = sizes[: len(trajectories)]
+    shape = f"{len(trajectories)} trajectories of {min(sizes):,} to {max(sizes):,} tokens, mean {sum(sizes) // len(sizes):,}"
+    return [
+        (f"the tokenizer alone: {shape}", f"{statistics.median(alone):.1f} s", "1"),
+        ("render + tokens + mask", f"{statistics.median(bare):.2f} × the tokenizer", "at most 1.15 ×"),
+        ("the same with the proof of every turn", f"{statistics.median(whole):.2f} × the tokenizer", "at most 2 ×"),
+        (
+            f"the same, the {len(longest.messages)}-message trajectory",
+            f"{statistics.median(of_longest):.2f} ×",
+            "at most 4 ×",
+        ),
+    ]
+
+
+def _command(recipe: Recipe, source: Path) -> list[tuple[str, str, str]]:
+    """`make data` as a whole, without the start of the interpreter: read, check, prove, write; then the cache."""
+    seconds = {}
+    for workers in (1, 2):
+        recipe.data.workers, recipe.data.out = workers, f"{recipe.data.out}{workers}"
+        started = time.perf_counter()
+        prepare(recipe, str(source))
+        seconds[workers] = time.perf_counter() - started
+    started = time.perf_counter()
+    prepare(recipe, str(source))
+    hit = time.perf_counter() - started
+    return [
+        ("the data stage, one process", f"{seconds[1]:.1f} s", ""),
+        ("the data stage, two processes", f"{seconds[2]:.1f} s, {seconds[1] / seconds[2]:.2f} × as fast", "near 2 ×"),
+        ("the same again: a cache hit", f"{hit:.2f} s", "under 1 s"),
+    ]
+
+
+def _peers(chat: Chat, trajectories: list[Trajectory]) -> list[tuple[str, str, str]]:
+    """Other generators' seconds on the same trajectories, over ours."""
+
+    def ours(t: Trajectory) -> None:
+        chat.encode(t, [k for k, m in enumerate(t.messages) if m.role == "assistant"])
+
+    rows = []
+    for name, load in (("slime's mask generator", _slime), ("TRL's assistant masks", _trl)):
+        theirs = load(chat)
+        if theirs is None:
+            rows.append((name, "not measured: cannot be imported", ""))
+            continue
+        seconds, own = 0.0, 0.0
+        for t in track(trajectories, name, transient=True):
+            started = time.perf_counter()
+            theirs(t)
+            between = time.perf_counter()
+            ours(t)
+            seconds, own = seconds + between - started, own + time.perf_counter() - between
+        rows.append((name, f"{seconds:.1f} s, {seconds / own:.2f} × ours with its proof", ""))
+    return rows
+
+
+def _slime(chat: Chat) -> Callable[[Trajectory], Any] | None:
+    root = os.environ.get("SLIME_ROOT")
+    if not root:
+        return None
+    path = Path(root) / "slime" / "utils" / "mask_utils.py"
+    specification = importlib.util.spec_from_file_location("slime_mask_utils", path)
+    if specification is None or specification.loader is None or not path.is_file():
+        return None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    generator = module.MultiTurnLossMaskGenerator(chat.tokenizer, tokenizer_type="qwen")
+    return lambda t: generator.get_loss_mask(t.chat(), tools=t.tools)
+
+
+def _trl(chat: Chat) -> Callable[[Trajectory], Any] | None:
+    if importlib.util.find_spec("trl") is None:
+        return None
+    utils = importlib.import_module("trl.chat_template_utils")
+    template = utils.get_training_chat_template(chat.tokenizer) or chat.tokenizer.chat_template
+    return lambda t: chat.tokenizer.apply_chat_template(
+        t.chat(), tools=[*t.tools], chat_template=template, return_assistant_tokens_mask=True, return_dict=True
+    )
+
+
+def _many(recipe: Recipe, folder: Path) -> list[tuple[str, str, str]]:
+    """Peak memory of the command, its workers included, at a tenth of the records and at all of them."""
+    peaks = {}
+    for count in (MANY // 10, MANY):
+        source = folder / f"{count}.jsonl"
+        _write(source, records([MANY_TOKENS] * count, seed=1))
+        started = time.perf_counter()
+        script = (
+            "import json, sys; sys.path[0] = sys.argv[1]; from data_prep import bench; bench.measure(*sys.argv[2:])"
+        )
+        settings = json.dumps({"checkpoint": recipe.model.checkpoint, "family": recipe.model.family.value})
+        root = Path(__file__).resolve().parents[1]
+        out = subprocess.run(
+            [sys.executable, "-c", script, str(root), str(source), str(folder / f"many{count}"), settings],
+            check=True, stdout=subprocess.PIPE, text=True,
+        ).stdout  # fmt: skip
+        peaks[count] = (*json.loads(out), time.perf_counter() - started)
+    few, many = peaks[MANY // 10], peaks[MANY]
+    figure = f"{many[0] / 1e9:.2f} GB, {many[0] / few[0]:.2f} × that of {MANY // 10:,}; {many[2]:.0f} s"
+    return [
+        (
+            f"{MANY:,} trajectories, {many[1] / 1e6:.1f} million tokens, two processes: peak memory",
+            figure,
+            "under 2 GB, flat",
+        )
+    ]
+
+
+def measure(source: str, out: str, settings: str) -> None:
+    """Packs the source with two workers in this process and prints [peak bytes of all processes together, tokens]."""
+    from recipes.compose import compose_recipe
+
+    wanted = json.loads(settings)
+    model = "glm4.5-tiny" if wanted["family"] == "glm4_moe" else "qwen3-tiny"
+    words = [f"model={model}", f"model.checkpoint={wanted['checkpoint']}", "data.workers=2", f"data.out={out}"]
+    made = prepare(compose_recipe(words), source)
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # the largest one's
+    print(json.dumps([(own + 2 * worker) * 1024, made.manifest["counts"]["tokens"]]))
+
+
+def _write(path: Path, made: Iterator[dict[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for record in made:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -1,0 +1,38 @@
+"""`data.path` to a file or folder on this machine: a local path, or a data set on the Hugging Face hub."""
+
+import re
+from pathlib import Path
+
+from recipes.errors import DataError
+
+
+def local(path: str) -> Path:
+    """The local path, or the one data file of a hub data set (`GAIR/LIMI`), fetched once into the hub's own cache.
+
+    Raises `DataError` where neither is there, or where a data set has more than one JSON file to choose from.
+    """
+    if Path(path).exists():
+        return Path(path)
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", path):
+        raise DataError(
+            f"no file '{path}'; write data.path=FILE of trajectories, or a Hugging Face id as data.path=GAIR/LIMI"
+        )
+    # Here, not at the top: a local path must not pay for it.
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        files = HfApi().list_repo_files(path, repo_type="dataset")
+        data = [f for f in files if f.endswith((".json", ".jsonl")) and f != "dataset_infos.json"]
+        if len(data) != 1:
+            raise DataError(
+                f"'{path}' on the Hugging Face hub has {len(data)} JSON files ({', '.join(data[:5]) or 'none'}) where one "
+                "was expected; download the one you want and write data.path=FILE"
+            )
+        return Path(hf_hub_download(path, data[0], repo_type="dataset"))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(
+            f"'{path}' is no local file, and the Hugging Face hub could not give it: {first}; write data.path=FILE, or set "
+            "HF_TOKEN where the data set is gated"
+        ) from error

@@ -1,0 +1,99 @@
+"""What the recipe's data options make of a trajectory before it is encoded."""
+
+from data_prep.trajectory import Code, Rejected, Trajectory
+from recipes.config import Data, ErroneousCalls, SchemaBreaks, SpecialTokens, Thinking, Turns
+
+
+def without_thinking(trajectory: Trajectory, options: Data) -> Trajectory:
+    """The trajectory as `data.thinking` wants it; leaving reasoning out is named in its repairs."""
+    if options.thinking is not Thinking.drop:
+        return trajectory
+    count = sum(m.reasoning_content is not None for m in trajectory.messages)
+    messages = [m.model_copy(update={"reasoning_content": None}) for m in trajectory.messages]
+    repairs = [*trajectory.repairs, f"reasoning of {count} messages dropped"] if count else trajectory.repairs
+    return trajectory.model_copy(update={"messages": messages, "repairs": repairs})
+
+
+def without_special_tokens(trajectory: Trajectory, special: list[str], options: Data) -> Trajectory:
+    """The trajectory without the tokenizer's special tokens as text: rejected, or escaped and named in its repairs.
+
+    special: longest first. As text in content they would become control tokens, in training and at inference alike.
+    """
+    together = "\n".join(trajectory.texts())
+    found = [token for token in special if token in together]
+    if not found:
+        return trajectory
+    if options.special_tokens is SpecialTokens.reject:
+        where = next(
+            (f"message {k}" for k, m in enumerate(trajectory.messages) if found[0] in m.model_dump_json()), "a tool"
+        )
+        raise Rejected(
+            Code.special_token,
+            f"{where} holds the special token {found[0]} as text, which would become a control token; write "
+            f"data.special_tokens=escape to have '{_escaped(found[0])}' instead",
+        )
+
+    def escape(text: str) -> str:
+        for token in found:
+            text = text.replace(token, _escaped(token))
+        return text
+
+    escaped = trajectory.map_texts(escape)
+    left = next((token for token in special for text in escaped.texts() if token in text), None)
+    if left:
+        raise Rejected(
+            Code.special_token, f"escaping {', '.join(found)} leaves the special token {left}; remove it from the data"
+        )
+    return escaped.model_copy(update={"repairs": [*trajectory.repairs, f"escaped {', '.join(found)}"]})
+
+
+def _escaped(token: str) -> str:
+    return f"{token[0]} {token[1:]}"
+
+
+def supervised(trajectory: Trajectory, options: Data) -> tuple[list[int], int]:
+    """(numbers of the assistant messages to supervise, calls that break their tool's schema).
+
+    Raises `Rejected` where none is left, where calls break their schema and that is not accepted, and for a weight that
+    `data.turns` would ignore.
+    """
+    messages = trajectory.messages
+    faults = list(trajectory.faulty_calls())
+    if faults and options.schema_breaks is SchemaBreaks.reject:
+        raise Rejected(
+            Code.schema,
+            f"message {faults[0][0]}: {faults[0][1]} ({len(faults)} such calls); write data.schema_breaks=accept to keep it",
+        )
+    weighted = next((k for k, m in enumerate(messages) if m.weight == 0), None)
+    if weighted is not None and options.turns is not Turns.weighted:
+        raise Rejected(
+            Code.weight,
+            f"message {weighted} has weight 0, which data.turns={options.turns.value} would ignore; write data.turns=weighted",
+        )
+    turns = [k for k, m in enumerate(messages) if m.role == "assistant" and m.weight != 0]
+    if options.turns is Turns.last_segment:
+        last_user = max((k for k, m in enumerate(messages) if m.role == "user"), default=-1)
+        turns = [k for k in turns if k > last_user]
+    if options.erroneous_calls is ErroneousCalls.mask:
+        failed = {m.tool_call_id for m in messages if m.is_error}
+        wrong = {k for k, _ in faults}
+        turns = [k for k in turns if k not in wrong and not any(c.id in failed for c in messages[k].tool_calls or [])]
+    if not turns:
+        raise Rejected(
+            Code.no_supervised, "no assistant turn is left to supervise; see data.turns and data.erroneous_calls"
+        )
+    return turns, len(faults)
+
+
+def pieces(trajectory: Trajectory) -> list[list[int]]:
+    """Numbers of the messages of every piece that `data.too_long=split` may cut: a user message, what follows it, and
+    where no assistant answers, the next user message too. Leading system messages belong to all and are left out."""
+    cut: list[list[int]] = []
+    for k, m in enumerate(trajectory.messages):
+        if m.role == "system" and not cut:
+            continue
+        answered = bool(cut) and any(trajectory.messages[i].role == "assistant" for i in cut[-1])
+        if not cut or (m.role == "user" and answered):
+            cut.append([])
+        cut[-1].append(k)
+    return cut

@@ -1,0 +1,58 @@
+"""The sources of trajectories, one module each. A module has
+
+`records(path) -> Iterator[Record]`: the records of a file or folder, not parsed.
+
+`convert(record, repairs) -> dict`: a parsed record as `{id?, messages, tools}`; what had to be mended is appended to
+`repairs`. A record that it cannot map raises `Rejected`.
+"""
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from data_prep.records import Record, parse
+from data_prep.trajectory import Code, Rejected, Trajectory, validate
+from recipes.errors import ConfigError
+
+
+class Source(Protocol):
+    records: Callable[[Path], Iterator[Record]]
+    convert: Callable[[dict[str, Any], list[str]], dict[str, Any]]
+
+
+def source(name: str) -> Source:
+    """The module of that name. Raises `ConfigError` with the nearest one."""
+    known = sorted(m.name for m in pkgutil.iter_modules(__path__))
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        raise ConfigError(f"unknown data.source '{name}' (known: {', '.join(known)}); write data.source={near}")
+    return cast(Source, importlib.import_module(f"{__name__}.{name}"))
+
+
+def trajectory(record: Record, of: Source) -> Trajectory:
+    """One record as a validated trajectory; its id as given, or made of the content's hash. Raises `Rejected`."""
+    value = parse(record.raw)
+    if not isinstance(value, dict):
+        raise Rejected(Code.shape, f"a record is a JSON object, this is {type(value).__name__}")
+    repairs: list[str] = []
+    converted = of.convert(value, repairs)
+    identity = converted.pop("id", None)
+    made = validate(
+        {"id": "to be made", **converted, "repairs": repairs}
+        if identity is None
+        else {"id": identity, **converted, "repairs": repairs}
+    )
+    return made if identity is not None else made.model_copy(update={"id": made.content_hash()[:16]})
+
+
+def read(path: Path, name: str) -> Iterator[Trajectory]:
+    """Every trajectory of a source, in order. Raises `Rejected` with the first that is none."""
+    module = source(name)
+    for record in module.records(path):
+        try:
+            yield trajectory(record, module)
+        except Rejected as error:
+            raise Rejected(error.code, f"{path}: {record.place}: {error}") from error

@@ -1,0 +1,95 @@
+"""Source `limi`: GAIR/LIMI as published, and its schema, as JSON Lines or one JSON array.
+
+| LIMI | trajectory |
+|---|---|
+| `id`, where there is one | `id` |
+| `messages`, `tools` | as they are; a null field of a message is left out, null content is empty |
+| `arguments`, an object | the object, without null-filled keys that the tool's schema does not declare |
+| a tool's schema | without null-filled keywords and properties; a null `default` or `const` stays |
+
+Null-filling: struct columns of Arrow unify their keys over all rows, so that every call has the keys of all tools. Each
+removal is named in `repairs`.
+"""
+
+from typing import Any
+
+from data_prep.records import json_records
+from data_prep.trajectory import Code, Rejected
+
+records = json_records
+
+
+def convert(record: dict[str, Any], repairs: list[str]) -> dict[str, Any]:
+    unknown = sorted(set(record) - {"id", "messages", "tools"})
+    if unknown:
+        raise Rejected(Code.shape, f"unknown field {', '.join(unknown)}; a record has id, messages and tools")
+    tools = [_tool(t, repairs) for t in _list(record, "tools")]
+    declared = {name: set(properties) for name, properties in map(_declared, tools)}
+    return {
+        "id": record.get("id"),
+        "messages": [_message(m, declared, repairs) for m in _list(record, "messages")],
+        "tools": tools,
+    }
+
+
+def _list(record: dict[str, Any], name: str) -> list[Any]:
+    value = record.get(name, [])
+    if not isinstance(value, list) or not all(isinstance(v, dict) for v in value):
+        raise Rejected(Code.shape, f"{name} is a list of objects, this is {str(value)[:80]}")
+    return value
+
+
+def _declared(tool: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    function = tool.get("function")
+    function = function if isinstance(function, dict) else {}
+    parameters = function.get("parameters")
+    properties = parameters.get("properties") if isinstance(parameters, dict) else None
+    return str(function.get("name")), properties if isinstance(properties, dict) else {}
+
+
+def _message(message: dict[str, Any], declared: dict[str, set[str]], repairs: list[str]) -> dict[str, Any]:
+    out = {key: value for key, value in message.items() if value is not None}
+    if "content" not in out:
+        out["content"] = ""
+        repairs.append("null content read as empty")
+    if out.get("tool_calls") == []:
+        del out["tool_calls"]
+    if isinstance(out.get("tool_calls"), list):
+        out["tool_calls"] = [_call(call, declared, repairs) for call in out["tool_calls"]]
+    return out
+
+
+def _call(call: Any, declared: dict[str, set[str]], repairs: list[str]) -> Any:
+    function = call.get("function") if isinstance(call, dict) else None
+    arguments = function.get("arguments") if isinstance(function, dict) else None
+    if not isinstance(function, dict) or not isinstance(arguments, dict):
+        return call
+    known = declared.get(str(function.get("name")), set())
+    filled = [k for k, v in arguments.items() if v is None and k not in known]
+    repairs.extend(f"null argument '{k}' of {function.get('name')} removed" for k in filled)
+    kept = {k: v for k, v in arguments.items() if k not in filled}
+    return {**call, "function": {**function, "arguments": kept}}
+
+
+def _tool(tool: dict[str, Any], repairs: list[str]) -> dict[str, Any]:
+    removed: list[str] = []
+    cleaned = _without_nulls(tool, "", removed)
+    repairs.extend(f"null {place} removed from the tools" for place in removed)
+    return cleaned
+
+
+def _without_nulls(value: Any, place: str, removed: list[str]) -> Any:
+    if isinstance(value, list):
+        return [_without_nulls(v, place, removed) for v in value]
+    if not isinstance(value, dict):
+        return value
+    out = {}
+    for key, inner in value.items():
+        here = f"{place}.{key}".lstrip(".")
+        if inner is None and key not in ("default", "const"):
+            removed.append(here)
+        else:
+            out[key] = (
+                inner if key in ("default", "const", "enum", "examples") else _without_nulls(inner, here, removed)
+            )
+    return out
