@@ -162,11 +162,13 @@ class Chat:
         if not prompt.startswith(before):
             return False
         edge = self._edge.search(prompt, len(before))
-        return (
-            edge is not None
-            and edge[0] in self.family.stops
-            and _left_out(message, prompt[len(before) : edge.start()]) is None
-        )
+        if edge is None or edge[0] not in self.family.stops:
+            return False
+        said = prompt[len(before) : edge.start()]
+        return said == self._without_empty_thought(said, message) and _left_out(message, said) is None
+
+    def _without_empty_thought(self, said: str, message: dict[str, Any]) -> str:
+        return said if message.get("reasoning_content") else said.removeprefix(self.family.empty_thought)
 
     def _sequences(
         self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], prompt: str, turns: list[tuple[int, int]],
@@ -174,7 +176,7 @@ class Chat:
     ) -> list[Encoded]:  # fmt: skip
         """The sequence of turns whose prompts all begin the last one's, `prompt`; several, where tokens are joined."""
         last = turns[-1][0]
-        text = prompt + self._said(messages[: last + 1], tools, prompt)
+        text = prompt + self._said(messages[: last + 1], tools)
         tokens = self.tokenise(text)
         roles = np.flatnonzero(tokens == self._role_id)
         edges = np.flatnonzero(np.isin(tokens, self._edge_ids))
@@ -204,15 +206,14 @@ class Chat:
             found.append(Encoded(tokens[: held[-1].end], held, begins))
         return found
 
-    def _said(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], prompt: str) -> str:
+    def _said(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
         """The text of the last message after its prompt, with its stop token and nothing more."""
         k, message = len(messages) - 1, messages[-1]
-        whole = self.template.render(messages, tools)
-        if not whole.startswith(prompt):
-            raise Rejected(Code.template, f"message {k}: the template does not begin the turn as its prompt ends")
-        said = whole[len(prompt) :]
-        if self.family.empty_thought and not message.get("reasoning_content", "").strip():
-            said = said.removeprefix(self.family.empty_thought)
+        # Content holds no role token, so the last opening is this turn's.
+        _, opening, said = self.template.render(messages, tools).rpartition(self._opening)
+        if not opening:
+            raise Rejected(Code.template, f"message {k}: the template does not open it with {self._opening!r}")
+        said = self._without_empty_thought(said, message)
         if not self._edge.search(said):
             said += self.family.closing_calls if "tool_calls" in message else self.family.closing
         edge = self._edge.search(said)

@@ -11,7 +11,7 @@ def local(path: str) -> Path:
 
     Raises `DataError` where neither is there, or where a data set has more than one JSON file to choose from.
     """
-    if Path(path).exists():
+    if path and Path(path).exists():
         return Path(path)
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", path):
         raise DataError(
@@ -22,14 +22,15 @@ def local(path: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
-        files = HfApi().list_repo_files(path, repo_type="dataset")
+        there = HfApi().dataset_info(path)
+        files = [f.rfilename for f in there.siblings or []]
         data = [f for f in files if f.endswith((".json", ".jsonl")) and f != "dataset_infos.json"]
         if len(data) != 1:
             raise DataError(
                 f"'{path}' on the Hugging Face hub has {len(data)} JSON files ({', '.join(data[:5]) or 'none'}) where one "
                 "was expected; download the one you want and write data.path=FILE"
             )
-        return Path(hf_hub_download(path, data[0], repo_type="dataset"))
+        return Path(hf_hub_download(path, data[0], repo_type="dataset", revision=there.sha))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(

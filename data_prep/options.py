@@ -5,12 +5,19 @@ from recipes.config import Data, ErroneousCalls, SchemaBreaks, SpecialTokens, Th
 
 
 def without_thinking(trajectory: Trajectory, options: Data) -> Trajectory:
-    """The trajectory as `data.thinking` wants it; leaving reasoning out is named in its repairs."""
-    if options.thinking is not Thinking.drop:
+    """The trajectory as `data.thinking` wants it, and without blank reasoning; both are named in its repairs."""
+    dropped = [
+        m.reasoning_content is not None and (options.thinking is Thinking.drop or not m.reasoning_content.strip())
+        for m in trajectory.messages
+    ]
+    if not any(dropped):
         return trajectory
-    count = sum(m.reasoning_content is not None for m in trajectory.messages)
-    messages = [m.model_copy(update={"reasoning_content": None}) for m in trajectory.messages]
-    repairs = [*trajectory.repairs, f"reasoning of {count} messages dropped"] if count else trajectory.repairs
+    messages = [
+        m.model_copy(update={"reasoning_content": None}) if drop else m
+        for m, drop in zip(trajectory.messages, dropped, strict=True)
+    ]
+    what = "reasoning" if options.thinking is Thinking.drop else "blank reasoning"
+    repairs = [*trajectory.repairs, f"{what} of {sum(dropped)} messages left out"]
     return trajectory.model_copy(update={"messages": messages, "repairs": repairs})
 
 

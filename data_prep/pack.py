@@ -76,7 +76,8 @@ class Packer:
             ledger |= {"repairs": said.repairs, **self._after_the_last_turn(said)}
             conversations = self._fitting(said, turns)
         except Rejected as error:
-            return Packed(ledger | {"status": "rejected", "code": error.code.value, "reason": str(error)})
+            rejected = {"status": "rejected", "code": error.code.value, "reason": str(error)}
+            return Packed(ledger | rejected | {"id": ledger["id"] or error.identity})
         encoded = [e for _, sequences in conversations for e in sequences]
         begins = [e.begins for e in encoded]
         ledger |= {
@@ -148,8 +149,7 @@ def pack(folder: Path, recipe: Recipe, path: Path, total: int) -> dict[str, Any]
     with writer, _progress(path.name, total) as advance:
         for record, packed in _packed(recipe, records, total):
             line = packed.ledger
-            if packed.conversations:
-                _identify(packed, contents, ids)
+            identify(packed, contents, ids)
             if packed.conversations:
                 writer.write(packed)
             counts["records"] += 1
@@ -162,8 +162,11 @@ def pack(folder: Path, recipe: Recipe, path: Path, total: int) -> dict[str, Any]
     return counts
 
 
-def _identify(packed: Packed, contents: dict[str, str], ids: set[str]) -> None:
-    """Names a trajectory that was there before, and gives a copy without an id of its own one that is."""
+def identify(packed: Packed, contents: dict[str, str], ids: set[str]) -> None:
+    """Names a trajectory that was there before, gives a copy without an id of its own a new one, and rejects an id that
+    is given twice. contents: id by content hash, so far; ids: those kept so far."""
+    if not packed.conversations:
+        return
     line, content = packed.ledger, packed.ledger["content"]
     same = contents.setdefault(content, line["id"])
     made = line["id"] == content[:16]

@@ -4,7 +4,6 @@ Nothing is held but the record at hand, so that memory does not grow with the fi
 """
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from data_prep.trajectory import Code, Rejected
 from recipes.errors import DataError
 
 _CHUNK = 1 << 20
-_SPACE = re.compile(r"\s*")
+_SPACE = " \t\n\r"
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,12 @@ def json_records(path: Path) -> Iterator[Record]:
 
     Raises `DataError` where an array breaks off: what comes after it cannot be told apart.
     """
+    if path.is_dir():
+        raise DataError(f"'{path}' is a folder, and this source reads one file; write data.path=FILE")
     with path.open("rb") as file:
-        start = file.read(_CHUNK).removeprefix(b"\xef\xbb\xbf").lstrip()
+        start = file.read(3).removeprefix(b"\xef\xbb\xbf").lstrip()
+        while not start and (read := file.read(_CHUNK)):
+            start = read.lstrip()
     yield from _array(path) if start.startswith(b"[") else _lines(path)
 
 
@@ -78,7 +81,7 @@ def _array(path: Path) -> Iterator[Record]:
 
         def expect(allowed: str) -> str:
             nonlocal text
-            while not (text := text[_end_of_space(text) :]):
+            while not (text := text.lstrip(_SPACE)):
                 if not more():
                     raise DataError(f"{path}: the array ends after record {number} without its ']'")
             if text[0] not in allowed:
@@ -93,15 +96,15 @@ def _array(path: Path) -> Iterator[Record]:
                 if expect(",]") == "]":
                     break
                 text = text[1:]
-            while not (text := text[_end_of_space(text) :]) and more():
+            while not (text := text.lstrip(_SPACE)) and more():
                 pass
             if text.startswith("]") and not number:
                 break
             while True:
                 try:
                     _, end = decoder.raw_decode(text)
-                    # A number at the end of what was read may go on.
-                    if end < len(text) or not more():
+                    # A number may go on in what has not been read yet.
+                    if text[end : end + 1] in (",", "]", *_SPACE) or not more():
                         break
                 except json.JSONDecodeError as error:
                     wanted = max(_CHUNK, len(text))
@@ -118,12 +121,6 @@ def _array(path: Path) -> Iterator[Record]:
             pass
         if rest.strip():
             raise DataError(f"{path}: text after the array's ']': {rest.strip()[:40]!r}")
-
-
-def _end_of_space(text: str) -> int:
-    found = _SPACE.match(text)
-    assert found is not None, "the pattern matches the empty text"
-    return found.end()
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -45,11 +45,12 @@ class Code(StrEnum):
 
 
 class Rejected(DataError):
-    """A record that is left out, with its code. `str()` is the reason."""
+    """A record that is left out, with its code and, where it has one, its id. `str()` is the reason."""
 
-    def __init__(self, code: Code, reason: str) -> None:
+    def __init__(self, code: Code, reason: str, identity: str | None = None) -> None:
         super().__init__(reason)
         self.code = code
+        self.identity = identity
 
 
 class _Strict(BaseModel):

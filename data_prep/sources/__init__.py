@@ -38,13 +38,13 @@ def trajectory(record: Record, of: Source) -> Trajectory:
     if not isinstance(value, dict):
         raise Rejected(Code.shape, f"a record is a JSON object, this is {type(value).__name__}")
     repairs: list[str] = []
-    converted = of.convert(value, repairs)
-    identity = converted.pop("id", None)
-    made = validate(
-        {"id": "to be made", **converted, "repairs": repairs}
-        if identity is None
-        else {"id": identity, **converted, "repairs": repairs}
-    )
+    given = value.get("id") if isinstance(value.get("id"), str) else None
+    try:
+        converted = of.convert(value, repairs)
+        identity = converted.pop("id", None)
+        made = validate({**converted, "id": "to be made" if identity is None else identity, "repairs": repairs})
+    except Rejected as error:
+        raise Rejected(error.code, str(error), given) from error
     return made if identity is not None else made.model_copy(update={"id": made.content_hash()[:16]})
 
 

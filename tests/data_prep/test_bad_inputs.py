@@ -1,0 +1,44 @@
+"""Every file of `bad/` is refused with the code and the words that `expected.json` gives it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data_prep.pack import Packer
+from data_prep.sources import source
+from recipes.compose import compose_recipe
+
+FOLDER = Path(__file__).parent / "bad"
+EXPECTED = json.loads((FOLDER / "expected.json").read_text())
+
+
+def test_every_file_has_an_expectation():
+    assert sorted(p.name for p in FOLDER.iterdir() if p.name != "expected.json") == sorted(EXPECTED)
+    assert len(EXPECTED) >= 60
+
+
+@pytest.fixture(scope="module")
+def packers(bases):
+    def packer(name):
+        recipe = compose_recipe(
+            [f"data={name}", "data.path=x", "data.max_tokens=4000", f"model.checkpoint={bases['qwen3-tiny']}"]
+        )
+        return Packer(recipe)
+
+    return {name: packer(name) for name in ("limi", "openai", "sii_cli")}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_it_is_refused_by_name(packers, name):
+    from data_prep.pack import identify
+
+    kind = name.split("-")[0]
+    contents, ids, ledger = {}, set(), {}
+    for record in source(kind).records(FOLDER / name):
+        packed = packers[kind].pack(record)
+        identify(packed, contents, ids)
+        ledger = packed.ledger
+    assert ledger["status"] == "rejected"
+    assert ledger["code"] == EXPECTED[name]["code"], ledger["reason"]
+    assert EXPECTED[name]["says"] in ledger["reason"]

@@ -1,0 +1,25 @@
+import json
+
+from data_prep import bench
+from data_prep.chat import Chat, load_tokenizer
+from data_prep.records import Record
+from data_prep.sources import source, trajectory
+from recipes.config import Family
+
+
+def test_lengths_are_limis():
+    lengths = bench.lengths(bench.COUNT)
+    assert (min(lengths), max(lengths)) == (bench.SHORTEST, bench.LONGEST)
+    assert abs(sum(lengths) / len(lengths) / bench.MEAN - 1) < 0.02
+
+
+def test_records_are_valid_with_6_to_530_messages(bases):
+    made = [
+        trajectory(Record("", json.dumps(r).encode(), 0), source("limi"))
+        for r in bench.records(bench.lengths(8), seed=0)
+    ]
+    counts = [len(t.messages) for t in made]
+    assert (min(counts), max(counts)) == (6, 530)
+    chat = Chat(load_tokenizer(bases["qwen3-tiny"]), Family.qwen3)
+    rows = bench._encoding(chat, made[:2])
+    assert len(rows) == 4 and all(row[1] for row in rows)

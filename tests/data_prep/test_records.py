@@ -1,0 +1,79 @@
+import json
+
+import pytest
+
+from data_prep import records
+from data_prep.trajectory import Rejected
+from recipes.errors import DataError
+
+VALUES = [{"a": 1}, [1, [2]], "te,xt]", 12.5, None, {"ü": "]["}, 7]
+
+
+def raw(path):
+    return [json.loads(r.raw) for r in records.json_records(path)]
+
+
+@pytest.fixture
+def write(tmp_path):
+    def written(data):
+        path = tmp_path / "data.json"
+        path.write_bytes(data if isinstance(data, bytes) else data.encode())
+        return path
+
+    return written
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 1 << 20])
+def test_an_array_reads_the_same_whatever_the_chunk(write, monkeypatch, indent, chunk):
+    monkeypatch.setattr(records, "_CHUNK", chunk)
+    assert raw(write(" \n" + json.dumps(VALUES, indent=indent, ensure_ascii=False) + "\n")) == VALUES
+
+
+def test_lines_and_an_array_read_the_same(write):
+    lines = "\r\n\n".join(json.dumps(v) for v in VALUES if isinstance(v, dict))
+    assert raw(write("\ufeff" + lines)) == [v for v in VALUES if isinstance(v, dict)]
+    assert [r.place for r in records.json_records(write(lines))] == ["line 1", "line 3"]
+
+
+@pytest.mark.parametrize("text", ["", " \n ", "[]", " [ ] \n"])
+def test_nothing_is_nothing(write, text):
+    assert raw(write(text)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[1, 2", "ends after record 2 without its ']'"),
+        ("[1 2]", "'2' where one of ',]' belongs"),
+        ("[1,]", "record 2: not JSON"),
+        ("[{]", "record 1: not JSON"),
+        ("[1]x", "text after the array's ']': 'x'"),
+        ("[1]\n" + " " * 50 + "[2]", "text after the array's ']'"),
+        (b'["\xff"]', "not UTF-8"),
+        ("[" * 3000, "nested too deeply"),
+    ],
+)
+def test_a_broken_array_is_an_error(write, text, says):
+    with pytest.raises(DataError) as error:
+        raw(write(text))
+    assert says in str(error.value) and "data.json" in str(error.value)
+
+
+def test_a_surrogate_pair_is_a_character_and_half_a_one_reaches_the_check(write):
+    assert raw(write('["\\ud83d\\ude00"]')) == ["😀"]
+    (record,) = records.json_records(write('["\\ud83d"]'))
+    assert records.parse(record.raw) == "\ud83d"
+
+
+def test_a_folder_is_its_json_files_by_name(tmp_path):
+    for name in ("b.json", "a.json", "c.txt"):
+        (tmp_path / name).write_text(f'"{name}"')
+    assert [r.place for r in records.json_documents(tmp_path)] == ["a.json", "b.json"]
+    assert [r.place for r in records.json_documents(tmp_path / "b.json")] == ["b.json"]
+
+
+@pytest.mark.parametrize("text", ['{"a": NaN}', '{"a": 1, "a": 1}', '{"b": {"a": 1, "a": 1}}', "{", "\udcff"])
+def test_parse_refuses_what_json_is_not(text):
+    with pytest.raises(Rejected):
+        records.parse(text.encode("utf-8", "surrogateescape"))
