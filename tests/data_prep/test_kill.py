@@ -35,11 +35,14 @@ def whole(out):
     return found
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_no_half_made_folder_passes_for_whole(root, bases, tmp_path, workers):
+@pytest.mark.parametrize(
+    ("workers", "kills"),
+    [(2, 3), pytest.param(1, 20, marks=pytest.mark.slow), pytest.param(2, 20, marks=pytest.mark.slow)],
+)
+def test_no_half_made_folder_passes_for_whole(root, bases, tmp_path, workers, kills):
     source, out = tmp_path / "source.jsonl", tmp_path / "out"
     with source.open("w") as file:
-        for n in range(600):
+        for n in range(400):
             messages = [
                 user(f"task {n}"),
                 assistant("look", call("1", n=n)),
@@ -51,8 +54,8 @@ def test_no_half_made_folder_passes_for_whole(root, bases, tmp_path, workers):
     assert start(root, bases, source, tmp_path / "calm", workers).wait() == 0
     duration = time.monotonic() - started
     (calm,) = whole(tmp_path / "calm")
-    rng = random.Random(workers)
-    for _ in range(6):
+    rng = random.Random(kills)
+    for _ in range(kills):
         process = start(root, bases, source, out, workers)
         time.sleep(rng.uniform(0.3, 1.0) * duration)
         family = (
