@@ -194,51 +194,65 @@ def _command(recipe: Recipe, source: Path) -> list[tuple[str, str, str]]:
     ]
 
 
+Masks = tuple[list[int], list[int]]  # tokens, and for each whether it is supervised
+
+
 def _peers(chat: Chat, trajectories: list[Trajectory]) -> list[tuple[str, str, str]]:
-    """Other generators' seconds on the same trajectories, over ours."""
-
-    def ours(t: Trajectory) -> None:
-        chat.encode(t, [k for k, m in enumerate(t.messages) if m.role == "assistant"])
-
+    """Other generators on the same trajectories: their seconds over ours, and how often they say the same."""
     rows = []
     for name, load in (("slime's mask generator", _slime), ("TRL's assistant masks", _trl)):
         theirs = load(chat)
-        if theirs is None:
-            rows.append((name, "not measured: cannot be imported", ""))
+        if isinstance(theirs, str):
+            rows.append((name, f"not measured: {theirs}", ""))
             continue
-        seconds, own = 0.0, 0.0
+        seconds, own, same_tokens, same_mask = 0.0, 0.0, 0, 0
         for t in track(trajectories, name, transient=True):
             started = time.perf_counter()
-            theirs(t)
+            tokens, mask = theirs(t)
             between = time.perf_counter()
-            ours(t)
+            encoded = chat.encode(t, [k for k, m in enumerate(t.messages) if m.role == "assistant"])
             seconds, own = seconds + between - started, own + time.perf_counter() - between
-        rows.append((name, f"{seconds:.1f} s, {seconds / own:.2f} × ours with its proof", ""))
+            ours = [0] * len(encoded[0].tokens)
+            for turn in encoded[0].turns:
+                ours[turn.start : turn.end] = [1] * (turn.end - turn.start)
+            # Ours ends with the last stop token; what a template puts behind it is nobody's target.
+            equal = len(encoded) == 1 and tokens[: len(ours)] == encoded[0].tokens.tolist()
+            same_tokens += equal
+            same_mask += equal and mask == ours + [0] * (len(tokens) - len(ours))
+        agreed = f"same tokens {same_tokens}, same mask {same_mask} of {len(trajectories)}"
+        rows.append((name, f"{seconds:.1f} s, {seconds / own:.2f} × ours with its proof", agreed))
     return rows
 
 
-def _slime(chat: Chat) -> Callable[[Trajectory], Any] | None:
+def _slime(chat: Chat) -> Callable[[Trajectory], Masks] | str:
     root = os.environ.get("SLIME_ROOT")
-    if not root:
-        return None
-    path = Path(root) / "slime" / "utils" / "mask_utils.py"
+    path = Path(root or "") / "slime" / "utils" / "mask_utils.py"
+    if not root or not path.is_file():
+        return "SLIME_ROOT names no checkout of slime"
     specification = importlib.util.spec_from_file_location("slime_mask_utils", path)
-    if specification is None or specification.loader is None or not path.is_file():
-        return None
+    assert specification is not None and specification.loader is not None, "a Python file has a loader"
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     generator = module.MultiTurnLossMaskGenerator(chat.tokenizer, tokenizer_type="qwen")
     return lambda t: generator.get_loss_mask(t.chat(), tools=t.tools)
 
 
-def _trl(chat: Chat) -> Callable[[Trajectory], Any] | None:
+def _trl(chat: Chat) -> Callable[[Trajectory], Masks] | str:
     if importlib.util.find_spec("trl") is None:
-        return None
+        return "trl cannot be imported"
     utils = importlib.import_module("trl.chat_template_utils")
-    template = utils.get_training_chat_template(chat.tokenizer) or chat.tokenizer.chat_template
-    return lambda t: chat.tokenizer.apply_chat_template(
-        t.chat(), tools=[*t.tools], chat_template=template, return_assistant_tokens_mask=True, return_dict=True
-    )
+    try:
+        template = utils.get_training_chat_template(chat.tokenizer) or chat.tokenizer.chat_template
+    except ValueError:
+        return "TRL has no training template for this tokenizer's"
+
+    def masks(t: Trajectory) -> Masks:
+        made: Any = chat.tokenizer.apply_chat_template(
+            t.chat(), tools=[*t.tools], chat_template=template, return_assistant_tokens_mask=True, return_dict=True
+        )
+        return made["input_ids"], made["assistant_masks"]
+
+    return masks
 
 
 def _many(recipe: Recipe, folder: Path) -> list[tuple[str, str, str]]:

@@ -22,26 +22,22 @@ from data_prep.trajectory import Code, Rejected, Trajectory
 from recipes.config import Family, Thinking
 from recipes.errors import DataError
 
-PROOF = (
-    "literal: for every supervised turn k, the text before it equals the rendered prompt of messages[:k], and its tokens "
-    "that prompt's tokens"
-)
-
 
 @dataclass(frozen=True)
 class ChatFamily:
     """What a family's chat template does not say itself.
 
     roles: special tokens that open a message. stops: special tokens that end an assistant turn. closing, closing_calls:
-    the stop token of a last turn without and with tool calls, where the template leaves it out. empty_thought: what the
-    template puts into a last message without reasoning, though neither the prompt nor the history has it.
+    the stop token of a last turn without and with tool calls, where the template leaves it out. think: the tokens around
+    reasoning. empty_thought: what the template puts into a last message without reasoning, though neither the prompt nor
+    the history has it.
     """
 
     roles: tuple[str, ...]
     stops: tuple[str, ...]
     closing: str = ""
     closing_calls: str = ""
-    think_end: str = "</think>"
+    think: tuple[str, str] = ("<think>", "</think>")
     empty_thought: str = ""
 
 
@@ -94,6 +90,9 @@ def load_tokenizer(checkpoint: Path) -> PreTrainedTokenizerBase:
             f"no tokenizer.json in '{checkpoint}'; write model.checkpoint=FOLDER of a Hugging Face checkpoint"
         )
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False, local_files_only=True)
+    # A tokenizer.json can say to cut every text short, which `tokenizer(text)` overrules each time it is called.
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
     if not tokenizer.chat_template:
         raise DataError(f"'{checkpoint}' has no chat template; add its chat_template.jinja")
     return tokenizer
@@ -108,7 +107,7 @@ class Chat:
         self.template = ChatTemplate(tokenizer)
         self.special = sorted((str(t) for t in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
         edges = {*self.family.roles, *self.family.stops}
-        if missing := sorted((edges | {self.family.think_end}) - {*self.special}):
+        if missing := sorted((edges | {*self.family.think}) - {*self.special}):
             raise DataError(
                 f"the tokenizer has no special token {', '.join(missing)}; model.family={family.value} needs it"
             )
@@ -117,7 +116,7 @@ class Chat:
         self.stop_ids = frozenset(ids[t] for t in self.family.stops)
         self._edge = re.compile("|".join(map(re.escape, sorted(edges))))
         self._edge_ids = np.array(sorted(ids.values()))
-        self._think_end = vocabulary[self.family.think_end]
+        self._think_end = vocabulary[self.family.think[1]]
         self._check_special_tokens_part_text(edges)
         self._opening = self._opening_of_a_turn()
         self._opening_ids = self.tokenise(self._opening)
@@ -165,7 +164,9 @@ class Chat:
         if edge is None or edge[0] not in self.family.stops:
             return False
         said = prompt[len(before) : edge.start()]
-        return said == self._without_empty_thought(said, message) and _left_out(message, said) is None
+        return (
+            said == self._without_empty_thought(said, message) and _left_out(message, said, self.family.think) is None
+        )
 
     def _without_empty_thought(self, said: str, message: dict[str, Any]) -> str:
         return said if message.get("reasoning_content") else said.removeprefix(self.family.empty_thought)
@@ -221,7 +222,7 @@ class Chat:
             raise Rejected(
                 Code.template, f"message {k}: the template does not end the turn with {' or '.join(self.family.stops)}"
             )
-        if missing := _left_out(message, said):
+        if missing := _left_out(message, said[: edge.start()], self.family.think):
             advice = "; write data.thinking=drop to leave it out" if missing == "reasoning" else ""
             raise Rejected(Code.template, f"message {k}: the chat template leaves out its {missing}{advice}")
         return said[: edge.end()]
@@ -257,10 +258,17 @@ class Chat:
                 raise DataError(f"the tokenizer does not part text at {token}; its prompts cannot be proved")
 
 
-def _left_out(message: dict[str, Any], said: str) -> str | None:
-    """What of an assistant message is not in the text of its turn."""
-    if message.get("reasoning_content", "").strip() not in said:
+def _left_out(message: dict[str, Any], said: str, think: tuple[str, str]) -> str | None:
+    """What of an assistant message is not in the text of its turn, from after its prompt to before its stop token.
+
+    Content holds no thinking tokens, so they part the turn exactly: a substring would also be found where it is not meant.
+    """
+    shown, end, rest = said.partition(think[1])
+    thought = shown.partition(think[0])[2].strip() if end else ""
+    if thought != message.get("reasoning_content", "").strip():
         return "reasoning"
-    if message["content"].strip() not in said:
+    body, content = (rest if end else said).lstrip(), message["content"].strip()
+    if not body.startswith(content):
         return "content"
-    return "tool calls" if any(c["function"]["name"] not in said for c in message.get("tool_calls", [])) else None
+    calls = body[len(content) :]
+    return "tool calls" if any(c["function"]["name"] not in calls for c in message.get("tool_calls", [])) else None

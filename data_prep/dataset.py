@@ -51,33 +51,36 @@ class Dataset:
     manifest: dict[str, Any]
 
     @cached_property
-    def _table(self) -> pa.Table:
-        return pq.read_table(self.folder / "sequences.parquet").combine_chunks()
+    def _tokens(self) -> pa.Table:
+        return self._read("tokens", "loss_spans").combine_chunks()
+
+    def _read(self, *columns: str) -> pa.Table:
+        return pq.read_table(self.folder / "sequences.parquet", columns=[*columns])
 
     @cached_property
     def ids(self) -> list[str]:
-        return self._table["id"].to_pylist()
+        return self._read("id")["id"].to_pylist()
 
     @cached_property
     def segments(self) -> list[int]:
         """For every sequence, its number in its trajectory."""
-        return self._table["segment"].to_pylist()
+        return self._read("segment")["segment"].to_pylist()
 
     @cached_property
     def lengths(self) -> list[int]:
-        return self._table["length"].to_pylist()
+        return self._read("length")["length"].to_pylist()
 
     @cached_property
     def supervised(self) -> list[int]:
-        return self._table["supervised"].to_pylist()
+        return self._read("supervised")["supervised"].to_pylist()
 
     def tokens(self, sequence: int) -> np.ndarray:
         """[length] int32, read from the table as it lies in memory: lists of Python numbers would take nine times that."""
-        return self._table["tokens"][sequence].values.to_numpy()
+        return self._tokens["tokens"][sequence].values.to_numpy()
 
     def spans(self, sequence: int) -> list[tuple[int, int]]:
         """(start, end) of every run of supervised tokens, in order."""
-        flat = self._table["loss_spans"][sequence].as_py()
+        flat = self._tokens["loss_spans"][sequence].as_py()
         return list(zip(flat[::2], flat[1::2], strict=True))
 
     @cached_property
@@ -121,10 +124,9 @@ def prepare(recipe: Recipe, path: str) -> Dataset:
     key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
     folder = Path(recipe.data.out) / key[:16]
     if not (folder / "manifest.json").is_file():
-        # Here, not at the top: a cache hit must not pay for importing transformers.
+        # Here, not at the top: a cache hit must not pay for the imports.
         from data_prep import plot
-        from data_prep.chat import PROOF
-        from data_prep.pack import FILES, pack
+        from data_prep.pack import FILES, PROOF, pack
 
         with whole_folder(folder) as scratch:
             counts = pack(scratch, recipe, source, sum(f.stat().st_size for f in files))

@@ -8,14 +8,13 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,13 +22,16 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from data_prep import options
-from data_prep.chat import Chat, Encoded, load_tokenizer
 from data_prep.records import Record
-from data_prep.sources import Source, source, trajectory
-from data_prep.trajectory import Code, Rejected, Trajectory
-from recipes.config import Data, Recipe, TooLong
-from recipes.errors import DataError
+from data_prep.sources import source
+from data_prep.trajectory import Code
+from recipes.config import Recipe
+from recipes.errors import DataError, LimiError
+
+if TYPE_CHECKING:
+    # Not at run time: with workers, transformers is theirs to import.
+    from data_prep.chat import Encoded
+    from data_prep.packer import Packed, Packer
 
 SCHEMA = pa.schema(
     [
@@ -41,150 +43,72 @@ SCHEMA = pa.schema(
         ("loss_spans", pa.list_(pa.int32())),
     ]
 )
+PROOF = (
+    "literal: for every supervised turn k, the text before it equals the rendered prompt of messages[:k], and its tokens "
+    "that prompt's tokens"
+)
 FILES = ("sequences.parquet", "conversations.jsonl", "ledger.jsonl")
 _ROW_GROUP = 4_000_000  # tokens held before they are written
 _SMALL = 8_000_000  # bytes of a source that one process reads sooner than others have started
 
 
-@dataclass
-class Packed:
-    """What became of one record: a line of the ledger, and the sequences of every conversation it was kept as."""
-
-    ledger: dict[str, Any]
-    conversations: list[tuple[Trajectory, list[Encoded]]] = field(default_factory=list)
-
-
-class Packer:
-    """Packs single records: one in every worker."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        self.options: Data = recipe.data
-        self.source: Source = source(recipe.data.source)
-        self.chat = Chat(load_tokenizer(Path(recipe.model.checkpoint)), recipe.model.family)
-
-    def pack(self, record: Record) -> Packed:
-        """The record's ledger line and sequences; what is wrong with a record is in the line, never raised."""
-        ledger: dict[str, Any] = {"record": record.place, "id": None, "status": "kept"}
-        try:
-            said = trajectory(record, self.source)
-            content = said.content_hash()
-            ledger |= {"id": said.id, "content": content}
-            said = options.without_thinking(said, self.options)
-            said = options.without_special_tokens(said, self.chat.special, self.options)
-            turns, faults = options.supervised(said, self.options)
-            ledger |= {"schema_breaks": faults} if faults else {}
-            ledger |= {"repairs": said.repairs, **self._after_the_last_turn(said)}
-            conversations = self._fitting(said, turns)
-        except Rejected as error:
-            rejected = {"status": "rejected", "code": error.code.value, "reason": str(error)}
-            return Packed(ledger | rejected | {"id": ledger["id"] or error.identity})
-        encoded = [e for _, sequences in conversations for e in sequences]
-        begins = [e.begins for e in encoded]
-        ledger |= {
-            "tokens": sum(len(e.tokens) for e in encoded),
-            "supervised": sum(t.end - t.start for e in encoded for t in e.turns),
-            "turns": len(turns),
-            "segments": len(encoded),
-        }
-        ledger |= {f"segments_by_{why}": begins.count(why) for why in ("history", "tokens") if why in begins}
-        ledger |= {"pieces": len(conversations)} if len(conversations) > 1 else {}
-        return Packed(ledger, conversations)
-
-    @staticmethod
-    def _after_the_last_turn(said: Trajectory) -> dict[str, int]:
-        last = max(k for k, m in enumerate(said.messages) if m.role == "assistant")
-        rest = len(said.messages) - 1 - last
-        return {"messages_after_the_last_turn": rest} if rest else {}
-
-    def _fitting(self, said: Trajectory, turns: list[int]) -> list[tuple[Trajectory, list[Encoded]]]:
-        """The whole conversation, or its pieces where it is too long and may be cut."""
-        encoded = self.chat.encode(said, turns, self.options.thinking)
-        limit = self.options.max_tokens
-        longest = max(len(e.tokens) for e in encoded)
-        if longest <= limit:
-            return [(said, encoded)]
-        if self.options.too_long is TooLong.reject:
-            raise Rejected(
-                Code.too_long,
-                f"{longest:,} tokens, over data.max_tokens={limit}; write data.max_tokens={longest}, or data.too_long=split "
-                "to cut it before user messages",
-            )
-        cut = options.pieces(said)
-        head = [*range(cut[0][0])]
-        found: list[tuple[Trajectory, list[Encoded]]] = []
-        while cut:
-            fitting: tuple[Trajectory, list[Encoded]] | None = None
-            taken = 0
-            for count in range(1, len(cut) + 1):
-                kept = [*head, *(k for piece in cut[:count] for k in piece)]
-                wanted = [n for n, k in enumerate(kept) if k in turns]
-                part = said.model_copy(update={"messages": [said.messages[k] for k in kept]})
-                made = self.chat.encode(part, wanted, self.options.thinking) if wanted else []
-                longest = max((len(e.tokens) for e in made), default=0)
-                if longest > limit:
-                    break
-                fitting, taken = (part, made), count
-            if fitting is None:
-                raise Rejected(
-                    Code.too_long,
-                    f"from message {cut[0][0]} to the next user message it has {longest:,} tokens, over data.max_tokens="
-                    f"{limit}, and is cut before user messages only; write data.max_tokens={longest}",
-                )
-            if fitting[1]:
-                found.append(fitting)
-            cut = cut[taken:]
-        return found
-
-
-def pack(folder: Path, recipe: Recipe, path: Path, total: int) -> dict[str, Any]:
+def pack(folder: Path, recipe: Recipe, path: Path, total: int) -> dict[str, int]:
     """Writes the data set's files into `folder` and returns its counts. `total`: bytes of the source.
 
     Every record is kept or rejected; nothing is raised for a single one.
     """
     counts = dict.fromkeys(("records", "kept", "rejected", "sequences", "tokens", "supervised"), 0)
-    contents: dict[str, str] = {}
-    ids: set[str] = set()
-    writer = _Writer(folder)
+    seen = Seen()
     records = source(recipe.data.source).records(path)
-    with writer, _progress(path.name, total) as advance:
+    with _Writer(folder) as writer, _progress(path.name, total) as advance:
         for record, packed in _packed(recipe, records, total):
-            line = packed.ledger
-            identify(packed, contents, ids)
-            if packed.conversations:
-                writer.write(packed)
+            line = seen.identify(packed)
+            writer.write(packed)
             counts["records"] += 1
             counts[line["status"]] += 1
-            writer.ledger.write(json.dumps(line, ensure_ascii=True) + "\n")
-            for name, key in (("tokens", "tokens"), ("supervised", "supervised"), ("sequences", "segments")):
-                counts[name] += line[key] if line["status"] == "kept" else 0
+            if line["status"] == "kept":
+                for name, key in (("tokens", "tokens"), ("supervised", "supervised"), ("sequences", "segments")):
+                    counts[name] += line[key]
             advance(record.size)
     assert counts["records"] == counts["kept"] + counts["rejected"], "every record is kept or rejected"
     return counts
 
 
-def identify(packed: Packed, contents: dict[str, str], ids: set[str]) -> None:
-    """Names a trajectory that was there before, gives a copy without an id of its own a new one, and rejects an id that
-    is given twice. contents: id by content hash, so far; ids: those kept so far."""
-    if not packed.conversations:
-        return
-    line, content = packed.ledger, packed.ledger["content"]
-    same = contents.setdefault(content, line["id"])
-    made = line["id"] == content[:16]
-    if line["id"] in ids and made and same == line["id"]:
-        copies = 2 + sum(i.startswith(f"{same}.") for i in ids)
-        line["id"] = f"{same}.{copies}"
-        packed.conversations = [(t.model_copy(update={"id": line["id"]}), e) for t, e in packed.conversations]
-    if line["id"] in ids:
-        line |= {
-            "status": "rejected",
-            "code": Code.duplicate_id.value,
-            "reason": f"the id '{line['id']}' is used twice",
-        }
-        packed.conversations = []
-        return
-    ids.add(line["id"])
-    if same != line["id"]:
-        line["same_as"] = same
+class Seen:
+    """What was kept so far: which ids, and what was said under which."""
+
+    def __init__(self) -> None:
+        self._ids: set[str] = set()
+        self._contents: dict[str, str] = {}  # id by content hash
+        self._copies: Counter[str] = Counter()
+
+    def identify(self, packed: "Packed") -> dict[str, Any]:
+        """The record's ledger line: a copy is named, one without an id of its own gets another, and an id that is given
+        twice is rejected."""
+        line = packed.ledger
+        if not packed.conversations:
+            return line
+        content = line["content"]
+        if line["id"] == content[:16]:
+            self._copies[content] += 1
+            if self._copies[content] > 1:
+                line["id"] = f"{content[:16]}.{self._copies[content]}"
+                packed.conversations = [
+                    (said.model_copy(update={"id": line["id"]}), encoded) for said, encoded in packed.conversations
+                ]
+        if line["id"] in self._ids:
+            packed.conversations = []
+            line |= {
+                "status": "rejected",
+                "code": Code.duplicate_id.value,
+                "reason": f"the id '{line['id']}' is used twice",
+            }
+            return line
+        self._ids.add(line["id"])
+        same = self._contents.setdefault(content, line["id"])
+        if same != line["id"]:
+            line["same_as"] = same
+        return line
 
 
 class _Writer:
@@ -193,29 +117,32 @@ class _Writer:
     def __init__(self, folder: Path) -> None:
         self._parquet = pq.ParquetWriter(folder / "sequences.parquet", SCHEMA)
         self._conversations = (folder / "conversations.jsonl").open("w", encoding="utf-8")
-        self.ledger = (folder / "ledger.jsonl").open("w", encoding="utf-8")
+        self._ledger = (folder / "ledger.jsonl").open("w", encoding="utf-8")
         self._rows: list[tuple[str, int, Encoded]] = []
+        self._tokens = 0  # in `_rows`
 
     def __enter__(self) -> "_Writer":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._flush()
-        for file in (self._parquet, self._conversations, self.ledger):
+        for file in (self._parquet, self._conversations, self._ledger):
             file.close()
 
-    def write(self, packed: Packed) -> None:
+    def write(self, packed: "Packed") -> None:
         segment = 0
         for said, sequences in packed.conversations:
             shown: list[dict[str, Any]] = []
             for encoded in sequences:
                 self._rows.append((said.id, segment, encoded))
+                self._tokens += len(encoded.tokens)
                 turns = [[t.message, t.prompt] for t in encoded.turns]
                 shown.append({"segment": segment, "begins": encoded.begins, "turns": turns})
                 segment += 1
             line = {"id": said.id, "messages": said.chat(), "tools": said.tools, "sequences": shown}
             self._conversations.write(json.dumps(line, ensure_ascii=False) + "\n")
-        if sum(len(e.tokens) for _, _, e in self._rows) > _ROW_GROUP:
+        self._ledger.write(json.dumps(packed.ledger) + "\n")
+        if self._tokens > _ROW_GROUP:
             self._flush()
 
     def _flush(self) -> None:
@@ -231,7 +158,7 @@ class _Writer:
             _lists([np.array(s, dtype=np.int32) for s in spans]),
         ]
         self._parquet.write_table(pa.table(columns, schema=SCHEMA))
-        self._rows = []
+        self._rows, self._tokens = [], 0
 
 
 def _lists(arrays: list[np.ndarray]) -> pa.Array:
@@ -239,15 +166,19 @@ def _lists(arrays: list[np.ndarray]) -> pa.Array:
     return pa.ListArray.from_arrays(offsets, np.concatenate(arrays))
 
 
-def _packed(recipe: Recipe, records: Iterator[Record], total: int) -> Iterator[tuple[Record, Packed]]:
+def _packed(recipe: Recipe, records: Iterator[Record], total: int) -> Iterator[tuple[Record, "Packed"]]:
     """Every record and what became of it, in order; by this process or by several."""
     workers = recipe.data.workers or (1 if total < _SMALL else len(os.sched_getaffinity(0)))
     if workers == 1:
+        from data_prep.packer import Packer
+
         packer = Packer(recipe)
         yield from ((record, packer.pack(record)) for record in records)
         return
-    # Spawned, as this process may have threads of its own.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (recipe,))
+    # Forked from a server that has imported what takes longest, and not from this process, which may have threads.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["transformers.models.auto.tokenization_auto"])
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (recipe,))
     waiting: deque[tuple[Record, Future[Packed]]] = deque()
     try:
         for record in records:
@@ -264,16 +195,21 @@ def _packed(recipe: Recipe, records: Iterator[Record], total: int) -> Iterator[t
         pool.shutdown(cancel_futures=True)
 
 
-_worker: Packer
+_worker: "Packer | LimiError"
 
 
 def _start_worker(recipe: Recipe) -> None:
-    global _worker  # noqa: PLW0603  # one packer a process, made once
+    global _worker  # noqa: PLW0603  # one a process, made once
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the workers
     parent = multiprocessing.parent_process()
     assert parent is not None, "a worker has a parent"
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    _worker = Packer(recipe)
+    from data_prep.packer import Packer
+
+    try:
+        _worker = Packer(recipe)
+    except LimiError as error:
+        _worker = error  # raised where the parent asks for the first result
 
 
 def _end_with(parent: BaseProcess) -> None:
@@ -281,7 +217,9 @@ def _end_with(parent: BaseProcess) -> None:
     os._exit(1)
 
 
-def _pack(record: Record) -> Packed:
+def _pack(record: Record) -> "Packed":
+    if isinstance(_worker, LimiError):
+        raise _worker
     return _worker.pack(record)
 
 

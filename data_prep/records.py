@@ -4,6 +4,7 @@ Nothing is held but the record at hand, so that memory does not grow with the fi
 """
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from recipes.errors import DataError
 
 _CHUNK = 1 << 20
 _SPACE = " \t\n\r"
+_DEEPEST = 64
+_TOO_DEEP = f"nested deeper than {_DEEPEST} levels"
 
 
 @dataclass(frozen=True)
@@ -47,21 +50,49 @@ def json_documents(path: Path) -> Iterator[Record]:
 
 
 def parse(raw: bytes) -> Any:
-    """The value of a record's JSON. Raises `Rejected` for wrong bytes, wrong JSON, NaN and a key given twice."""
+    """The value of a record's JSON. Raises `Rejected` for wrong bytes, wrong JSON, numbers that are not finite, a key given
+    twice, nesting deeper than `_DEEPEST`, and texts with a NUL or half a surrogate pair."""
     try:
-        return json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_object, parse_constant=_constant)
+        value = json.loads(
+            raw.decode("utf-8-sig"), object_pairs_hook=_object, parse_constant=_constant, parse_float=_float
+        )
     except UnicodeDecodeError as error:
         raise Rejected(Code.utf8, f"byte {error.start} is not UTF-8") from error
     except json.JSONDecodeError as error:
         raise Rejected(Code.json, f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from error
+    except ValueError as error:  # an integer of thousands of digits
+        raise Rejected(Code.json, f"not JSON that can be read: {error}") from error
     except RecursionError as error:
-        raise Rejected(Code.json, "not JSON that can be read: nested too deeply") from error
+        raise Rejected(Code.json, _TOO_DEEP) from error
+    _check(value)
+    return value
+
+
+def _check(value: Any) -> None:
+    level = [value]
+    for _ in range(_DEEPEST):
+        deeper: list[Any] = []
+        for v in level:
+            if isinstance(v, str):
+                if "\0" in v:
+                    raise Rejected(Code.text, "a text holds a NUL character")
+                try:
+                    v.encode()
+                except UnicodeEncodeError as error:
+                    raise Rejected(Code.text, f"a text holds the lone surrogate {v[error.start]!r}") from error
+            elif isinstance(v, dict):
+                deeper += [*v, *v.values()]
+            elif isinstance(v, list):
+                deeper += v
+        level = deeper
+    if level:
+        raise Rejected(Code.json, _TOO_DEEP)
 
 
 def _lines(path: Path) -> Iterator[Record]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if line.strip():
+            if line.removeprefix(b"\xef\xbb\xbf").strip():
                 yield Record(f"line {number}", line, len(line))
 
 
@@ -110,8 +141,8 @@ def _array(path: Path) -> Iterator[Record]:
                     wanted = max(_CHUNK, len(text))
                     if not more():
                         raise DataError(f"{path}: record {number + 1}: not JSON: {error.msg}") from error
-                except RecursionError as error:
-                    raise DataError(f"{path}: record {number + 1}: nested too deeply to be read") from error
+                except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
+                    raise DataError(f"{path}: record {number + 1}: cannot be read: {error}") from error
             number, wanted = number + 1, _CHUNK
             raw = text[:end].encode("utf-8", "surrogatepass")
             yield Record(f"record {number}", raw, len(raw))
@@ -133,3 +164,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _constant(name: str) -> Any:
     raise Rejected(Code.json, f"{name} is not JSON")
+
+
+def _float(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise Rejected(Code.json, f"{text} is too large for a number")
+    return value

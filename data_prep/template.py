@@ -5,6 +5,7 @@ it. Two things that transformers' environment works out anew each time are remem
 and whether the sandbox lets a template have an attribute. What is rendered is the same text, which a test holds it to.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +26,7 @@ class ChatTemplate:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._compiled: dict[str, Template] = {}
-        self._json: dict[Any, tuple[Any, str]] = {}
+        self._json: dict[tuple[int, str], tuple[Any, str]] = {}
 
     def forget(self) -> None:
         """Lets go of the texts remembered for the last trajectory."""
@@ -48,7 +49,15 @@ class ChatTemplate:
                 add_generation_prompt=prompt,
                 **self._tokenizer.special_tokens_map,
             )
-        except (TemplateError, TypeError, ValueError, AttributeError, LookupError) as error:
+        except (
+            TemplateError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            LookupError,
+            ArithmeticError,
+            RecursionError,
+        ) as error:
             raise Rejected(Code.template, f"the chat template fails: {error}") from error
 
     def _compile(self, source: str) -> Template:
@@ -58,10 +67,10 @@ class ChatTemplate:
         return environment.from_string(source)
 
     def _remembering(self, tojson: Callable[..., str]) -> Callable[..., str]:
-        def remembered(value: Any, **options: Any) -> str:
-            if not isinstance(value, dict | list):
-                return tojson(value, **options)
-            key = (id(value), *options.items())
+        def remembered(value: Any, *given: Any, **options: Any) -> str:
+            if given or not isinstance(value, dict | list):
+                return tojson(value, *given, **options)
+            key = (id(value), repr(options))
             if key not in self._json:
                 # The value is kept with its text: a freed one's id could come back.
                 self._json[key] = (value, tojson(value, **options))
@@ -77,7 +86,9 @@ def _remembering_getattr(environment: Environment) -> Callable[[Any, str], Any]:
     def remembered(value: Any, name: str) -> Any:
         kind = type(value)
         if (kind, name) in safe:
-            return getattr(value, name)
+            # Namespaces are of one type and have other names each.
+            with contextlib.suppress(AttributeError):
+                return getattr(value, name)
         if kind is dict and name not in _DICT_ATTRIBUTES:
             # What Jinja ends up with after it has looked for an attribute.
             return value[name] if name in value else environment.undefined(obj=value, name=name)

@@ -15,7 +15,6 @@ from jsonschema import Draft202012Validator, SchemaError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 from referencing import Registry
-from referencing.exceptions import Unresolvable
 
 from recipes.errors import DataError
 
@@ -144,37 +143,36 @@ class Trajectory(_Strict):
                     continue
                 try:
                     error = next(validator.iter_errors(call.function.arguments), None)
-                except Unresolvable as unknown:
+                except Exception as failure:  # a schema can make its validator raise anything
                     raise Rejected(
-                        Code.tool, f"tool '{call.function.name}': its schema refers to {unknown}"
-                    ) from unknown
+                        Code.tool, f"tool '{call.function.name}': its schema cannot be used: {_short(str(failure))}"
+                    ) from failure
                 if error:
                     yield number, f"{call.function.name}: {_short(error.message)} (at '{error.json_path}')"
 
     def map_texts(self, change: Callable[[str], str]) -> "Trajectory":
         """This trajectory with every text that a template could show changed, in messages and tools."""
-        kept = ("role", "type", "id", "tool_call_id")
 
         def changed(value: Any) -> Any:
             if isinstance(value, str):
                 return change(value)
             if isinstance(value, list):
                 return [changed(v) for v in value]
-            return {change(k): changed(v) for k, v in value.items()} if isinstance(value, dict) else value
+            if not isinstance(value, dict):
+                return value
+            out = {change(k): changed(v) for k, v in value.items()}
+            if len(out) < len(value):
+                raise Rejected(Code.special_token, f"two keys of {[*value]} become one when they are escaped")
+            return out
 
-        messages = []
-        for message in (m.model_dump(exclude_none=True) for m in self.messages):
-            out = {k: v if k in kept else changed(v) for k, v in message.items() if k != "tool_calls"}
-            if "tool_calls" in message:
-                out["tool_calls"] = [{**call, "function": changed(call["function"])} for call in message["tool_calls"]]
-            messages.append(out)
+        messages = [changed(m.model_dump(exclude_none=True)) for m in self.messages]
         return validate({"id": self.id, "messages": messages, "tools": changed(self.tools), "repairs": self.repairs})
 
     def texts(self) -> Iterator[str]:
         """Every text in messages and tools, keys included."""
         for m in self.messages:
             yield m.content
-            yield m.reasoning_content or ""
+            yield from (t for t in (m.reasoning_content, m.tool_call_id, m.name) if t)
             for call in m.tool_calls or []:
                 yield call.id
                 yield call.function.name
@@ -191,7 +189,7 @@ def content_hash(value: Any) -> str:
 def validate(record: dict[str, Any]) -> Trajectory:
     """The record as a `Trajectory`. Raises `Rejected` with the first thing that is wrong."""
     try:
-        trajectory = Trajectory.model_validate(record)
+        return Trajectory.model_validate(record)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
@@ -200,14 +198,6 @@ def validate(record: dict[str, Any]) -> Trajectory:
             code = Code.arguments
         message = _short(first["msg"].removeprefix("Value error, "))
         raise Rejected(code, f"{where + ': ' if where else ''}{message}") from error
-    together = "\n".join((trajectory.id, *trajectory.texts()))
-    if "\0" in together:
-        raise Rejected(Code.text, "a text holds a NUL character")
-    try:
-        together.encode()
-    except UnicodeEncodeError as error:
-        raise Rejected(Code.text, f"a text holds the lone surrogate {together[error.start]!r}") from error
-    return trajectory
 
 
 @lru_cache(64)
@@ -224,9 +214,9 @@ def _validators(tools: str) -> dict[str, Draft202012Validator]:
         parameters = function.get("parameters") or {}
         try:
             Draft202012Validator.check_schema(parameters)
-        except SchemaError as error:
+        except (SchemaError, RecursionError) as error:
             raise Rejected(
-                Code.tool, f"tool '{name}': its parameters are no JSON schema: {_short(error.message)}"
+                Code.tool, f"tool '{name}': its parameters are no JSON schema: {_short(str(error).splitlines()[0])}"
             ) from error
         # An empty registry: a schema that refers to an address must not make us open it.
         found[name] = Draft202012Validator(parameters, registry=Registry())

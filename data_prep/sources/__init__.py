@@ -45,6 +45,8 @@ def trajectory(record: Record, of: Source) -> Trajectory:
         made = validate({**converted, "id": "to be made" if identity is None else identity, "repairs": repairs})
     except Rejected as error:
         raise Rejected(error.code, str(error), given) from error
+    except (TypeError, AttributeError, LookupError, ValueError) as error:
+        raise Rejected(Code.shape, f"it does not have the shape of this source: {error}", given) from error
     return made if identity is not None else made.model_copy(update={"id": made.content_hash()[:16]})
 
 

@@ -4,7 +4,7 @@
 |---|---|
 | `id`, where there is one | `id` |
 | `messages`, `tools` | as they are; a null field of a message is left out, null content is empty |
-| `arguments`, an object | the object, without null-filled keys that the tool's schema does not declare |
+| `arguments`, an object | the object, without null-filled keys that the tool's schema does not declare, at any depth |
 | a tool's schema | without null-filled keywords and properties; a null `default` or `const` stays |
 
 Null-filling: struct columns of Arrow unify their keys over all rows, so that every call has the keys of all tools. Each
@@ -24,30 +24,29 @@ def convert(record: dict[str, Any], repairs: list[str]) -> dict[str, Any]:
     if unknown:
         raise Rejected(Code.shape, f"unknown field {', '.join(unknown)}; a record has id, messages and tools")
     tools = [_tool(t, repairs) for t in _list(record, "tools")]
-    declared = {name: set(properties) for name, properties in map(_declared, tools)}
+    schemas = dict(map(_schema, tools))
     return {
         "id": record.get("id"),
-        "messages": [_message(m, declared, repairs) for m in _list(record, "messages")],
+        "messages": [_message(m, schemas, repairs) for m in _list(record, "messages")],
         "tools": tools,
     }
 
 
 def _list(record: dict[str, Any], name: str) -> list[Any]:
-    value = record.get(name, [])
+    value = [] if record.get(name) is None else record[name]
     if not isinstance(value, list) or not all(isinstance(v, dict) for v in value):
         raise Rejected(Code.shape, f"{name} is a list of objects, this is {str(value)[:80]}")
     return value
 
 
-def _declared(tool: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _schema(tool: dict[str, Any]) -> tuple[str, Any]:
+    """The tool's name and its parameters' schema."""
     function = tool.get("function")
     function = function if isinstance(function, dict) else {}
-    parameters = function.get("parameters")
-    properties = parameters.get("properties") if isinstance(parameters, dict) else None
-    return str(function.get("name")), properties if isinstance(properties, dict) else {}
+    return str(function.get("name")), function.get("parameters")
 
 
-def _message(message: dict[str, Any], declared: dict[str, set[str]], repairs: list[str]) -> dict[str, Any]:
+def _message(message: dict[str, Any], schemas: dict[str, Any], repairs: list[str]) -> dict[str, Any]:
     out = {key: value for key, value in message.items() if value is not None}
     if "content" not in out:
         out["content"] = ""
@@ -55,20 +54,37 @@ def _message(message: dict[str, Any], declared: dict[str, set[str]], repairs: li
     if out.get("tool_calls") == []:
         del out["tool_calls"]
     if isinstance(out.get("tool_calls"), list):
-        out["tool_calls"] = [_call(call, declared, repairs) for call in out["tool_calls"]]
+        out["tool_calls"] = [_call(call, schemas, repairs) for call in out["tool_calls"]]
     return out
 
 
-def _call(call: Any, declared: dict[str, set[str]], repairs: list[str]) -> Any:
+def _call(call: Any, schemas: dict[str, Any], repairs: list[str]) -> Any:
     function = call.get("function") if isinstance(call, dict) else None
-    arguments = function.get("arguments") if isinstance(function, dict) else None
-    if not isinstance(function, dict) or not isinstance(arguments, dict):
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), dict):
         return call
-    known = declared.get(str(function.get("name")), set())
-    filled = [k for k, v in arguments.items() if v is None and k not in known]
-    repairs.extend(f"null argument '{k}' of {function.get('name')} removed" for k in filled)
-    kept = {k: v for k, v in arguments.items() if k not in filled}
+    filled: list[str] = []
+    kept = _unfilled(function["arguments"], schemas.get(str(function.get("name"))), "", filled)
+    repairs.extend(f"null argument '{place}' of {function.get('name')} removed" for place in filled)
     return {**call, "function": {**function, "arguments": kept}}
+
+
+def _unfilled(value: Any, schema: Any, place: str, filled: list[str]) -> Any:
+    """The value without null keys that its schema does not declare, at any depth; their places go to `filled`."""
+    schema = schema if isinstance(schema, dict) else {}
+    if isinstance(value, list):
+        return [_unfilled(v, schema.get("items"), place, filled) for v in value]
+    if not isinstance(value, dict):
+        return value
+    declared = schema.get("properties")
+    declared = declared if isinstance(declared, dict) else {}
+    out = {}
+    for key, inner in value.items():
+        here = f"{place}.{key}".lstrip(".")
+        if inner is None and key not in declared:
+            filled.append(here)
+        else:
+            out[key] = _unfilled(inner, declared.get(key), here, filled)
+    return out
 
 
 def _tool(tool: dict[str, Any], repairs: list[str]) -> dict[str, Any]:
@@ -78,7 +94,8 @@ def _tool(tool: dict[str, Any], repairs: list[str]) -> dict[str, Any]:
     return cleaned
 
 
-def _without_nulls(value: Any, place: str, removed: list[str]) -> Any:
+def _without_nulls(value: Any, place: str, removed: list[str], names: bool = False) -> Any:
+    """names: the keys are names of properties, not keywords."""
     if isinstance(value, list):
         return [_without_nulls(v, place, removed) for v in value]
     if not isinstance(value, dict):
@@ -86,10 +103,9 @@ def _without_nulls(value: Any, place: str, removed: list[str]) -> Any:
     out = {}
     for key, inner in value.items():
         here = f"{place}.{key}".lstrip(".")
-        if inner is None and key not in ("default", "const"):
+        literal = not names and key in ("default", "const", "enum", "examples")
+        if inner is None and not (literal and key in ("default", "const")):
             removed.append(here)
         else:
-            out[key] = (
-                inner if key in ("default", "const", "enum", "examples") else _without_nulls(inner, here, removed)
-            )
+            out[key] = inner if literal else _without_nulls(inner, here, removed, key == "properties" and not names)
     return out

@@ -44,7 +44,10 @@ def convert(record: dict[str, Any], repairs: list[str]) -> dict[str, Any]:
 
 
 def _message(message: dict[str, Any], number: int, before: list[dict[str, Any]], repairs: list[str]) -> dict[str, Any]:
-    out = {k: v for k, v in message.items() if v is not None and v != [] and k != "content"}
+    out = {k: v for k, v in message.items() if v not in (None, "", [], {}) and k != "content"}
+    for one, other in (("reasoning", "reasoning_content"), ("function_call", "tool_calls")):
+        if one in out and other in out:
+            raise Rejected(Code.shape, f"message {number}: has both {one} and {other}")
     out["content"] = _text(message.get("content"), number)
     role = out.get("role")
     if role == "developer":
@@ -82,7 +85,9 @@ def _text(content: Any, number: int) -> str:
             if not isinstance(part, dict) or part.get("type") not in ("text", "input_text", "output_text"):
                 kind = part.get("type") if isinstance(part, dict) else type(part).__name__
                 raise Rejected(Code.part, f"message {number}: a part of type '{kind}' has no place in a text")
-        return "".join(_text(part.get("text"), number) for part in content)
+            if set(part) != {"type", "text"} or not isinstance(part["text"], str):
+                raise Rejected(Code.part, f"message {number}: a text part has type and text, this one {sorted(part)}")
+        return "".join(part["text"] for part in content)
     if not isinstance(content, str):
         raise Rejected(Code.shape, f"message {number}: content is {type(content).__name__}, not text")
     return content

@@ -4,16 +4,17 @@
 |---|---|
 | `id` | `id` |
 | every `full_request.messages` | merged into the one conversation that they continue |
-| `full_response` (or `response`) of an event | the model's answer, the last one included |
+| an event's `full_response` (or `response`) | the answer to the request before it, the last one included |
 | `system_instruction` | the first system message |
 | `tools[].functionDeclarations[]` | `tools`, all that were ever declared; Gemini's upper-case types in lower case |
 | role `user`, part `text` | a user message |
-| `functionResponse` | a tool message: `response.output`; `response.error` as the content with `is_error` |
+| `functionResponse` | a tool message: `response.output`; `response.error` as the content, with `is_error` |
 | role `model`, part `text` / `functionCall` | content / tool call of an assistant message, in the order of the parts |
 | a part with `thought: true` | `reasoning_content` |
 
 A text after a call starts a new assistant message, each call followed by its own result: no chat template can show text
-behind a call. Any other kind of part rejects the session. Events without a request or an answer are telemetry.
+behind a call. Any other kind of part, and requests that do not continue one conversation, reject the session. Events
+without a request or an answer are telemetry.
 """
 
 import json
@@ -26,137 +27,209 @@ from data_prep.trajectory import Code, Rejected
 records = json_documents
 
 Content = dict[str, Any]  # {role: user | model, parts: [...]}
+_KINDS = {"text", "functionCall", "functionResponse"}
+_BESIDE = {"thought", "thoughtSignature"}
 
 
 def convert(record: dict[str, Any], repairs: list[str]) -> dict[str, Any]:
-    events = record.get("events")
-    if not isinstance(events, list):
-        raise Rejected(Code.shape, "an event log has a list of events")
-    said: list[Content] = []
-    system: str | None = None
-    tools: dict[str, dict[str, Any]] = {}
-    answered = True
+    events = _list(record.get("events"), "events")
+    log = _Log(repairs)
     for number, event in enumerate(events):
         data = event.get("data") if isinstance(event, dict) else None
-        if not isinstance(data, dict):
-            continue
-        request = data.get("full_request")
-        if isinstance(request, dict):
-            said, answered = _merged(said, request.get("messages") or [], number), False
-            text = _system(request.get("system_instruction"))
-            if system is not None and text != system:
-                repairs.append(f"event {number}: another system instruction; the first is kept")
-            system = text if system is None else system
-            _declare(request.get("tools") or [], tools, number, repairs)
-        answer = _answer(data.get("full_response", data.get("response")))
-        if answer is not None:
-            said, answered = [*said, answer], True
-    if not said:
-        raise Rejected(Code.shape, "no event holds a full_request")
-    if not answered:
+        if isinstance(data, dict):
+            if data.get("full_request") is not None:
+                log.request(number, data["full_request"])
+            answer = data["full_response"] if data.get("full_response") is not None else data.get("response")
+            if answer is not None:
+                log.answer(number, answer)
+    if not log.said:
+        raise Rejected(Code.shape, "no event holds a full_request with messages")
+    if log.open_at is not None:
         repairs.append("the log ends without an answer to its last request")
-    messages = [{"role": "system", "content": system}] if system else []
-    return {"id": record.get("id"), "messages": messages + _messages(said, repairs), "tools": [*tools.values()]}
+    messages = [{"role": "system", "content": log.system}] if log.system else []
+    return {"id": record.get("id"), "messages": messages + _messages(log.said, repairs), "tools": [*log.tools.values()]}
+
+
+class _Log:
+    """The conversation that a log's requests and answers continue, so far."""
+
+    def __init__(self, repairs: list[str]) -> None:
+        self.repairs = repairs
+        self.said: list[Content] = []
+        self.system: str | None = None
+        self.tools: dict[str, dict[str, Any]] = {}
+        self.open_at: int | None = None  # where the answer to the last request belongs in `said`
+
+    def request(self, number: int, request: dict[str, Any]) -> None:
+        messages = _list(request.get("messages"), "messages")
+        for content in messages:
+            _check(content, number)
+        self._merge(messages, number)
+        text = _system(request.get("system_instruction"))
+        if self.system is not None and text != self.system:
+            self.repairs.append(f"event {number}: another system instruction; the first is kept")
+        self.system = text if self.system is None else self.system
+        for group in _list(request.get("tools") or [], "tools"):
+            for declaration in _list(group.get("functionDeclarations") or [], "functionDeclarations"):
+                tool = _tool(declaration)
+                if self.tools.setdefault(tool["function"]["name"], tool) != tool:
+                    name = tool["function"]["name"]
+                    self.repairs.append(f"event {number}: tool '{name}' declared otherwise; the first is kept")
+
+    def answer(self, number: int, response: Any) -> None:
+        parts = _parts(response, number, self.repairs)
+        if not parts:
+            return
+        content = {"role": "model", "parts": parts}
+        _check(content, number)
+        at = self.open_at if self.open_at is not None else len(self.said) - 1
+        known = self.said[at : at + 1]
+        if known and _comparable(known[0]) == _comparable(content):
+            self.said[at] = _fuller(known[0], content)
+        elif known or self.open_at is None:
+            raise Rejected(Code.diverged, f"event {number}: an answer that the conversation does not go on with")
+        else:
+            self.said.append(content)
+        self.open_at = None
+
+    def _merge(self, messages: list[Content], event: int) -> None:
+        """A request's history continues the conversation, repeats it or overlaps its end.
+
+        Histories leave thoughts out; where both have a message, the one with its thoughts is kept.
+        """
+        mine, theirs = [*map(_comparable, self.said)], [*map(_comparable, messages)]
+        for start in range(len(mine) + (not mine)):
+            overlap = min(len(mine) - start, len(theirs))
+            if mine[start : start + overlap] == theirs[:overlap]:
+                kept = [_fuller(a, b) for a, b in zip(self.said[start:], messages, strict=False)]
+                self.said = self.said[:start] + kept + self.said[start + overlap :] + messages[overlap:]
+                self.open_at = start + len(messages)
+                return
+        raise Rejected(
+            Code.diverged,
+            f"event {event}: its request does not continue the conversation before it (was the history compressed?); split "
+            "the session there",
+        )
+
+
+def _list(value: Any, name: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise Rejected(Code.shape, f"{name} is {type(value).__name__}, not a list")
+    return value
 
 
 def _system(value: Any) -> str:
-    if isinstance(value, dict):
-        return "".join(part.get("text", "") for part in value.get("parts") or [])
-    return value or ""
+    if value is None or isinstance(value, str):
+        return value or ""
+    texts = [part.get("text") for part in _list(value.get("parts"), "parts of the system instruction")]
+    if not all(isinstance(t, str) for t in texts):
+        raise Rejected(Code.part, "a part of the system instruction is no text")
+    return "".join(texts)
 
 
-def _answer(value: Any) -> Content | None:
-    """The model's content in a response, whole or as the API wraps it."""
-    if not isinstance(value, dict):
-        return None
-    if value.get("candidates"):
-        value = value["candidates"][0].get("content") or {}
-    return {"role": "model", "parts": value["parts"]} if value.get("parts") else None
+def _parts(response: Any, event: int, repairs: list[str]) -> list[Any]:
+    """The parts of the model's answer: a text, a content, the API's response around it, or that in chunks."""
+    if isinstance(response, list):
+        return [part for chunk in response for part in _parts(chunk, event, repairs)]
+    if isinstance(response, str):
+        return [{"text": response}] if response else []
+    candidates = response.get("candidates")
+    if candidates is None:
+        return _list(response.get("parts") or [], "parts")
+    if len(_list(candidates, "candidates")) > 1:
+        repairs.append(f"event {event}: {len(candidates)} candidates; the first is kept")
+    content = candidates[0].get("content") if candidates else None
+    return _list((content or {}).get("parts") or [], "parts")
 
 
-def _merged(said: list[Content], messages: list[Content], event: int) -> list[Content]:
-    """The conversation so far with this request's history, which continues it, repeats it or overlaps its end.
-
-    Histories leave thoughts out; where both have a message, the one with its thoughts is kept.
-    """
-    mine, theirs = [*map(_comparable, said)], [*map(_comparable, messages)]
-    for start in range(len(said) + 1):
-        overlap = min(len(said) - start, len(messages))
-        if (overlap or not said) and mine[start : start + overlap] == theirs[:overlap]:
-            kept = [_fuller(a, b) for a, b in zip(said[start:], messages, strict=False)]
-            return said[:start] + kept + said[start + overlap :] + messages[overlap:]
-    raise Rejected(
-        Code.diverged,
-        f"event {event}: its request does not continue the conversation before it (was the history compressed?); split the "
-        "session there",
-    )
+def _check(content: Any, event: int) -> None:
+    """Raises `Rejected` for a content that holds anything the table does not name."""
+    role = content.get("role") if isinstance(content, dict) else None
+    if role not in ("user", "model"):
+        raise Rejected(Code.shape, f"event {event}: role '{role}' is neither user nor model")
+    for part in _list(content.get("parts") or [], "parts"):
+        kinds = _KINDS & set(part)
+        if len(kinds) != 1 or set(part) - kinds - _BESIDE:
+            raise Rejected(Code.part, f"event {event}: a part of {sorted(part)} has no place in a text")
+        (kind,) = kinds
+        if kind != "text" and (kind == "functionCall") != (role == "model"):
+            raise Rejected(Code.part, f"event {event}: a {kind} in a message of role {role}")
+        if not isinstance(part[kind], str if kind == "text" else dict):
+            raise Rejected(Code.shape, f"event {event}: {kind} is {type(part[kind]).__name__}")
+        if kind == "functionCall" and not isinstance(part[kind].get("args"), dict | None):
+            raise Rejected(Code.arguments, f"event {event}: args of '{part[kind].get('name')}' are no object")
 
 
 def _comparable(content: Content) -> str:
-    parts = [{k: v for k, v in p.items() if k not in ("thoughtSignature",)} for p in content.get("parts") or []]
-    return json.dumps([content.get("role"), [p for p in parts if not p.get("thought")]], sort_keys=True)
+    parts = [{k: v for k, v in p.items() if k != "thoughtSignature"} for p in content.get("parts") or []]
+    return json.dumps([content["role"], [p for p in parts if not p.get("thought")]], sort_keys=True)
 
 
 def _fuller(a: Content, b: Content) -> Content:
     return a if len(a.get("parts") or []) >= len(b.get("parts") or []) else b
 
 
-def _declare(groups: list[Any], tools: dict[str, dict[str, Any]], event: int, repairs: list[str]) -> None:
-    for declaration in (d for g in groups for d in g.get("functionDeclarations") or []):
-        function = {
-            "name": declaration.get("name", ""),
-            "description": declaration.get("description", ""),
-            "parameters": _lower_types(declaration.get("parameters") or {"type": "object", "properties": {}}),
-        }
-        tool = {"type": "function", "function": function}
-        if tools.setdefault(function["name"], tool) != tool:
-            repairs.append(f"event {event}: tool '{function['name']}' declared otherwise; the first is kept")
+def _tool(declaration: dict[str, Any]) -> dict[str, Any]:
+    parameters = declaration.get("parameters") or {"type": "object", "properties": {}}
+    function = {
+        "name": declaration.get("name", ""),
+        "description": declaration.get("description", ""),
+        "parameters": _lower_types(parameters),
+    }
+    return {"type": "function", "function": function}
 
 
 def _lower_types(schema: Any) -> Any:
+    """Types in lower case wherever a schema stands, and nowhere else: a default can be an object with a `type`."""
     if isinstance(schema, list):
         return [_lower_types(s) for s in schema]
     if not isinstance(schema, dict):
         return schema
-    return {k: v.lower() if k == "type" and isinstance(v, str) else _lower_types(v) for k, v in schema.items()}
+    out = dict(schema)
+    kind = schema.get("type")
+    if isinstance(kind, str | list):
+        out["type"] = kind.lower() if isinstance(kind, str) else [k.lower() if isinstance(k, str) else k for k in kind]
+    for key in {"items", "prefixItems", "anyOf", "allOf", "oneOf", "not", "additionalProperties"} & set(schema):
+        out[key] = _lower_types(schema[key])
+    if isinstance(schema.get("properties"), dict):
+        out["properties"] = {name: _lower_types(s) for name, s in schema["properties"].items()}
+    return out
 
 
 def _messages(said: list[Content], repairs: list[str]) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
-    waiting: list[dict[str, Any]] = []  # results of the last model content that no call has taken
+    ids = {p["functionCall"].get("id") for c in said for p in c.get("parts") or [] if "functionCall" in p}
+    free = (f"call_{n}" for n in range(1, 10**9) if f"call_{n}" not in ids)
+    taken = False
     for number, content in enumerate(said):
         parts = content.get("parts") or []
-        for part in parts:
-            if not {"text", "functionCall", "functionResponse"} & set(part):
-                raise Rejected(Code.part, f"message {number}: a part of {sorted(part)} has no place in a text")
-        if content.get("role") == "user":
-            if any("text" in a and "functionResponse" in b for a, b in pairwise(parts)):
-                repairs.append(f"message {number}: text before a tool result comes after it")
+        if content["role"] == "user":
+            if not taken and any("functionResponse" in p for p in parts):
+                raise Rejected(Code.orphan_result, f"message {number}: a tool result before any call")
             out += [{"role": "user", "content": p["text"]} for p in parts if "text" in p]
-        elif content.get("role") == "model":
-            waiting = _results_after(said, number)
-            turns = _turns(parts)
-            if len(turns) > 1:
-                repairs.append(f"message {number}: text behind a call starts a new turn")
-            for turn in turns:
-                out += _turn(turn, waiting, first_call=sum(len(m.get("tool_calls", [])) for m in out) + 1)
-            if waiting:
-                raise Rejected(
-                    Code.orphan_result, f"message {number}: a result of '{waiting[0].get('name')}' answers no call"
-                )
-        else:
-            raise Rejected(Code.shape, f"message {number}: role '{content.get('role')}' is neither user nor model")
+            continue
+        taken = True
+        between = [p for c in _until_model(said[number + 1 :]) for p in c.get("parts") or []]
+        if any("text" in a and "functionResponse" in b for a, b in pairwise(between)):
+            repairs.append(f"message {number}: a user's text before a tool result comes after it")
+        waiting = [p["functionResponse"] for p in between if "functionResponse" in p]
+        if any("text" in a and not a.get("thought") and b.get("thought") for a, b in pairwise(parts)):
+            repairs.append(f"message {number}: a thought after text comes before it")
+        turns = _turns(parts)
+        if len(turns) > 1:
+            repairs.append(f"message {number}: text behind a call starts a new turn")
+        for turn in turns:
+            out += _turn(turn, waiting, free)
+        if waiting:
+            raise Rejected(
+                Code.orphan_result, f"message {number}: a result of '{waiting[0].get('name')}' answers no call"
+            )
     return out
 
 
-def _results_after(said: list[Content], number: int) -> list[dict[str, Any]]:
-    """The tool results between this content and the model's next."""
-    found: list[dict[str, Any]] = []
-    for content in said[number + 1 :]:
-        if content.get("role") == "model":
-            break
-        found += [p["functionResponse"] for p in content.get("parts") or [] if "functionResponse" in p]
-    return found
+def _until_model(said: list[Content]) -> list[Content]:
+    end = next((n for n, content in enumerate(said) if content["role"] == "model"), len(said))
+    return said[:end]
 
 
 def _turns(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -165,41 +238,40 @@ def _turns(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for part in parts:
         if "functionCall" in part:
             turns[-1]["calls"].append(part["functionCall"])
-        elif part.get("text"):
+        elif part["text"]:
             if turns[-1]["calls"]:
                 turns.append({"thoughts": "", "content": "", "calls": []})
             turns[-1]["thoughts" if part.get("thought") else "content"] += part["text"]
     return turns
 
 
-def _turn(turn: dict[str, Any], waiting: list[dict[str, Any]], first_call: int) -> list[dict[str, Any]]:
-    """An assistant message and the results of its calls, which are taken out of `waiting`: by id, or by name where the
-    log gives no id."""
+def _turn(turn: dict[str, Any], waiting: list[dict[str, Any]], free: Any) -> list[dict[str, Any]]:
+    """An assistant message and the results of its calls in the log's order, which are taken out of `waiting`: by id, or by
+    name where one side has no id. free: ids for calls that have none."""
     message: dict[str, Any] = {"role": "assistant", "content": turn["content"]}
     if turn["thoughts"]:
         message["reasoning_content"] = turn["thoughts"]
-    calls, results = [], []
-    for number, call in enumerate(turn["calls"], first_call):
-        name, identity = call.get("name", ""), call.get("id") or f"call_{number}"
-        calls.append(
-            {"id": identity, "type": "function", "function": {"name": name, "arguments": call.get("args") or {}}}
-        )
-        same = "id" if call.get("id") else "name"
-        result = next((r for r in waiting if r.get(same) == call.get(same)), None)
-        if result is not None:
-            waiting.remove(result)
-            results.append({"role": "tool", "tool_call_id": identity, "name": name, **_output(result)})
-    if calls:
-        message["tool_calls"] = calls
-    return [message, *results]
+    found: list[tuple[int, dict[str, Any]]] = []
+    for call in turn["calls"]:
+        name, identity = call.get("name", ""), call.get("id") or next(free)
+        function = {"name": name, "arguments": call.get("args") or {}}
+        message.setdefault("tool_calls", []).append({"id": identity, "type": "function", "function": function})
+        taken = {at for at, _ in found}
+        for at, result in enumerate(waiting):
+            by_id = call.get("id") and result.get("id")
+            if at not in taken and (result["id"] == call["id"] if by_id else result.get("name") == name):
+                found.append((at, {"role": "tool", "tool_call_id": identity, "name": name, **_output(result)}))
+                break
+    waiting[:] = [r for at, r in enumerate(waiting) if at not in {at for at, _ in found}]
+    return [message, *(result for _, result in sorted(found, key=lambda pair: pair[0]))]
 
 
 def _output(result: dict[str, Any]) -> dict[str, Any]:
     response = result.get("response")
-    if isinstance(response, dict) and response.get("error") is not None:
-        texts = [_text(response[key]) for key in ("output", "error") if response.get(key)]
-        return {"content": "\n".join(texts), "is_error": True}
-    return {"content": _text(response["output"] if isinstance(response, dict) and "output" in response else response)}
+    failed = {"is_error": True} if isinstance(response, dict) and response.get("error") is not None else {}
+    if isinstance(response, dict) and response and not set(response) - {"output", "error"}:
+        return {"content": "\n".join(_text(v) for v in response.values() if v not in (None, "")), **failed}
+    return {"content": _text(response), **failed}
 
 
 def _text(value: Any) -> str:

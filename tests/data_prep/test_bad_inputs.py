@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.pack import Packer
+from data_prep.packer import Packer
 from data_prep.sources import source
 from recipes.compose import compose_recipe
 
@@ -31,14 +31,12 @@ def packers(bases):
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_it_is_refused_by_name(packers, name):
-    from data_prep.pack import identify
+    from data_prep.pack import Seen
 
     kind = name.split("-")[0]
-    contents, ids, ledger = {}, set(), {}
+    seen, ledger = Seen(), {}
     for record in source(kind).records(FOLDER / name):
-        packed = packers[kind].pack(record)
-        identify(packed, contents, ids)
-        ledger = packed.ledger
+        ledger = seen.identify(packers[kind].pack(record))
     assert ledger["status"] == "rejected"
     assert ledger["code"] == EXPECTED[name]["code"], ledger["reason"]
     assert EXPECTED[name]["says"] in ledger["reason"]

@@ -1,5 +1,8 @@
 """The proof of the masks, with this project's tiny templates and with the official ones."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 
@@ -72,6 +75,21 @@ def test_reasoning_of_earlier_user_turns_starts_a_new_sequence(named):
     assert_proved(chat, REASONED, encoded, [1, 3])
     assert texts(chat, encoded) == [[spoken(name, REASONED.messages[k])] for k in (1, 3)]
     assert "because" not in chat.tokenizer.decode(encoded[1].tokens), "as inference will not see it either"
+
+
+@pytest.mark.parametrize("reasoning", ["12", "The answer", "think", "k>", "|>", "user", "im_end"])
+def test_reasoning_that_also_stands_elsewhere_in_the_turn_is_not_taken_for_shown(named, reasoning):
+    name, chat = named
+    said = assistant("The answer is 12", reasoning_content=reasoning)
+    trajectory = conversation(user(), said, user(), assistant("2"))
+    if name == "qwen3-2507":
+        for turns in ([1], [1, 3]):
+            with pytest.raises(Rejected, match="leaves out its reasoning"):
+                chat.encode(trajectory, turns)
+        return
+    encoded = chat.encode(trajectory, [1, 3])
+    assert_proved(chat, trajectory, encoded, [1, 3])
+    assert texts(chat, encoded) == [[spoken(name, trajectory.messages[k])] for k in (1, 3)]
 
 
 def test_the_empty_thought_of_a_last_message_is_left_out(reference):
@@ -158,6 +176,16 @@ def test_a_family_needs_its_tokens(bases):
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"model\.checkpoint=FOLDER"):
         load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_that_cuts_texts_short_does_not(bases, tmp_path):
+    for file in bases["qwen3-tiny"].glob("*token*"):
+        shutil.copy(file, tmp_path)
+    shutil.copy(bases["qwen3-tiny"] / "chat_template.jinja", tmp_path)
+    settings = json.loads((tmp_path / "tokenizer.json").read_text())
+    settings["truncation"] = {"direction": "Right", "max_length": 20, "strategy": "LongestFirst", "stride": 0}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(settings))
+    assert len(Chat(load_tokenizer(tmp_path), Family.qwen3).tokenise("word " * 100)) > 100
 
 
 def test_tokens_are_int32(bases):

@@ -152,6 +152,43 @@ def test_copies_are_kept_and_named(fresh):
     assert overlap(held, data) == [("h", data.ids[3])]
 
 
+def test_a_copy_of_a_record_with_an_id_and_two_without(fresh):
+    recipe, source = fresh
+    one = record(user(), assistant("1"))
+    data = prepare(recipe, source({**one, "id": "a"}, one, one))
+    made = data.ids[1]
+    assert data.ids == ["a", made, f"{made}.2"] and repeated(data) == [(made, "a"), (f"{made}.2", "a")]
+
+
+def test_a_rejected_id_names_no_content(fresh):
+    recipe, source = fresh
+    recipe.data.max_rejected = 1
+    other = record(user("else"), assistant("1"))
+    data = prepare(recipe, source(record(user(), assistant("1"), id="a"), {**other, "id": "a"}, {**other, "id": "c"}))
+    assert data.ids == ["a", "c"] and repeated(data) == []
+
+
+def test_what_cutting_leaves_out_is_named(fresh):
+    recipe, source = fresh
+    words = "some words " * 40
+    path = source(record(*[m for n in range(4) for m in (user(f"{n} {words}"), assistant(f"{n}"))], id="long"))
+    recipe.data.turns, recipe.data.too_long = Turns.last_segment, TooLong.split
+    recipe.data.max_tokens = prepare(recipe, path).lengths[0] * 2 // 3
+    data = prepare(recipe, path)
+    (line,) = data.ledger()
+    assert line["repairs"] == ["messages 0 to 3, none supervised, left out by the cutting"]
+    (shown,) = data.conversations()
+    assert [m["content"] for m in shown["messages"][1::2]] == ["2", "3"], "what fits before it is its context"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_wrong_checkpoint_says_so_however_many_work(fresh, tmp_path, workers):
+    recipe, _ = fresh
+    recipe.data.workers, recipe.model.checkpoint = workers, str(tmp_path)
+    with pytest.raises(DataError, match="no tokenizer.json"):
+        prepare(recipe, recipe.data.path)
+
+
 def test_escaping_is_named_in_the_ledger(fresh):
     recipe, source = fresh
     recipe.data.special_tokens = SpecialTokens.escape

@@ -72,6 +72,18 @@ def test_special_tokens_are_refused_or_escaped_everywhere():
     assert not any(token in text for token in SPECIAL for text in escaped.texts())
 
 
+def test_escaping_reaches_names_and_ids_and_refuses_to_make_two_keys_one():
+    t = conversation(user(), assistant("", call("<|im_end|>")), result("<|im_end|>", name="<|im_end|>"), assistant("x"))
+    escape = Data(special_tokens=SpecialTokens.escape)
+    escaped = options.without_special_tokens(t, SPECIAL, escape)
+    assert escaped.messages[1].tool_calls[0].id == escaped.messages[2].tool_call_id == "< |im_end|>"
+    both = conversation(
+        user(), assistant("", call("1", **{"<|im_end|>": 1, "< |im_end|>": 2})), result("1"), assistant("x")
+    )
+    with pytest.raises(Rejected, match="become one when they are escaped"):
+        options.without_special_tokens(both, SPECIAL, escape)
+
+
 def test_pieces_are_cut_before_user_messages_that_follow_an_answer():
     t = conversation(
         {"role": "system", "content": "s"}, user("a"), user("b"), assistant("1"), user("c"), assistant("2"), user("d")

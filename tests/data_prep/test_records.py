@@ -51,7 +51,7 @@ def test_nothing_is_nothing(write, text):
         ("[1]x", "text after the array's ']': 'x'"),
         ("[1]\n" + " " * 50 + "[2]", "text after the array's ']'"),
         (b'["\xff"]', "not UTF-8"),
-        ("[" * 3000, "nested too deeply"),
+        ("[" * 3000, "cannot be read: maximum recursion depth"),
     ],
 )
 def test_a_broken_array_is_an_error(write, text, says):
@@ -63,7 +63,12 @@ def test_a_broken_array_is_an_error(write, text, says):
 def test_a_surrogate_pair_is_a_character_and_half_a_one_reaches_the_check(write):
     assert raw(write('["\\ud83d\\ude00"]')) == ["😀"]
     (record,) = records.json_records(write('["\\ud83d"]'))
-    assert records.parse(record.raw) == "\ud83d"
+    with pytest.raises(Rejected, match="lone surrogate"):
+        records.parse(record.raw)
+
+
+def test_a_byte_order_mark_alone_is_no_record(write):
+    assert raw(write("\ufeff\n\n{}\n")) == [{}]
 
 
 def test_a_folder_is_its_json_files_by_name(tmp_path):
@@ -73,7 +78,20 @@ def test_a_folder_is_its_json_files_by_name(tmp_path):
     assert [r.place for r in records.json_documents(tmp_path / "b.json")] == ["b.json"]
 
 
-@pytest.mark.parametrize("text", ['{"a": NaN}', '{"a": 1, "a": 1}', '{"b": {"a": 1, "a": 1}}', "{", "\udcff"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a": NaN}',
+        '{"a": 1, "a": 1}',
+        '{"b": {"a": 1, "a": 1}}',
+        "{",
+        "\udcff",
+        "[1e999]",
+        f"[{'9' * 5000}]",
+        "[" * 65 + "]" * 65,
+        '["a\\u0000"]',
+    ],
+)
 def test_parse_refuses_what_json_is_not(text):
     with pytest.raises(Rejected):
         records.parse(text.encode("utf-8", "surrogateescape"))

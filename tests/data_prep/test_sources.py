@@ -1,5 +1,6 @@
 """Each source maps what its table says; every repair is named."""
 
+import contextlib
 import json
 
 import pytest
@@ -252,3 +253,135 @@ def test_sii_cli_names_another_system_instruction_and_tool():
         "event 3: another system instruction; the first is kept",
         "event 3: tool 'f' declared otherwise; the first is kept",
     ]
+
+
+def results_of(*responses):
+    calls = [called(str(n)) for n in range(len(responses))]
+    answers = [response(str(n), value) for n, value in enumerate(responses)]
+    t = made(
+        "sii_cli",
+        log(
+            request(content("user", text("a")), content("model", *calls), content("user", *answers)), answer(text("b"))
+        ),
+    )
+    return [(m.content, m.is_error) for m in t.messages if m.role == "tool"]
+
+
+def test_sii_cli_shows_all_of_a_response():
+    assert results_of({"output": "o", "stderr": "e"}, {"error": ""}, {"output": "o", "error": "e"}, None, {}, "x") == [
+        ('{"output": "o", "stderr": "e"}', None), ("", True), ("o\ne", True), ("null", None), ("{}", None), ("x", None),
+    ]  # fmt: skip
+
+
+def test_sii_cli_keeps_the_logs_order_of_results():
+    asked = [content("user", text("a")), content("model", called("1"), called("2"))]
+    t = made(
+        "sii_cli",
+        log(
+            request(*asked, content("user", response("2", "two")), content("user", response("1", "one"))),
+            answer(text("b")),
+        ),
+    )
+    assert [m.content for m in t.messages if m.role == "tool"] == ["two", "one"]
+
+
+CHUNKS = [{"candidates": [{"content": {"parts": [{"text": piece}]}}]} for piece in ("do", "ne")]
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        {"full_response": {"parts": [{"text": "done"}]}},
+        {"full_response": None, "response": {"parts": [{"text": "done"}]}},
+        {"full_response": "done"},
+        {"full_response": CHUNKS},
+    ],
+)
+def test_sii_cli_reads_an_answer_whole_wrapped_or_in_chunks(whole):
+    t = made("sii_cli", log(request(content("user", text("a"))), {"data": whole}))
+    assert t.messages[-1].content == "done" and t.repairs == []
+
+
+def test_sii_cli_takes_an_answer_that_was_logged_twice_once():
+    first = request(content("user", text("a")))
+    t = made("sii_cli", log(first, answer(text("b")), answer(text("b")), first, answer(text("b"))))
+    assert [m.content for m in t.messages] == ["be good", "a", "b"]
+
+
+def test_sii_cli_names_what_it_moves_or_leaves():
+    two = {"data": {"full_response": {"candidates": [{"content": {"parts": [{"text": "b"}]}}, {"content": {}}]}}}
+    said = [
+        content("user", text("a")),
+        content("model", text("x"), text("y", thought=True), called("1")),
+        content("user", text("wait")),
+        content("user", response("1", "r")),
+    ]
+    assert made("sii_cli", log(request(*said), two)).repairs == [
+        "event 2: 2 candidates; the first is kept",
+        "message 1: a user's text before a tool result comes after it",
+        "message 1: a thought after text comes before it",
+    ]
+
+
+def test_sii_cli_gives_calls_without_an_id_one_that_is_free():
+    said = [
+        content("user", text("a")),
+        content("model", called("call_1"), called(None)),
+        content("user", response("call_1", "1"), response(None, "2")),
+    ]
+    t = made("sii_cli", log(request(*said), answer(text("b"))))
+    assert [c.id for c in t.messages[2].tool_calls] == ["call_1", "call_2"]
+
+
+def test_sii_cli_lowers_types_of_schemas_and_nothing_else():
+    schema = {
+        "type": "OBJECT",
+        "properties": {
+            "type": {"type": ["STRING", "NULL"], "default": {"type": "FILE"}},
+            "l": {"type": "ARRAY", "items": {"type": "STRING"}},
+        },
+    }
+    tools = [{"functionDeclarations": [{"name": "f", "parameters": schema}]}]
+    t = made("sii_cli", log(request(content("user", text("a")), tools=tools), answer(text("b"))))
+    assert t.tools[0]["function"]["parameters"]["properties"] == {
+        "type": {"type": ["string", "null"], "default": {"type": "FILE"}}, "l": {"type": "array", "items": {"type": "string"}},
+    }  # fmt: skip
+
+
+def test_limi_null_filling_is_undone_at_any_depth():
+    record = limi_record()
+    properties = record["tools"][0]["function"]["parameters"]["properties"]
+    properties["o"] = {"type": "object", "properties": {"x": {"type": "integer"}, "default": None}}
+    record["messages"][1]["tool_calls"][0]["function"]["arguments"]["o"] = {"x": 1, "y": None}
+    t = made("limi", record)
+    assert t.messages[1].tool_calls[0].function.arguments["o"] == {"x": 1}
+    assert "null argument 'o.y' of f removed" in t.repairs
+    assert t.tools[0]["function"]["parameters"]["properties"]["o"]["properties"] == {"x": {"type": "integer"}}
+
+
+@pytest.mark.parametrize("name", ["limi", "openai", "sii_cli"])
+@pytest.mark.parametrize("junk", [5, "x", None, True, [], {}, [[]], [5], {"a": 5}])
+def test_whatever_stands_in_a_field_the_record_is_rejected_or_kept(name, junk):
+    """Never another error: one bad record must not end a run over thousands."""
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    good = {
+        "limi": limi_record(),
+        "openai": {"messages": said, "tools": [], "functions": []},
+        "sii_cli": log(request(content("user", text("a")), content("model", called("1"))), answer(text("b"))),
+    }[name]  # fmt: skip
+
+    def mutants(value, rebuild):
+        yield rebuild(junk)
+        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for key, inner in items:
+
+            def put(new, key=key, value=value, rebuild=rebuild):
+                changed = dict(value) if isinstance(value, dict) else list(value)
+                changed[key] = new
+                return rebuild(changed)
+
+            yield from mutants(inner, put)
+
+    for record in mutants(good, lambda r: r):
+        with contextlib.suppress(Rejected):
+            made(name, record)

@@ -78,3 +78,21 @@ def test_a_changed_trajectory_is_not_read_from_memory(reference):
         trajectory = conversation(user(), assistant("", call("1", a=value)), result("1"), assistant("done"))
         (encoded,) = chat.encode(trajectory, [1, 3])
         assert value in chat.tokenizer.decode(encoded.tokens)
+
+
+def test_two_namespaces_have_their_own_names(template_of):
+    template = template_of(
+        "{% set a = namespace(x=1) %}{{ a.x }}{{ a.x }}{% set b = namespace(y=2) %}{{ b.x is defined }}{{ b.y }}"
+    )
+    assert template.render([user()], []) == "11False2"
+
+
+def test_json_options_reach_the_filter(template_of):
+    template = template_of("{{ messages[0].x | tojson(true) }}{{ messages[0].x | tojson(separators=[',', ':']) }}")
+    assert template.render([{"x": {"ü": [1, 2]}}], []) == '{"\\u00fc": [1, 2]}{"ü":[1,2]}'
+
+
+@pytest.mark.parametrize("source", ["{{ 1 // 0 }}", "{{ messages[5].role }}", "{{ 'a' + 1 }}"])
+def test_whatever_fails_in_a_template_rejects_the_record(template_of, source):
+    with pytest.raises(Rejected, match="the chat template fails"):
+        template_of(source).render([user()], [])
