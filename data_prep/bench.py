@@ -4,13 +4,14 @@
 can be imported (`SLIME_ROOT` names a checkout of slime).
 """
 
+import contextlib
 import dataclasses
 import importlib
 import importlib.util
+import itertools
 import json
 import os
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -21,16 +22,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rich import box
+import psutil
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from data_prep.chat import Chat, load_tokenizer
 from data_prep.dataset import prepare
 from data_prep.sources import read
 from data_prep.trajectory import Trajectory
-from recipes.config import Recipe
+from recipes.compose import REPO
+from recipes.config import Family, Recipe
+from recipes.errors import DataError
 
 COUNT = 78
 SHORTEST, LONGEST, MEAN = 13_000, 152_000, 42_400  # tokens of LIMI's trajectories
@@ -38,13 +40,14 @@ MOST_MESSAGES = 530
 ROUNDS = 3
 MANY = 10_000
 MANY_TOKENS = 4_200  # of one of the many
+Row = tuple[str, str, str]
 CHARACTERS_A_TOKEN = 3.77  # of what `records` makes, with Qwen3's tokenizer
 
 
 def run(recipe: Recipe, console: Console) -> None:
-    """Prints the table; each row as soon as it is measured would tear it, so a bar shows what is under way."""
+    """Prints the table, each row as soon as it is measured."""
     recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, source="limi", max_rejected=0))
-    rows: list[tuple[str, str, str]] = []
+    console.print("| work | measured | to reach |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         recipe.data.out = str(folder / "out")
@@ -52,16 +55,14 @@ def run(recipe: Recipe, console: Console) -> None:
         _write(source, records(lengths(COUNT), seed=0))
         trajectories = list(read(source, "limi"))
         chat = Chat(load_tokenizer(Path(recipe.model.checkpoint)), recipe.model.family)
-        rows += _encoding(chat, trajectories)
-        rows += _command(recipe, source)
-        rows += _peers(chat, trajectories)
-        rows += _many(recipe, folder)
-    table = Table(box=box.MARKDOWN)
-    for column in ("work", "measured", "against"):
-        table.add_column(column)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+        rows = (
+            _encoding(chat, trajectories),
+            _command(recipe, source),
+            _peers(chat, trajectories),
+            _many(recipe, folder),
+        )
+        for row in itertools.chain(*rows):
+            console.print(f"| {' | '.join(row)} |")
 
 
 def lengths(count: int) -> list[int]:
@@ -137,7 +138,7 @@ class _Timed(Chat):
             self.seconds += time.perf_counter() - started
 
 
-def _encoding(chat: Chat, trajectories: list[Trajectory]) -> list[tuple[str, str, str]]:
+def _encoding(chat: Chat, trajectories: list[Trajectory]) -> Iterator[Row]:
     """The ratio of our seconds to the tokenizer's, both taken of each trajectory in turn; medians over the rounds."""
     timed = _Timed.__new__(_Timed)
     timed.__dict__ = chat.__dict__
@@ -164,7 +165,7 @@ def _encoding(chat: Chat, trajectories: list[Trajectory]) -> list[tuple[str, str
         alone.append(tokenizer)
     sizes = sizes[: len(trajectories)]
     shape = f"{len(trajectories)} trajectories of {min(sizes):,} to {max(sizes):,} tokens, mean {sum(sizes) // len(sizes):,}"
-    return [
+    yield from [
         (f"the tokenizer alone: {shape}", f"{statistics.median(alone):.1f} s", "1"),
         ("render + tokens + mask", f"{statistics.median(bare):.2f} × the tokenizer", "at most 1.15 ×"),
         ("the same with the proof of every turn", f"{statistics.median(whole):.2f} × the tokenizer", "at most 2 ×"),
@@ -176,34 +177,39 @@ def _encoding(chat: Chat, trajectories: list[Trajectory]) -> list[tuple[str, str
     ]
 
 
-def _command(recipe: Recipe, source: Path) -> list[tuple[str, str, str]]:
-    """`make data` as a whole, without the start of the interpreter: read, check, prove, write; then the cache."""
-    seconds = {}
+def _command(recipe: Recipe, source: Path) -> Iterator[Row]:
+    """The data stage as a whole: read, check, prove, write; then the cache. A source of one record shows what of it is
+    the start of the processes."""
+    single = source.with_name("single.jsonl")
+    single.write_text(source.read_text(encoding="utf-8").split("\n", 1)[0] + "\n", encoding="utf-8")
+    seconds: dict[tuple[Path, int], float] = {}
     for workers in (1, 2):
         recipe.data.workers, recipe.data.out = workers, f"{recipe.data.out}{workers}"
-        started = time.perf_counter()
-        prepare(recipe, str(source))
-        seconds[workers] = time.perf_counter() - started
+        for path in (single, source):
+            started = time.perf_counter()
+            prepare(recipe, str(path))
+            seconds[path, workers] = time.perf_counter() - started
     started = time.perf_counter()
     prepare(recipe, str(source))
     hit = time.perf_counter() - started
-    return [
-        ("the data stage, one process", f"{seconds[1]:.1f} s", ""),
-        ("the data stage, two processes", f"{seconds[2]:.1f} s, {seconds[1] / seconds[2]:.2f} × as fast", "near 2 ×"),
-        ("the same again: a cache hit", f"{hit:.2f} s", "under 1 s"),
-    ]
+    one, two = (seconds[source, w] - seconds[single, w] for w in (1, 2))
+    yield "the data stage, one process", f"{seconds[source, 1]:.1f} s, {seconds[single, 1]:.1f} s of it the start", ""
+    figure = (
+        f"{seconds[source, 2]:.1f} s, {seconds[single, 2]:.1f} s of it the start; the rest {one / two:.2f} × as fast"
+    )
+    yield "the data stage, two processes", figure, "near 2 ×"
+    yield "the same again: a cache hit", f"{hit:.2f} s", "under 1 s"
 
 
 Masks = tuple[list[int], list[int]]  # tokens, and for each whether it is supervised
 
 
-def _peers(chat: Chat, trajectories: list[Trajectory]) -> list[tuple[str, str, str]]:
+def _peers(chat: Chat, trajectories: list[Trajectory]) -> Iterator[Row]:
     """Other generators on the same trajectories: their seconds over ours, and how often they say the same."""
-    rows = []
     for name, load in (("slime's mask generator", _slime), ("TRL's assistant masks", _trl)):
         theirs = load(chat)
         if isinstance(theirs, str):
-            rows.append((name, f"not measured: {theirs}", ""))
+            yield name, f"not measured: {theirs}", ""
             continue
         seconds, own, same_tokens, same_mask = 0.0, 0.0, 0, 0
         for t in track(trajectories, name, transient=True):
@@ -220,8 +226,7 @@ def _peers(chat: Chat, trajectories: list[Trajectory]) -> list[tuple[str, str, s
             same_tokens += equal
             same_mask += equal and mask == ours + [0] * (len(tokens) - len(ours))
         agreed = f"same tokens {same_tokens}, same mask {same_mask} of {len(trajectories)}"
-        rows.append((name, f"{seconds:.1f} s, {seconds / own:.2f} × ours with its proof", agreed))
-    return rows
+        yield name, f"{seconds:.1f} s, {seconds / own:.2f} × ours with its proof", agreed
 
 
 def _slime(chat: Chat) -> Callable[[Trajectory], Masks] | str:
@@ -255,45 +260,36 @@ def _trl(chat: Chat) -> Callable[[Trajectory], Masks] | str:
     return masks
 
 
-def _many(recipe: Recipe, folder: Path) -> list[tuple[str, str, str]]:
-    """Peak memory of the command, its workers included, at a tenth of the records and at all of them."""
-    peaks = {}
+def _many(recipe: Recipe, folder: Path) -> Iterator[Row]:
+    """Peak memory of the command and all its processes, at a tenth of the records and at all of them."""
+    measured = {}
     for count in (MANY // 10, MANY):
         source = folder / f"{count}.jsonl"
         _write(source, records([MANY_TOKENS] * count, seed=1))
+        words = ["data=limi", f"data.path={source}", f"data.out={folder}/many", "data.workers=2"]
+        words += [f"model={'glm4.5' if recipe.model.family is Family.glm4_moe else 'qwen3'}-tiny"]
+        command = [sys.executable, "launch/limi.py", "data", *words, f"model.checkpoint={recipe.model.checkpoint}"]
         started = time.perf_counter()
-        script = (
-            "import json, sys; sys.path[0] = sys.argv[1]; from data_prep import bench; bench.measure(*sys.argv[2:])"
-        )
-        settings = json.dumps({"checkpoint": recipe.model.checkpoint, "family": recipe.model.family.value})
-        root = Path(__file__).resolve().parents[1]
-        out = subprocess.run(
-            [sys.executable, "-c", script, str(root), str(source), str(folder / f"many{count}"), settings],
-            check=True, stdout=subprocess.PIPE, text=True,
-        ).stdout  # fmt: skip
-        peaks[count] = (*json.loads(out), time.perf_counter() - started)
-    few, many = peaks[MANY // 10], peaks[MANY]
-    figure = f"{many[0] / 1e9:.2f} GB, {many[0] / few[0]:.2f} × that of {MANY // 10:,}; {many[2]:.0f} s"
-    return [
-        (
-            f"{MANY:,} trajectories, {many[1] / 1e6:.1f} million tokens, two processes: peak memory",
-            figure,
-            "under 2 GB, flat",
-        )
-    ]
+        process = psutil.Popen(command, cwd=REPO, stdout=subprocess.DEVNULL)
+        peak = 0
+        while process.poll() is None:
+            peak = max(peak, _memory(process))
+            time.sleep(0.1)
+        if process.returncode:
+            raise DataError(f"{' '.join(command)} ended with status {process.returncode}")
+        measured[count] = (peak, time.perf_counter() - started)
+    (few, _), (many, seconds) = measured[MANY // 10], measured[MANY]
+    figure = f"{many / 1e9:.2f} GB, {many / few:.2f} × that of {MANY // 10:,}; {seconds:.0f} s"
+    yield f"{MANY:,} trajectories of {MANY_TOKENS:,} tokens, two workers: peak memory", figure, "under 2 GB, flat"
 
 
-def measure(source: str, out: str, settings: str) -> None:
-    """Packs the source with two workers in this process and prints [peak bytes of all processes together, tokens]."""
-    from recipes.compose import compose_recipe
-
-    wanted = json.loads(settings)
-    model = "glm4.5-tiny" if wanted["family"] == "glm4_moe" else "qwen3-tiny"
-    words = [f"model={model}", f"model.checkpoint={wanted['checkpoint']}", "data.workers=2", f"data.out={out}"]
-    made = prepare(compose_recipe(words), source)
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # the largest one's
-    print(json.dumps([(own + 2 * worker) * 1024, made.manifest["counts"]["tokens"]]))
+def _memory(process: psutil.Process) -> int:
+    """Bytes of a process and its descendants; what several share is counted once."""
+    total = 0
+    for one in [process, *process.children(recursive=True)]:
+        with contextlib.suppress(psutil.Error):
+            total += one.memory_full_info().pss
+    return total
 
 
 def _write(path: Path, made: Iterator[dict[str, Any]]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from data_prep.sequences import Encoded, Turn
 from data_prep.template import ChatTemplate
 from data_prep.trajectory import Code, Rejected, Trajectory
 from recipes.config import Family, Thinking
@@ -54,33 +55,6 @@ FAMILIES = {
         closing_calls="<|observation|>",
     ),
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Turn:
-    """A supervised assistant turn: `tokens[start:end]` of its sequence, the stop token included.
-
-    message: its number in the trajectory. prompt: tokens of the prompt that inference sends for it; `start` is later
-    where thinking is shown without being supervised.
-    """
-
-    message: int
-    prompt: int
-    start: int
-    end: int
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One training sequence, [n] int32 tokens that end with the last turn's stop token.
-
-    begins: why it does not go on from the sequence before it: `first`, `history` (the template shows what was said
-    otherwise in later prompts) or `tokens` (what was said and the prompt are joined in one token there).
-    """
-
-    tokens: np.ndarray
-    turns: list[Turn]
-    begins: str
 
 
 def load_tokenizer(checkpoint: Path) -> PreTrainedTokenizerBase:

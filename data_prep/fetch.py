@@ -19,21 +19,20 @@ def local(path: str) -> Path:
         )
     # Here, not at the top: a local path must not pay for it.
     from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
         there = HfApi().dataset_info(path)
         files = [f.rfilename for f in there.siblings or []]
         data = [f for f in files if f.endswith((".json", ".jsonl")) and f != "dataset_infos.json"]
-        if len(data) != 1:
-            raise DataError(
-                f"'{path}' on the Hugging Face hub has {len(data)} JSON files ({', '.join(data[:5]) or 'none'}) where one "
-                "was expected; download the one you want and write data.path=FILE"
-            )
-        return Path(hf_hub_download(path, data[0], repo_type="dataset", revision=there.sha))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if len(data) == 1:
+            return Path(hf_hub_download(path, data[0], repo_type="dataset", revision=there.sha))
+    except Exception as error:  # the hub's own errors, and its HTTP library's
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
             f"'{path}' is no local file, and the Hugging Face hub could not give it: {first}; write data.path=FILE, or set "
             "HF_TOKEN where the data set is gated"
         ) from error
+    raise DataError(
+        f"'{path}' on the Hugging Face hub has {len(data)} JSON files ({', '.join(data[:5]) or 'none'}) where one was "
+        "expected; download the one you want and write data.path=FILE"
+    )

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from data_prep.records import Record
+from data_prep.sequences import Encoded, Packed
 from data_prep.sources import source
 from data_prep.trajectory import Code
 from recipes.config import Recipe
@@ -30,8 +31,7 @@ from recipes.errors import DataError, LimiError
 
 if TYPE_CHECKING:
     # Not at run time: with workers, transformers is theirs to import.
-    from data_prep.chat import Encoded
-    from data_prep.packer import Packed, Packer
+    from data_prep.packer import Packer
 
 SCHEMA = pa.schema(
     [
@@ -82,7 +82,7 @@ class Seen:
         self._contents: dict[str, str] = {}  # id by content hash
         self._copies: Counter[str] = Counter()
 
-    def identify(self, packed: "Packed") -> dict[str, Any]:
+    def identify(self, packed: Packed) -> dict[str, Any]:
         """The record's ledger line: a copy is named, one without an id of its own gets another, and an id that is given
         twice is rejected."""
         line = packed.ledger
@@ -129,7 +129,7 @@ class _Writer:
         for file in (self._parquet, self._conversations, self._ledger):
             file.close()
 
-    def write(self, packed: "Packed") -> None:
+    def write(self, packed: Packed) -> None:
         segment = 0
         for said, sequences in packed.conversations:
             shown: list[dict[str, Any]] = []
@@ -166,7 +166,7 @@ def _lists(arrays: list[np.ndarray]) -> pa.Array:
     return pa.ListArray.from_arrays(offsets, np.concatenate(arrays))
 
 
-def _packed(recipe: Recipe, records: Iterator[Record], total: int) -> Iterator[tuple[Record, "Packed"]]:
+def _packed(recipe: Recipe, records: Iterator[Record], total: int) -> Iterator[tuple[Record, Packed]]:
     """Every record and what became of it, in order; by this process or by several."""
     workers = recipe.data.workers or (1 if total < _SMALL else len(os.sched_getaffinity(0)))
     if workers == 1:
@@ -217,7 +217,7 @@ def _end_with(parent: BaseProcess) -> None:
     os._exit(1)
 
 
-def _pack(record: Record) -> "Packed":
+def _pack(record: Record) -> Packed:
     if isinstance(_worker, LimiError):
         raise _worker
     return _worker.pack(record)

@@ -1,26 +1,16 @@
 """From one record of a source to its proved sequences, or to the reason why it has none."""
 
 import bisect
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data_prep import options
-from data_prep.chat import Chat, Encoded, load_tokenizer
+from data_prep.chat import Chat, load_tokenizer
 from data_prep.records import Record
+from data_prep.sequences import Conversation, Packed
 from data_prep.sources import Source, source, trajectory
 from data_prep.trajectory import Code, Rejected, Trajectory
 from recipes.config import Data, Recipe, TooLong
-
-Conversation = tuple[Trajectory, list[Encoded]]
-
-
-@dataclass
-class Packed:
-    """What became of one record: a line of the ledger, and the sequences of every conversation it was kept as."""
-
-    ledger: dict[str, Any]
-    conversations: list[Conversation] = field(default_factory=list)
 
 
 class Packer:

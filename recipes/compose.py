@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from recipes.config import Recipe
 from recipes.errors import ConfigError
@@ -112,6 +112,8 @@ def _explained(error: BaseException) -> str:
         error = error.__cause__
     text = str(error)
     key = re.search(r"full_key: (\S+)", text)
+    if isinstance(error, MissingMandatoryValue) and key:
+        return f"{key[1]} is not set; write {key[1]}=VALUE"
     first = text.splitlines()[0].split(". To append")[0]
     return f"{key[1]}: {first}" if key else " ".join(text.split())
 

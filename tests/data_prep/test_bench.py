@@ -21,5 +21,5 @@ def test_records_are_valid_with_6_to_530_messages(bases):
     counts = [len(t.messages) for t in made]
     assert (min(counts), max(counts)) == (6, 530)
     chat = Chat(load_tokenizer(bases["qwen3-tiny"]), Family.qwen3)
-    rows = bench._encoding(chat, made[:2])
+    rows = list(bench._encoding(chat, made[:2]))
     assert len(rows) == 4 and all(row[1] for row in rows)

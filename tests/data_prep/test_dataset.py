@@ -95,7 +95,7 @@ def test_every_rejection_is_listed_counted_and_in_the_ledger(fresh):
 def test_nothing_kept_is_an_error_whatever_may_be_rejected(fresh):
     recipe, source = fresh
     recipe.data.max_rejected = 100
-    with pytest.raises(DataError, match="but none is left"):
+    with pytest.raises(DataError, match="and none is left"):
         prepare(recipe, source(record(user())))
     with pytest.raises(DataError, match="holds no trajectory"):
         prepare(recipe, source())

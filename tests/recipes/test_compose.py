@@ -87,3 +87,8 @@ def test_every_leaf_has_a_type_and_recipes_need_no_torch_or_ray():
     assert leaves()["optim.lr"] is float
     code = "import sys, recipes.compose as c; c.compose_recipe([]); sys.exit(any(m in sys.modules for m in ('torch', 'ray')))"
     subprocess.run([sys.executable, "-c", code], cwd=REPO, check=True)
+
+
+def test_a_value_that_must_be_given_is_asked_for():
+    with pytest.raises(ConfigError, match=r"data\.path is not set; write data\.path=VALUE"):
+        compose_recipe(["data=openai"])
