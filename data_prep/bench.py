@@ -5,7 +5,6 @@ can be imported (`SLIME_ROOT` names a checkout of slime).
 """
 
 import contextlib
-import dataclasses
 import importlib
 import importlib.util
 import itertools
@@ -27,7 +26,6 @@ from rich.console import Console
 from rich.progress import track
 
 from data_prep.chat import Chat, load_tokenizer
-from data_prep.dataset import prepare
 from data_prep.sources import read
 from data_prep.trajectory import Trajectory
 from recipes.compose import REPO
@@ -46,11 +44,9 @@ CHARACTERS_A_TOKEN = 3.77  # of what `records` makes, with Qwen3's tokenizer
 
 def run(recipe: Recipe, console: Console) -> None:
     """Prints the table, each row as soon as it is measured."""
-    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, source="limi", max_rejected=0))
     console.print("| work | measured | to reach |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        recipe.data.out = str(folder / "out")
         source = folder / "limi_like.jsonl"
         _write(source, records(lengths(COUNT), seed=0))
         trajectories = list(read(source, "limi"))
@@ -144,7 +140,7 @@ def _encoding(chat: Chat, trajectories: list[Trajectory]) -> Iterator[Row]:
     timed.__dict__ = chat.__dict__
     longest = max(trajectories, key=lambda t: len(t.messages))
     whole, bare, alone, of_longest, sizes = [], [], [], [], []
-    for _ in track(range(ROUNDS), "Encoding", transient=True):
+    for _ in track(range(ROUNDS), "Encoding", transient=True, console=Console(stderr=True)):
         ours, proof, tokenizer = 0.0, 0.0, 0.0
         for t in trajectories:
             turns = [k for k, m in enumerate(t.messages) if m.role == "assistant"]
@@ -178,27 +174,52 @@ def _encoding(chat: Chat, trajectories: list[Trajectory]) -> Iterator[Row]:
 
 
 def _command(recipe: Recipe, source: Path) -> Iterator[Row]:
-    """The data stage as a whole: read, check, prove, write; then the cache. A source of one record shows what of it is
-    the start of the processes."""
+    """`make data` as a whole: start, read, check, prove, write; then the cache. A source of one record shows the start."""
     single = source.with_name("single.jsonl")
     single.write_text(source.read_text(encoding="utf-8").split("\n", 1)[0] + "\n", encoding="utf-8")
-    seconds: dict[tuple[Path, int], float] = {}
-    for workers in (1, 2):
-        recipe.data.workers, recipe.data.out = workers, f"{recipe.data.out}{workers}"
-        for path in (single, source):
-            started = time.perf_counter()
-            prepare(recipe, str(path))
-            seconds[path, workers] = time.perf_counter() - started
-    started = time.perf_counter()
-    prepare(recipe, str(source))
-    hit = time.perf_counter() - started
+    seconds = {
+        (path, workers): _run(recipe, path, source.with_name(f"out{workers}"), workers)[0]
+        for workers in (1, 2)
+        for path in (single, source)
+    }
     one, two = (seconds[source, w] - seconds[single, w] for w in (1, 2))
-    yield "the data stage, one process", f"{seconds[source, 1]:.1f} s, {seconds[single, 1]:.1f} s of it the start", ""
+    yield "`make data`, one process", f"{seconds[source, 1]:.1f} s, {seconds[single, 1]:.1f} s of it the start", ""
     figure = (
         f"{seconds[source, 2]:.1f} s, {seconds[single, 2]:.1f} s of it the start; the rest {one / two:.2f} × as fast"
     )
-    yield "the data stage, two processes", figure, "near 2 ×"
+    yield "`make data`, two processes", figure, "near 2 ×"
+    hit = _run(recipe, source, source.with_name("out1"), 1)[0]
     yield "the same again: a cache hit", f"{hit:.2f} s", "under 1 s"
+
+
+def _run(recipe: Recipe, source: Path, out: Path, workers: int) -> tuple[float, int]:
+    """(seconds, peak bytes of all its processes) of the command on a source."""
+    model = "glm4.5-tiny" if recipe.model.family is Family.glm4_moe else "qwen3-tiny"
+    words = ["data=limi", f"data.path={source}", f"data.out={out}", f"data.workers={workers}", f"model={model}"]
+    command = [sys.executable, "launch/limi.py", "data", *words, f"model.checkpoint={recipe.model.checkpoint}"]
+    started = time.perf_counter()
+    process = psutil.Popen(command, cwd=REPO, stdout=subprocess.DEVNULL)
+    peak = 0
+    try:
+        while process.poll() is None:
+            peak = max(peak, _memory(process))
+            time.sleep(0.1)
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    if process.returncode:
+        raise DataError(f"{' '.join(command)} ended with status {process.returncode}")
+    return time.perf_counter() - started, peak
+
+
+def _memory(process: psutil.Process) -> int:
+    """Bytes of a process and its descendants; what several share is counted once."""
+    total = 0
+    with contextlib.suppress(psutil.Error):
+        for one in [process, *process.children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):
+                total += one.memory_full_info().pss
+    return total
 
 
 Masks = tuple[list[int], list[int]]  # tokens, and for each whether it is supervised
@@ -212,7 +233,7 @@ def _peers(chat: Chat, trajectories: list[Trajectory]) -> Iterator[Row]:
             yield name, f"not measured: {theirs}", ""
             continue
         seconds, own, same_tokens, same_mask = 0.0, 0.0, 0, 0
-        for t in track(trajectories, name, transient=True):
+        for t in track(trajectories, name, transient=True, console=Console(stderr=True)):
             started = time.perf_counter()
             tokens, mask = theirs(t)
             between = time.perf_counter()
@@ -266,30 +287,10 @@ def _many(recipe: Recipe, folder: Path) -> Iterator[Row]:
     for count in (MANY // 10, MANY):
         source = folder / f"{count}.jsonl"
         _write(source, records([MANY_TOKENS] * count, seed=1))
-        words = ["data=limi", f"data.path={source}", f"data.out={folder}/many", "data.workers=2"]
-        words += [f"model={'glm4.5' if recipe.model.family is Family.glm4_moe else 'qwen3'}-tiny"]
-        command = [sys.executable, "launch/limi.py", "data", *words, f"model.checkpoint={recipe.model.checkpoint}"]
-        started = time.perf_counter()
-        process = psutil.Popen(command, cwd=REPO, stdout=subprocess.DEVNULL)
-        peak = 0
-        while process.poll() is None:
-            peak = max(peak, _memory(process))
-            time.sleep(0.1)
-        if process.returncode:
-            raise DataError(f"{' '.join(command)} ended with status {process.returncode}")
-        measured[count] = (peak, time.perf_counter() - started)
-    (few, _), (many, seconds) = measured[MANY // 10], measured[MANY]
+        measured[count] = _run(recipe, source, folder / "many", 2)
+    (_, few), (seconds, many) = measured[MANY // 10], measured[MANY]
     figure = f"{many / 1e9:.2f} GB, {many / few:.2f} × that of {MANY // 10:,}; {seconds:.0f} s"
-    yield f"{MANY:,} trajectories of {MANY_TOKENS:,} tokens, two workers: peak memory", figure, "under 2 GB, flat"
-
-
-def _memory(process: psutil.Process) -> int:
-    """Bytes of a process and its descendants; what several share is counted once."""
-    total = 0
-    for one in [process, *process.children(recursive=True)]:
-        with contextlib.suppress(psutil.Error):
-            total += one.memory_full_info().pss
-    return total
+    yield f"{MANY:,} trajectories of {MANY_TOKENS:,} tokens, two processes: peak memory", figure, "under 2 GB, flat"
 
 
 def _write(path: Path, made: Iterator[dict[str, Any]]) -> None:
