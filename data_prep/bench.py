@@ -38,6 +38,7 @@ MOST_MESSAGES = 530
 ROUNDS = 3
 MANY = 10_000
 MANY_TOKENS = 4_200  # of one of the many
+STDERR = Console(stderr=True)  # bars beside a table that may go to a file
 Row = tuple[str, str, str]
 CHARACTERS_A_TOKEN = 3.77  # of what `records` makes, with Qwen3's tokenizer
 
@@ -140,7 +141,7 @@ def _encoding(chat: Chat, trajectories: list[Trajectory]) -> Iterator[Row]:
     timed.__dict__ = chat.__dict__
     longest = max(trajectories, key=lambda t: len(t.messages))
     whole, bare, alone, of_longest, sizes = [], [], [], [], []
-    for _ in track(range(ROUNDS), "Encoding", transient=True, console=Console(stderr=True)):
+    for _ in track(range(ROUNDS), "Encoding", transient=True, console=STDERR, disable=not STDERR.is_terminal):
         ours, proof, tokenizer = 0.0, 0.0, 0.0
         for t in trajectories:
             turns = [k for k, m in enumerate(t.messages) if m.role == "assistant"]
@@ -233,7 +234,7 @@ def _peers(chat: Chat, trajectories: list[Trajectory]) -> Iterator[Row]:
             yield name, f"not measured: {theirs}", ""
             continue
         seconds, own, same_tokens, same_mask = 0.0, 0.0, 0, 0
-        for t in track(trajectories, name, transient=True, console=Console(stderr=True)):
+        for t in track(trajectories, name, transient=True, console=STDERR, disable=not STDERR.is_terminal):
             started = time.perf_counter()
             tokens, mask = theirs(t)
             between = time.perf_counter()

@@ -227,10 +227,11 @@ class _progress:
     """A bar over the bytes of the source with an estimate of the time left, and the number of records done."""
 
     def __init__(self, name: str, total: int) -> None:
+        console = Console(stderr=True)
         self._bar = Progress(
             TextColumn("Proving {task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"),
             TextColumn("{task.fields[records]:,} records"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-            console=Console(stderr=True), transient=True,
+            console=console, transient=True, disable=not console.is_terminal,
         )  # fmt: skip
         self._task = self._bar.add_task(name, total=total, records=0)
 

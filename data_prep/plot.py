@@ -10,7 +10,7 @@ def lengths(path: Path, totals: list[int], supervised: list[int]) -> None:
     `_MOST` sequences, every n-th."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
     order = sorted(range(len(totals)), key=lambda i: -totals[i])
     shown = order[:: -(-len(order) // _MOST)]
@@ -23,6 +23,7 @@ def lengths(path: Path, totals: list[int], supervised: list[int]) -> None:
             axes.stairs([values[i] for i in shown], edges, fill=True, color=colour, label=label)
         axes.set(xlabel=f"{len(totals):,} sequences, longest first", ylabel="tokens")
         axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.margins(x=0)
         axes.legend(loc="upper right")
         figure.savefig(path, format="svg", metadata={"Date": None})

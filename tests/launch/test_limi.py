@@ -41,7 +41,11 @@ def test_bad_words(tmp_path, words, says):
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [(SAMPLE + "{oops\n", "line 21: not JSON"), (SAMPLE + USER_ONLY, "line 21: no assistant turn")]
+    ("text", "says"),
+    [
+        (SAMPLE + "{oops\n", "line 21: json: not JSON"),
+        (SAMPLE + USER_ONLY, "line 21: no_supervised: no assistant turn"),
+    ],
 )
 def test_bad_data(root, bases, tmp_path, text, says):
     path = tmp_path / "bad.jsonl"
