@@ -62,14 +62,17 @@ class Answer:
 
 
 def turns(data: Dataset) -> Iterator[Turn]:
-    """All supervised turns with calls. The prompt is read from the data set as it was trained on, not rendered again."""
+    """All supervised turns with calls. The prompt is read from the data set as it was trained on, not rendered again:
+    everything before the first supervised token, or before the thinking that is shown without being supervised."""
     row = {place: n for n, place in enumerate(zip(data.ids, data.segments, strict=True))}
+    thinking_is_context = data.manifest["inputs"]["options"]["thinking"] == "context"
     for conversation in data.conversations():
         for sequence in conversation["sequences"]:
-            tokens = data.tokens(row[conversation["id"], sequence["segment"]])
-            for index, prompt in sequence["turns"]:
+            at = row[conversation["id"], sequence["segment"]]
+            for (index, prompt), (start, _) in zip(sequence["turns"], data.spans(at), strict=True):
                 if "tool_calls" in conversation["messages"][index]:
-                    yield Turn(conversation, index, tokens[:prompt].tolist())
+                    tokens = data.tokens(at)[: prompt if thinking_is_context else start]
+                    yield Turn(conversation, index, tokens.tolist())
 
 
 def ask(server: Server, asked: list[Turn], progress: Callable[[], None]) -> list[Answer]:

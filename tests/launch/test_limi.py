@@ -54,7 +54,7 @@ def test_bad_data(root, bases, tmp_path, text, says):
     assert done.returncode == 2
     assert says in done.stderr
     assert not (root / "runs" / "bad").exists()
-    assert not list(tmp_path.glob("out/*")), "no half-made data set"
+    assert len(list(tmp_path.glob("out/*/ledger.jsonl"))) == 1, "the data set stays for its ledger"
 
 
 def test_a_port_in_use_is_refused_before_anything_starts(tmp_path):

@@ -13,9 +13,10 @@ from launch import limi, stages  # noqa: E402
 def train(recipe, console):
     """Data and training."""
     from launch.megatron import engine
+    from launch.plan import Plan
     from launch.run_folder import RunFolder
 
-    plan = stages._plan(recipe, console)
+    plan = Plan(recipe, *stages._packed(recipe, console).values())
     engine.train(plan, RunFolder(recipe, plan.data, plan.heldout), console)
 
 
