@@ -54,7 +54,7 @@ train: $(READY) ## Data, training, export, sanity check and report
 	@$(call LIMI,train)
 
 .PHONY: bench
-bench: $(READY) ## Time the data stage against the tokenizer; model.checkpoint=FOLDER names a real tokenizer
+bench: $(READY) ## Measure the schedule and the data stage; model.checkpoint=FOLDER names a real tokenizer
 	@$(call LIMI,bench)
 
 .PHONY: lint

@@ -8,9 +8,11 @@ from typing import Any
 
 from data_prep.dataset import Dataset
 from data_prep.files import write_text
-from recipes.config import Recipe
+from recipes.config import Recipe, Recompute
+from recipes.dimensions import flops
 from recipes.layout import batch_multiple, data_parallel, micro_batch_multiple, sequence_multiple, world_size
 from recipes.learning_rate import learning_rate
+from recipes.pipeline import Pipeline
 from recipes.schedule import Schedule
 
 
@@ -44,9 +46,11 @@ class Plan:
 
     def _schedule(self, data: Dataset, batch_size: int, epochs: int) -> Schedule:
         layout = self.recipe.layout
+        cost = flops(self.recipe.model)
         return Schedule(
             trajectory=data.trajectory,
             lengths=data.lengths,
+            costs=[cost.sequence(n) for n in data.lengths],
             batch_size=batch_size,
             epochs=epochs,
             seed=self.recipe.seed,
@@ -55,6 +59,7 @@ class Plan:
             sequence_multiple=sequence_multiple(layout),
             batch_multiple=batch_multiple(layout),
             micro_batch_multiple=micro_batch_multiple(layout),
+            pipeline=Pipeline(layout.pp, 3.0 if layout.recompute is Recompute.full else 2.0),
         )
 
     def summary(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from recipes.checkpoint_config import check_checkpoint
 from recipes.compose import run_folder, to_yaml
 from recipes.config import Recipe
 from recipes.errors import ConfigError
@@ -62,10 +63,17 @@ def train(recipe: Recipe, console: Console) -> None:
             "data.heldout is not set, and without held-out trajectories nothing shows whether training helped; write "
             "data.heldout=FILE"
         )
+    _make_base(recipe, console)
+    check_checkpoint(recipe.model)
+    from torch.cuda import is_available
+
     from launch.megatron import engine
     from launch.plan import Plan
+    from launch.preflight import check_memory
     from launch.run_folder import RunFolder, check_room
 
+    if not is_available():
+        check_memory(recipe)
     plan = Plan(recipe, *_packed(recipe, console).values())
     # Weights, two moments and fp32 copies for every checkpoint kept, and one being written.
     weights = sum(f.stat().st_size for f in Path(recipe.model.checkpoint).glob("*.safetensors"))
@@ -86,9 +94,18 @@ def train(recipe: Recipe, console: Console) -> None:
 
 
 def bench(recipe: Recipe, console: Console) -> None:
-    """Measures the data stage against the tokenizer alone; the checkpoint's tokenizer files are enough."""
+    """Measures the assignment inside a step, and the data stage against the tokenizer alone."""
     from data_prep import bench as data_bench
+    from recipes import bench as recipe_bench
 
+    modes = " | ".join(f"slime's {mode}" for mode in recipe_bench.SLIME)
+    console.print(f"| makespan / bound: mean, worst | ours | {modes} | to reach |\n|---|---|---|---|---|---|")
+    for row in recipe_bench.assignment_rows():
+        console.print(f"| {' | '.join(row)} |")
+    console.print("\n| planning | seconds |\n|---|---|")
+    for row in recipe_bench.planning_rows():
+        console.print(f"| {' | '.join(row)} |")
+    console.print()
     _make_base(recipe, console)
     data_bench.run(recipe, console)
 

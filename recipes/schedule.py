@@ -10,9 +10,13 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from recipes.assign import assign
 from recipes.errors import ConfigError
+from recipes.pipeline import Pipeline
 
 MicroBatch = tuple[int, ...]  # indices of sequences
+ROUNDS = 200  # of the search in a step; fewer where there are many sequences
+ROUNDS_IN_ALL = 20_000  # times sequences, for all steps of an epoch
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,12 @@ class Schedule:
     lengths: for every sequence, its tokens.
     max_tokens: cap of a micro-batch, padding counted: each sequence padded to `sequence_multiple`, the sum to
     `batch_multiple`. `micro_batch_multiple`: every rank's number of micro-batches is a multiple of it.
+    costs: for every sequence, a forward pass over it, in any unit. pipeline: what the micro-batches of a rank run through.
     """
 
     trajectory: Sequence[int]
     lengths: Sequence[int]
+    costs: Sequence[float]
     batch_size: int
     epochs: int
     seed: int
@@ -44,6 +50,7 @@ class Schedule:
     sequence_multiple: int = 1
     batch_multiple: int = 1
     micro_batch_multiple: int = 1
+    pipeline: Pipeline = field(default_factory=Pipeline)
     _of: dict[int, list[int]] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -83,40 +90,15 @@ class Schedule:
         return Step(epoch, tuple(chosen), self.assign([s for t in chosen for s in self._of[t]]))
 
     def assign(self, sequences: Sequence[int]) -> tuple[tuple[MicroBatch, ...], ...]:
-        """Spreads the sequences of one step over ranks and micro-batches: first fit decreasing, then the costliest
-        micro-batches to the least loaded ranks."""
-        bins: list[list[int]] = []
-        for s in sorted(sequences, key=lambda s: (-self.lengths[s], s)):
-            for b in bins:
-                if self.padded([self.lengths[i] for i in (*b, s)]) <= self.max_tokens:
-                    b.append(s)
-                    break
-            else:
-                bins.append([s])
-        multiple = self.dp * self.micro_batch_multiple
-        if len(sequences) < _up(len(bins), multiple):
-            raise ConfigError(
-                f"a step of {len(sequences)} sequences cannot fill {_up(len(bins), multiple)} micro-batches (a multiple "
-                f"of {multiple}: data-parallel ranks x pipeline group); raise optim.batch_size (now {self.batch_size}) or "
-                "layout.max_tokens_per_gpu, or lower the number of ranks"
-            )
-        while len(bins) % multiple:
-            widest = max((b for b in bins if len(b) > 1), key=lambda b: sum(self.lengths[s] for s in b))
-            half = [widest[i] for i in range(1, len(widest), 2)]
-            widest[:] = widest[::2]
-            bins.append(half)
-        ranks: list[list[MicroBatch]] = [[] for _ in range(self.dp)]
-        load = [0] * self.dp
-        for b in sorted(bins, key=lambda b: (-self._cost(b), b)):
-            room = [r for r in range(self.dp) if len(ranks[r]) < len(bins) // self.dp]
-            rank = min(room, key=lambda r: (load[r], r))
-            ranks[rank].append(tuple(b))
-            load[rank] += self._cost(b)
-        return tuple(map(tuple, ranks))
+        """Spreads the sequences of one step over ranks and micro-batches, so that it ends soonest; see `assign.py`."""
 
-    def _cost(self, sequences: Sequence[int]) -> int:
-        # Attention grows with the square; 8192 tokens is where it about equals the rest of these models.
-        return sum(n * (8192 + n) for n in (self.lengths[s] for s in sequences))
+        def fits(chosen: Sequence[int]) -> bool:
+            return self.padded([self.lengths[sequences[i]] for i in chosen]) <= self.max_tokens
+
+        costs = [self.costs[s] for s in sequences]
+        rounds = min(ROUNDS, ROUNDS_IN_ALL // len(self.lengths))
+        ranks = assign(costs, fits, self.dp, self.pipeline, self.micro_batch_multiple, rounds)
+        return tuple(tuple(tuple(sequences[i] for i in b) for b in rank) for rank in ranks)
 
 
 def _up(count: int, multiple: int) -> int:

@@ -3,15 +3,18 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recipes.errors import ConfigError
+from recipes.pipeline import Pipeline
 from recipes.schedule import Schedule
 
 
 def schedule(lengths, trajectory=None, **changes):
-    options = dict(batch_size=4, epochs=2, seed=0, dp=1, max_tokens=10_000) | changes
+    options = (
+        dict(costs=[n * (8192 + n) for n in lengths], batch_size=4, epochs=2, seed=0, dp=1, max_tokens=10_000) | changes
+    )
     return Schedule(trajectory=trajectory or list(range(len(lengths))), lengths=lengths, **options)
 
 
@@ -40,9 +43,11 @@ def schedules(draw):
         sequence_multiple=draw(st.sampled_from([1, 4])),
         batch_multiple=draw(st.sampled_from([4, 8])),
         micro_batch_multiple=draw(st.integers(1, 2)),
+        pipeline=Pipeline(draw(st.sampled_from([1, 1, 2, 4])), draw(st.sampled_from([2.0, 3.0]))),
     )
 
 
+@settings(deadline=None)
 @given(schedules())
 def test_every_step_keeps_the_contract(s):
     seen = Counter()
@@ -70,6 +75,7 @@ def test_every_step_keeps_the_contract(s):
     assert not sizes or max(sizes) - min(sizes) <= 1
 
 
+@settings(deadline=None)
 @given(schedules(), schedules())
 def test_lengths_and_layout_do_not_choose_the_trajectories(a, b):
     """Two schedules of as many trajectories with the same batch size and seed train on the same steps."""

@@ -1,0 +1,34 @@
+import pytest
+
+from launch.preflight import check_memory
+from recipes.compose import compose_recipe
+from recipes.errors import PreflightError
+from tests.launch.support import limi
+
+
+def test_a_model_that_this_machine_cannot_hold_is_refused_with_the_figures():
+    with pytest.raises(
+        PreflightError, match=r"glm4\.5 needs at least 8,467 GB on 2 ranks .* 2 copies\).*model=qwen3-tiny"
+    ):
+        check_memory(compose_recipe(["model=glm4.5"]))
+    check_memory(compose_recipe([]))
+
+
+def test_a_real_model_without_its_checkpoint_is_refused_before_anything_starts(tmp_path):
+    done = limi("model=qwen3-32b", f"cluster.root={tmp_path}")
+    assert done.returncode == 2
+    assert "no config.json in 'Qwen/Qwen3-32B'; write model.checkpoint=FOLDER" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_of_another_model_is_refused(bases, tmp_path):
+    done = limi(
+        "model=qwen3-tiny",
+        "model.layers=2",
+        f"model.checkpoint={bases['glm4.5-tiny']}",
+        "model.random_init=false",
+        f"cluster.root={tmp_path}",
+    )
+    assert done.returncode == 2
+    assert "model_type is 'glm4_moe', the recipe's model.family is qwen3" in done.stderr
+    assert "write model.layers=3" in done.stderr
