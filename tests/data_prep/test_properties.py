@@ -130,8 +130,11 @@ def test_the_proof_holds_on_thousands(named, record, thinking):
     check(chat, name, record, thinking_of(name, thinking))
 
 
-def test_it_holds_for_500_messages(named):
-    name, chat = named
+@pytest.mark.parametrize(
+    "name", ["qwen3", *(pytest.param(n, marks=pytest.mark.slow) for n in ("glm4.5", "qwen3-2507"))]
+)
+def test_it_holds_for_500_messages(reference, name):
+    chat = official(reference, name)
     messages = [{"role": "user", "content": "go"}]
     for n in range(249):
         made = {"id": f"c{n}", "type": "function", "function": {"name": "read", "arguments": {"n": n, "s": str(n)}}}

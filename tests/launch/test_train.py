@@ -94,7 +94,8 @@ def test_the_report_is_one_self_contained_page(default_run):
 
 
 def test_masks_shifted_by_one_token_fail_the_default_run(default_run, root, tmp_path):
-    """The same recipe and data, every span one token late: each turn's first token is never learned."""
+    """The same recipe and data, every span one token late: each turn's first token is never learned. A few epochs are
+    enough: the check compares prompts, and the right masks pass it however little was learned."""
     if default_run.name != "qwen3-tiny":
         pytest.skip("one family shows it")
     shutil.copytree(root / "models", tmp_path / "models")
@@ -111,11 +112,10 @@ def test_masks_shifted_by_one_token_fail_the_default_run(default_run, root, tmp_
         manifest.write_text(
             json.dumps({**packed.manifest, "files": {n: sha256(packed.folder / n) for n in packed.manifest["files"]}})
         )
-    done = limi(f"cluster.root={tmp_path}")
+    done = limi(f"cluster.root={tmp_path}", "optim.epochs=4")
     assert done.returncode == 1, done.stdout + done.stderr
     checks = sanity(tmp_path / "runs" / "qwen3-tiny")
     assert not checks["chat template"]["passed"], "the prompt trained on is not the one the server sends"
-    assert not checks["calls on trained prompts"]["passed"]
     assert "chat template" in done.stderr
 
 
