@@ -59,10 +59,6 @@ FAMILIES = {
 
 def load_tokenizer(checkpoint: Path) -> PreTrainedTokenizerBase:
     """The checkpoint's own tokenizer and chat template, from its files alone."""
-    if not (checkpoint / "tokenizer.json").is_file():
-        raise DataError(
-            f"no tokenizer.json in '{checkpoint}'; write model.checkpoint=FOLDER of a Hugging Face checkpoint"
-        )
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False, local_files_only=True)
     # A tokenizer.json can say to cut every text short, which `tokenizer(text)` overrules each time it is called.
     tokenizer.backend_tokenizer.no_truncation()
@@ -83,7 +79,8 @@ class Chat:
         edges = {*self.family.roles, *self.family.stops}
         if missing := sorted((edges | {*self.family.think}) - {*self.special}):
             raise DataError(
-                f"the tokenizer has no special token {', '.join(missing)}; model.family={family.value} needs it"
+                f"the tokenizer has no special token {', '.join(missing)}, which model.family={family.value} needs; write "
+                "MODEL=NAME of the checkpoint's own family"
             )
         vocabulary = tokenizer.get_vocab()
         ids = {t: vocabulary[t] for t in edges}

@@ -98,17 +98,22 @@ class Dataset:
         return _json_lines(self.folder / "ledger.jsonl")
 
 
-def prepare(recipe: Recipe, path: str) -> Dataset:
-    """The packed data set of the trajectories at `path` for this recipe's model: the cached one, or made now.
+def prepare(recipe: Recipe, path: str, option: str = "data.path") -> Dataset:
+    """The packed data set of the trajectories at `path` for this recipe's model: the cached one, or made now. option: what
+    gave the path, for messages.
 
     Raises `DataError` where more records are rejected than `data.max_rejected`; the folder stays for its ledger. A folder
     that could not be finished is not left behind.
     """
-    source = local(path)
+    source = local(path, option)
     checkpoint = Path(recipe.model.checkpoint)
     files = sorted(source.glob("*.json")) if source.is_dir() else [source]
     if not files:
-        raise DataError(f"no *.json in the folder '{source}'; write data.path=FILE or FOLDER")
+        raise DataError(f"no *.json in the folder '{source}'; write {option}=FILE or FOLDER")
+    if not (checkpoint / "tokenizer.json").is_file():
+        raise DataError(
+            f"no tokenizer.json in '{checkpoint}'; write model.checkpoint=FOLDER of a Hugging Face checkpoint on this machine"
+        )
     here = Path(__file__).parent
     inputs = {
         "format": FORMAT,
@@ -128,6 +133,12 @@ def prepare(recipe: Recipe, path: str) -> Dataset:
         from data_prep import plot
         from data_prep.pack import FILES, PROOF, pack
 
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(
+                f"data.out='{recipe.data.out}': {error.strerror}; write data.out=FOLDER you can write to"
+            ) from error
         with whole_folder(folder) as scratch:
             counts = pack(scratch, recipe, source, sum(f.stat().st_size for f in files))
             hashes = {name: sha256(scratch / name) for name in FILES}
@@ -136,7 +147,7 @@ def prepare(recipe: Recipe, path: str) -> Dataset:
                 made = Dataset(scratch, manifest)
                 plot.lengths(scratch / "lengths.svg", made.lengths, made.supervised)
             write_text(scratch / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
-    return _accepted(open_dataset(folder), recipe.data.max_rejected, path)
+    return _accepted(open_dataset(folder), recipe.data.max_rejected, f"{option}={path}")
 
 
 def open_dataset(folder: Path) -> Dataset:
@@ -148,10 +159,10 @@ def open_dataset(folder: Path) -> Dataset:
     return Dataset(folder, manifest)
 
 
-def _accepted(data: Dataset, max_rejected: int, path: str) -> Dataset:
+def _accepted(data: Dataset, max_rejected: int, source: str) -> Dataset:
     counts = data.manifest["counts"]
     if not counts["records"]:
-        raise DataError(f"'{path}' holds no trajectory")
+        raise DataError(f"'{source}' holds no trajectory")
     if counts["rejected"] > max_rejected or not counts["kept"]:
         rejected = [line for line in data.ledger() if line["status"] == "rejected"]
         listed = [
@@ -162,7 +173,7 @@ def _accepted(data: Dataset, max_rejected: int, path: str) -> Dataset:
         allowed = f"data.max_rejected={max_rejected} allows {max_rejected}" if counts["kept"] else "and none is left"
         mend = f"; to go on without them write data.max_rejected={counts['rejected']}" if counts["kept"] else ""
         raise DataError(
-            f"{counts['rejected']} of {counts['records']} records of '{path}' are rejected "
+            f"{counts['rejected']} of {counts['records']} records of '{source}' are rejected "
             f"({', '.join(f'{n} {code}' for code, n in codes.most_common())}), {allowed}:\n"
             + "\n".join([*listed, *([more] if more else [])])
             + f"\nAll are in {data.folder / 'ledger.jsonl'}{mend}"

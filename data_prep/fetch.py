@@ -6,16 +6,17 @@ from pathlib import Path
 from recipes.errors import DataError
 
 
-def local(path: str) -> Path:
+def local(path: str, option: str = "data.path") -> Path:
     """The local path, or the one data file of a hub data set (`GAIR/LIMI`), fetched once into the hub's own cache.
 
-    Raises `DataError` where neither is there, or where a data set has more than one JSON file to choose from.
+    Raises `DataError` where neither is there, or where a data set has more than one JSON file to choose from; it names the
+    option that gave the path.
     """
     if path and Path(path).exists():
         return Path(path)
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", path):
         raise DataError(
-            f"no file '{path}'; write data.path=FILE of trajectories, or a Hugging Face id as data.path=GAIR/LIMI"
+            f"no file '{path}'; write {option}=FILE of trajectories, or a Hugging Face id as {option}=GAIR/LIMI"
         )
     # Here, not at the top: a local path must not pay for it.
     from huggingface_hub import HfApi, hf_hub_download
@@ -29,10 +30,10 @@ def local(path: str) -> Path:
     except Exception as error:  # the hub's own errors, and its HTTP library's
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"'{path}' is no local file, and the Hugging Face hub could not give it: {first}; write data.path=FILE, or set "
+            f"'{path}' is no local file, and the Hugging Face hub could not give it: {first}; write {option}=FILE, or set "
             "HF_TOKEN where the data set is gated"
         ) from error
     raise DataError(
         f"'{path}' on the Hugging Face hub has {len(data)} JSON files ({', '.join(data[:5]) or 'none'}) where one was "
-        "expected; download the one you want and write data.path=FILE"
+        f"expected; download the one you want and write {option}=FILE"
     )

@@ -36,7 +36,8 @@ def without_special_tokens(trajectory: Trajectory, special: list[str], options: 
         )
         raise Rejected(
             Code.special_token,
-            f"{where} holds the special token {found[0]} as text, which would become a control token; write "
+            f"{where} holds the special token {found[0]} as text, which would become a control token"
+            f"{' (also in the record: ' + ', '.join(found[1:]) + ')' if found[1:] else ''}; write "
             f"data.special_tokens=escape to have '{_escaped(found[0])}' instead",
         )
 

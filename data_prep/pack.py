@@ -12,6 +12,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,10 +76,10 @@ def pack(folder: Path, recipe: Recipe, path: Path, total: int) -> dict[str, int]
 
 
 class Seen:
-    """What was kept so far: which ids, and what was said under which."""
+    """What was kept so far: which ids, and what was said under which. It grows with the records by some 300 bytes each."""
 
     def __init__(self) -> None:
-        self._ids: set[str] = set()
+        self._ids: dict[str, str] = {}  # the place of each record by its id
         self._contents: dict[str, str] = {}  # id by content hash
         self._copies: Counter[str] = Counter()
 
@@ -96,15 +97,12 @@ class Seen:
                 packed.conversations = [
                     (said.model_copy(update={"id": line["id"]}), encoded) for said, encoded in packed.conversations
                 ]
-        if line["id"] in self._ids:
+        if first := self._ids.get(line["id"]):
             packed.conversations = []
-            line |= {
-                "status": "rejected",
-                "code": Code.duplicate_id.value,
-                "reason": f"the id '{line['id']}' is used twice",
-            }
+            reason = f"the id '{line['id']}' is used twice, first at {first}"
+            line |= {"status": "rejected", "code": Code.duplicate_id.value, "reason": reason}
             return line
-        self._ids.add(line["id"])
+        self._ids[line["id"]] = line["record"]
         same = self._contents.setdefault(content, line["id"])
         if same != line["id"]:
             line["same_as"] = same
@@ -178,6 +176,12 @@ def _packed(recipe: Recipe, records: Iterator[Record], total: int) -> Iterator[t
     # Forked from a server that has imported what takes longest, and not from this process, which may have threads.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["transformers.models.auto.tokenization_auto"])
+    # Ctrl-C is for this process, which ends the others; the server hands what it ignores on to the workers.
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
     pool = ProcessPoolExecutor(workers, context, _start_worker, (recipe,))
     waiting: deque[tuple[Record, Future[Packed]]] = deque()
     try:
@@ -200,7 +204,6 @@ _worker: "Packer | LimiError"
 
 def _start_worker(recipe: Recipe) -> None:
     global _worker  # noqa: PLW0603  # one a process, made once
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the workers
     parent = multiprocessing.parent_process()
     assert parent is not None, "a worker has a parent"
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()

@@ -33,7 +33,7 @@ class Packer:
             turns, faults = options.supervised(said, self.options)
             ledger |= {"schema_breaks": faults} if faults else {}
             conversations, left_out = self._fitting(said, turns)
-            ledger |= {"repairs": said.repairs + left_out, **self._after_the_last_turn(said)}
+            ledger |= {"repairs": said.repairs + left_out, **_worth_knowing(said)}
         except Rejected as error:
             rejected = {"status": "rejected", "code": error.code.value, "reason": str(error)}
             return Packed(ledger | rejected | {"id": ledger["id"] or error.identity})
@@ -48,12 +48,6 @@ class Packer:
         ledger |= {f"segments_by_{why}": begins.count(why) for why in ("history", "tokens") if why in begins}
         ledger |= {"pieces": len(conversations)} if len(conversations) > 1 else {}
         return Packed(ledger, conversations)
-
-    @staticmethod
-    def _after_the_last_turn(said: Trajectory) -> dict[str, int]:
-        last = max(k for k, m in enumerate(said.messages) if m.role == "assistant")
-        rest = len(said.messages) - 1 - last
-        return {"messages_after_the_last_turn": rest} if rest else {}
 
     def _fitting(self, said: Trajectory, turns: list[int]) -> tuple[list[Conversation], list[str]]:
         """The whole conversation, or its pieces where it is too long and may be cut; and what the cutting left out."""
@@ -109,3 +103,16 @@ class Packer:
         wanted = [n for n, k in enumerate(kept) if k in turns]
         part = said.model_copy(update={"messages": [said.messages[k] for k in kept]})
         return part, self.chat.encode(part, wanted, self.options.thinking) if wanted else []
+
+
+def _worth_knowing(said: Trajectory) -> dict[str, int]:
+    """For the ledger: messages that no turn comes after, and turns whose results come in another order than their calls,
+    which a template that shows no ids does not tell."""
+    last = max(k for k, m in enumerate(said.messages) if m.role == "assistant")
+    reordered = 0
+    for k, m in enumerate(said.messages):
+        calls = [c.id for c in m.tool_calls or []]
+        results = [r.tool_call_id for r in said.messages[k + 1 : k + 1 + len(calls)]]
+        reordered += bool(calls) and len(results) == len(calls) and calls != results
+    found = {"messages_after_the_last_turn": len(said.messages) - 1 - last, "turns_with_results_reordered": reordered}
+    return {name: count for name, count in found.items() if count}

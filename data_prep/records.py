@@ -59,7 +59,7 @@ def parse(raw: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise Rejected(Code.utf8, f"byte {error.start} is not UTF-8") from error
     except json.JSONDecodeError as error:
-        raise Rejected(Code.json, f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from error
+        raise Rejected(Code.json, f"not JSON: {error.msg} (character {error.pos + 1} of {len(error.doc)})") from error
     except ValueError as error:  # an integer of thousands of digits
         raise Rejected(Code.json, f"not JSON that can be read: {error}") from error
     except RecursionError as error:

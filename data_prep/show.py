@@ -6,17 +6,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers import PreTrainedTokenizerBase
 
-from data_prep.chat import FAMILIES, load_tokenizer
 from data_prep.dataset import Dataset
 from recipes.config import Recipe
 from recipes.errors import ConfigError
+
+if TYPE_CHECKING:
+    # Not at run time: a listing needs no tokenizer, and importing transformers takes seconds.
+    from transformers import PreTrainedTokenizerBase
 
 _LISTED = 200  # trajectories in a listing
 _HEAD, _TAIL = 60, 30  # tokens shown of a longer stretch that is not supervised
@@ -41,7 +44,7 @@ class Block:
 
 def listing(name: str, data: Dataset) -> Table:
     """The trajectories of a data set with their counts."""
-    table = Table(title=f"{name}, {data.folder}", title_justify="left")
+    table = Table(title=f"{name}, {data.folder}", title_justify="left", box=box.SIMPLE_HEAD)
     for column in ("id", "sequences", "tokens", "supervised", "turns"):
         table.add_column(column, justify="left" if column == "id" else "right", overflow="fold")
     kept = [line for line in data.ledger() if line["status"] == "kept"]
@@ -54,12 +57,17 @@ def listing(name: str, data: Dataset) -> Table:
 
 def sequences(data: Dataset, recipe: Recipe, console: Console) -> None:
     """Prints every sequence of the trajectory `recipe.id`: green is supervised, and in brackets where there is no colour."""
+    from data_prep.chat import load_tokenizer
+
     tokenizer = load_tokenizer(Path(recipe.model.checkpoint))
     coloured = console.is_terminal and not console.no_color
     for row, identity in enumerate(data.ids):
         if identity != recipe.id:
             continue
+        console.print()
         console.rule(f"{heading(data, row)}", align="left")
+        if not coloured:
+            console.print("[what is supervised stands in ⟦ ⟧]")
         for block in blocks(data, row, tokenizer, recipe):
             console.print(Text(f"── {block.heading}", "bold cyan" if block.supervised else "cyan"))
             for text, marked in shortened(block, tokenizer):
@@ -76,8 +84,10 @@ def heading(data: Dataset, row: int) -> str:
     )
 
 
-def blocks(data: Dataset, row: int, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Iterator[Block]:
+def blocks(data: Dataset, row: int, tokenizer: "PreTrainedTokenizerBase", recipe: Recipe) -> Iterator[Block]:
     """The messages of a sequence as the family's role tokens part them."""
+    from data_prep.chat import FAMILIES
+
     family = FAMILIES[recipe.model.family]
     tokens = data.tokens(row).tolist()
     opening = {tokenizer.convert_tokens_to_ids(t) for t in family.roles}
@@ -103,7 +113,7 @@ def blocks(data: Dataset, row: int, tokenizer: PreTrainedTokenizerBase, recipe: 
         yield Block(title if message is None else f"{title}, message {message}", pieces)
 
 
-def _role(text: str, tokens: list[int], begin: int, tokenizer: PreTrainedTokenizerBase) -> str:
+def _role(text: str, tokens: list[int], begin: int, tokenizer: "PreTrainedTokenizerBase") -> str:
     """The role's name: after the opening token, or that token's own, which may be the stop of the turn before."""
     first = str(tokenizer.decode(tokens[begin : begin + 1]))
     before = str(tokenizer.decode(tokens[begin - 1 : begin])) if begin else ""
@@ -122,7 +132,7 @@ def _messages(data: Dataset, row: int) -> list[int]:
     raise KeyError(place)
 
 
-def shortened(block: Block, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, bool]]:
+def shortened(block: Block, tokenizer: "PreTrainedTokenizerBase") -> Iterator[tuple[str, bool]]:
     """(text, supervised) of the block's pieces; of a long one that is not supervised, both ends and what lies between."""
     for text, marked, count in block.pieces:
         if marked or count <= 2 * (_HEAD + _TAIL):
@@ -133,7 +143,7 @@ def shortened(block: Block, tokenizer: PreTrainedTokenizerBase) -> Iterator[tupl
         yield f"{head} ⋯ {len(tokens) - _HEAD - _TAIL:,} tokens not shown ⋯ {tail}", False
 
 
-def page(data: Dataset, row: int, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> str:
+def page(data: Dataset, row: int, tokenizer: "PreTrainedTokenizerBase", recipe: Recipe) -> str:
     """The sequence as HTML, folded; `mark` is what is supervised."""
     out = [f"<details><summary>{html.escape(heading(data, row))}</summary>"]
     for block in blocks(data, row, tokenizer, recipe):

@@ -22,12 +22,12 @@ from recipes.errors import LimiError, SanityError, TrainError  # noqa: E402
 
 def main(words: list[str]) -> int:
     signal.signal(signal.SIGTERM, _stop)
-    from launch import stages
-    from recipes.compose import compose_recipe
-
     errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
     named = [w for w in words if "=" not in w]
     try:
+        from launch import stages
+        from recipes.compose import compose_recipe
+
         stage = stages.find(named)
         recipe = compose_recipe([w for w in words if "=" in w])
         console = Console(soft_wrap=True, markup=False, highlight=False)
@@ -44,7 +44,9 @@ def main(words: list[str]) -> int:
         errors.print(f"PreflightError: {error}; make room or write cluster.root=FOLDER you can write to", style="red")
         return 2
     except KeyboardInterrupt:
-        errors.print("Interrupted; the same command goes on from the last whole checkpoint.", style="yellow")
+        errors.print(
+            "Interrupted; the same command goes on from what is whole: a data set, a checkpoint.", style="yellow"
+        )
         return 130
     return 0
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -24,7 +25,7 @@ Stage = Callable[[Recipe, Console], None]
 def data(recipe: Recipe, console: Console) -> None:
     """Packs the training and the held-out trajectories, every mask proved."""
     packed = _packed(recipe, console)
-    table = Table()
+    table = Table(box=box.SIMPLE_HEAD)
     for column in ("", "records", "rejected", "sequences", "tokens", "supervised", "longest"):
         table.add_column(column, justify="right" if column else "left")
     for name, one in packed.items():
@@ -113,11 +114,14 @@ def bench(recipe: Recipe, console: Console) -> None:
 def _packed(recipe: Recipe, console: Console) -> dict[str, "Dataset"]:
     """The data sets by name: `training`, and `held out` where the recipe names one. Says what comes twice."""
     from data_prep.dataset import overlap, prepare, repeated
+    from data_prep.fetch import local
 
     _make_base(recipe, console)
+    if recipe.data.heldout is not None:
+        local(recipe.data.heldout, "data.heldout")  # before hours may go by
     packed = {"training": prepare(recipe, recipe.data.path)}
     if recipe.data.heldout is not None:
-        packed["held out"] = prepare(recipe, recipe.data.heldout)
+        packed["held out"] = prepare(recipe, recipe.data.heldout, "data.heldout")
         _warn(
             console,
             "held-out trajectories are among the training ones",

@@ -4,11 +4,12 @@
 |---|---|
 | `id`, where there is one | `id` |
 | `messages`, `tools` | as they are; a null field of a message is left out, null content is empty |
-| `arguments`, an object | the object, without null-filled keys that the tool's schema does not declare, at any depth |
+| `arguments`, an object | the object without null-filled keys, at any depth |
 | a tool's schema | without null-filled keywords and properties; a null `default` or `const` stays |
 
-Null-filling: struct columns of Arrow unify their keys over all rows, so that every call has the keys of all tools. Each
-removal is named in `repairs`.
+Null-filling: struct columns of Arrow unify their keys over all rows, so that every call has the keys of all tools. A null is
+taken for it where the tool's schema does not declare the key, or declares it as optional and of another type. Each removal
+is named in `repairs`.
 """
 
 from typing import Any
@@ -22,7 +23,10 @@ records = json_records
 def convert(record: dict[str, Any], repairs: list[str]) -> dict[str, Any]:
     unknown = sorted(set(record) - {"id", "messages", "tools"})
     if unknown:
-        raise Rejected(Code.shape, f"unknown field {', '.join(unknown)}; a record has id, messages and tools")
+        raise Rejected(
+            Code.shape,
+            f"unknown field {', '.join(unknown)}; a record has id, messages and tools; remove it from the data",
+        )
     tools = [_tool(t, repairs) for t in _list(record, "tools")]
     schemas = dict(map(_schema, tools))
     return {
@@ -77,14 +81,20 @@ def _unfilled(value: Any, schema: Any, place: str, filled: list[str]) -> Any:
         return value
     declared = schema.get("properties")
     declared = declared if isinstance(declared, dict) else {}
+    required = schema.get("required") or ()
     out = {}
     for key, inner in value.items():
         here = f"{place}.{key}".lstrip(".")
-        if inner is None and key not in declared:
+        if inner is None and (key not in declared or (key not in required and _never_null(declared[key]))):
             filled.append(here)
         else:
             out[key] = _unfilled(inner, declared.get(key), here, filled)
     return out
+
+
+def _never_null(schema: Any) -> bool:
+    """Whether the schema says plainly that its value is of another type."""
+    return isinstance(schema, dict) and isinstance(schema.get("type"), str) and schema["type"] != "null"
 
 
 def _tool(tool: dict[str, Any], repairs: list[str]) -> dict[str, Any]:

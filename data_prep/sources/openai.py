@@ -31,7 +31,10 @@ _INLINE = re.compile(r"\s*<think>\n*(.*?)\n*</think>\n*(.*)", re.DOTALL)
 def convert(record: dict[str, Any], repairs: list[str]) -> dict[str, Any]:
     unknown = sorted(set(record) - {"id", "messages", "tools", "functions"})
     if unknown:
-        raise Rejected(Code.shape, f"unknown field {', '.join(unknown)}; a record has id, messages and tools")
+        raise Rejected(
+            Code.shape,
+            f"unknown field {', '.join(unknown)}; a record has id, messages and tools; remove it from the data",
+        )
     tools = [*(record.get("tools") or [])]
     tools += [{"type": "function", "function": f} for f in record.get("functions") or []]
     messages = record.get("messages")
@@ -48,7 +51,10 @@ def _message(message: dict[str, Any], number: int, before: list[dict[str, Any]],
     for one, other in (("reasoning", "reasoning_content"), ("function_call", "tool_calls")):
         if one in out and other in out:
             raise Rejected(Code.shape, f"message {number}: has both {one} and {other}")
-    out["content"] = _text(message.get("content"), number)
+    content = message.get("content")
+    out["content"] = _text(content, number)
+    if isinstance(content, list) and len(content) > 1:
+        repairs.append(f"message {number}: {len(content)} parts joined without anything between them")
     role = out.get("role")
     if role == "developer":
         out["role"] = "system"

@@ -199,6 +199,29 @@ def test_escaping_is_named_in_the_ledger(fresh):
     assert line["repairs"] == ["escaped <|im_end|>"]
 
 
+def test_results_in_another_order_than_their_calls_are_counted(fresh):
+    recipe, source = fresh
+    calls = assistant("", call("1"), call("2"))
+    data = prepare(recipe, source(record(user(), calls, result("2"), result("1"), assistant("x"))))
+    assert next(data.ledger())["turns_with_results_reordered"] == 1
+
+
+def test_a_folder_that_cannot_be_written_is_named(fresh, tmp_path):
+    recipe, _ = fresh
+    recipe.data.out = str(tmp_path / "source.jsonl" / "x")
+    (tmp_path / "source.jsonl").write_text("")
+    with pytest.raises(DataError, match=r"Not a directory; write data\.out=FOLDER"):
+        prepare(recipe, recipe.data.path)
+
+
+def test_messages_name_the_option_that_gave_the_path(fresh, tmp_path):
+    recipe, source = fresh
+    with pytest.raises(DataError, match=r"write data\.heldout=FILE"):
+        prepare(recipe, str(tmp_path / "none"), "data.heldout")
+    with pytest.raises(DataError, match=r"records of 'data\.heldout="):
+        prepare(recipe, source(record(user())), "data.heldout")
+
+
 def test_messages_after_the_last_turn_are_counted(fresh):
     recipe, source = fresh
     data = prepare(recipe, source(record(user(), assistant("1"), user(), user())))

@@ -105,7 +105,11 @@ def test_openai_reads_what_its_table_says():
     assert t.messages[4].tool_calls[0].id == t.messages[5].tool_call_id
     assert (t.messages[6].reasoning_content, t.messages[6].content, t.messages[6].weight) == ("hm", "done", 0)
     assert [tool["function"]["name"] for tool in t.tools] == ["f", "g"]
-    assert t.repairs == ["message 0: role developer read as system", "message 6: thinking moved out of the content"]
+    assert t.repairs == [
+        "message 0: 2 parts joined without anything between them",
+        "message 0: role developer read as system",
+        "message 6: thinking moved out of the content",
+    ]
 
 
 def request(*contents, system="be good", tools=None):
@@ -346,6 +350,22 @@ def test_sii_cli_lowers_types_of_schemas_and_nothing_else():
     assert t.tools[0]["function"]["parameters"]["properties"] == {
         "type": {"type": ["string", "null"], "default": {"type": "FILE"}}, "l": {"type": "array", "items": {"type": "string"}},
     }  # fmt: skip
+
+
+def test_limi_null_for_an_optional_argument_of_another_type_is_null_filling():
+    record = limi_record()
+    parameters = record["tools"][0]["function"]["parameters"]
+    parameters["properties"] = {
+        "n": {"type": "integer"},
+        "r": {"type": "integer"},
+        "any": {},
+        "or": {"type": ["integer", "null"]},
+    }
+    parameters["required"] = ["r"]
+    record["messages"][1]["tool_calls"][0]["function"]["arguments"] = dict.fromkeys(("n", "r", "any", "or"))
+    t = made("limi", record)
+    assert t.messages[1].tool_calls[0].function.arguments == {"r": None, "any": None, "or": None}
+    assert "null argument 'n' of f removed" in t.repairs
 
 
 def test_limi_null_filling_is_undone_at_any_depth():

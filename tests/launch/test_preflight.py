@@ -32,3 +32,10 @@ def test_a_checkpoint_of_another_model_is_refused(bases, tmp_path):
     assert done.returncode == 2
     assert "model_type is 'glm4_moe', the recipe's model.family is qwen3" in done.stderr
     assert "write model.layers=3" in done.stderr
+
+
+def test_a_mistyped_checkpoint_is_refused_and_not_made(tmp_path):
+    done = limi("data", f"model.checkpoint={tmp_path}/typo", f"cluster.root={tmp_path}")
+    assert done.returncode == 2
+    assert f"no tokenizer.json in '{tmp_path}/typo'; write model.checkpoint=FOLDER" in done.stderr
+    assert not list(tmp_path.iterdir())
