@@ -67,7 +67,7 @@ def sequences(data: Dataset, recipe: Recipe, console: Console) -> None:
         console.print()
         console.rule(f"{heading(data, row)}", align="left")
         if not coloured:
-            console.print("[what is supervised stands in ⟦ ⟧]")
+            console.print(Text("what is supervised stands in ⟦ ⟧"))
         for block in blocks(data, row, tokenizer, recipe):
             console.print(Text(f"── {block.heading}", "bold cyan" if block.supervised else "cyan"))
             for text, marked in shortened(block, tokenizer):
