@@ -31,11 +31,11 @@ EOS = {Family.qwen3: ["<|im_end|>", "<|endoftext|>"], Family.glm4_moe: ["<|endof
 def make(recipe: Recipe) -> bool:
     """Makes the folder of `model.checkpoint` where it is missing or was made here of something else; whether it did so.
 
-    The same recipe and seed give the same bytes. A folder that was not made here is left as it is, and only the one that
-    the model's file names is made: a mistyped `model.checkpoint` must not become a toy.
+    The same recipe and seed give the same bytes. A folder that was not made here is left as it is, and none is made
+    outside `models/` of `cluster.root`: a mistyped `model.checkpoint` must not become a toy.
     """
     folder = Path(recipe.model.checkpoint)
-    if folder != Path(recipe.cluster.root) / "models" / f"{recipe.model.name}-seed{recipe.seed}":
+    if folder.parent != Path(recipe.cluster.root) / "models":
         return False
     inputs = _inputs(recipe)
     if folder.exists():
