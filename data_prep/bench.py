@@ -53,7 +53,7 @@ def run(recipe: Recipe, console: Console) -> None:
         trajectories = list(read(source, "limi"))
         chat = Chat(load_tokenizer(Path(recipe.model.checkpoint)), recipe.model.family)
         rows = (
-            _encoding(chat, trajectories),
+            _encoding(_Timed(chat.tokenizer, recipe.model.family), trajectories),
             _command(recipe, source),
             _peers(chat, trajectories),
             _many(recipe, folder),
@@ -135,25 +135,22 @@ class _Timed(Chat):
             self.seconds += time.perf_counter() - started
 
 
-def _encoding(chat: Chat, trajectories: list[Trajectory]) -> Iterator[Row]:
+def _encoding(chat: _Timed, trajectories: list[Trajectory]) -> Iterator[Row]:
     """The ratio of our seconds to the tokenizer's, both taken of each trajectory in turn; medians over the rounds."""
-    timed = _Timed.__new__(_Timed)
-    timed.__dict__ = chat.__dict__
+    texts = [chat.tokenizer.decode(chat.encode(t, t.assistant_turns())[0].tokens) for t in trajectories]
     longest = max(trajectories, key=lambda t: len(t.messages))
     whole, bare, alone, of_longest, sizes = [], [], [], [], []
     for _ in track(range(ROUNDS), "Encoding", transient=True, console=STDERR, disable=not STDERR.is_terminal):
         ours, proof, tokenizer = 0.0, 0.0, 0.0
-        for t in trajectories:
-            turns = [k for k, m in enumerate(t.messages) if m.role == "assistant"]
-            text = chat.tokenizer.decode(chat.encode(t, turns)[0].tokens)
+        for t, text in zip(trajectories, texts, strict=True):
             started = time.perf_counter()
             chat.tokenizer(text, add_special_tokens=False)
             own = time.perf_counter() - started
-            before = timed.seconds
+            before = chat.seconds
             started = time.perf_counter()
-            encoded = timed.encode(t, turns)
+            encoded = chat.encode(t, t.assistant_turns())
             seconds = time.perf_counter() - started
-            ours, proof, tokenizer = ours + seconds, proof + timed.seconds - before, tokenizer + own
+            ours, proof, tokenizer = ours + seconds, proof + chat.seconds - before, tokenizer + own
             if t is longest:
                 of_longest.append(seconds / own)
             sizes.append(sum(len(e.tokens) for e in encoded))
@@ -238,7 +235,7 @@ def _peers(chat: Chat, trajectories: list[Trajectory]) -> Iterator[Row]:
             started = time.perf_counter()
             tokens, mask = theirs(t)
             between = time.perf_counter()
-            encoded = chat.encode(t, [k for k, m in enumerate(t.messages) if m.role == "assistant"])
+            encoded = chat.encode(t, t.assistant_turns())
             seconds, own = seconds + between - started, own + time.perf_counter() - between
             ours = [0] * len(encoded[0].tokens)
             for turn in encoded[0].turns:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from data_prep.fetch import check_tokenizer
 from data_prep.sequences import Encoded, Turn
 from data_prep.template import ChatTemplate
 from data_prep.trajectory import Code, Rejected, Trajectory
@@ -58,7 +59,8 @@ FAMILIES = {
 
 
 def load_tokenizer(checkpoint: Path) -> PreTrainedTokenizerBase:
-    """The checkpoint's own tokenizer and chat template, from its files alone."""
+    """The checkpoint's own tokenizer and chat template, from its files alone. Raises `DataError` where they are missing."""
+    check_tokenizer(checkpoint)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False, local_files_only=True)
     # A tokenizer.json can say to cut every text short, which `tokenizer(text)` overrules each time it is called.
     tokenizer.backend_tokenizer.no_truncation()

@@ -30,7 +30,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.fetch import local
+from data_prep.fetch import check_tokenizer, local
 from data_prep.files import sha256, whole_folder, write_text
 from recipes.config import Recipe
 from recipes.errors import DataError
@@ -89,6 +89,12 @@ class Dataset:
         numbers: dict[str, int] = {}
         return [numbers.setdefault(i, len(numbers)) for i in self.ids]
 
+    @cached_property
+    def turns(self) -> list[list[int]]:
+        """For every sequence, the numbers of the messages that its spans supervise."""
+        lines = [s for conversation in self.conversations() for s in conversation["sequences"]]
+        return [[message for message, _ in sequence["turns"]] for sequence in lines]
+
     def conversations(self) -> Iterator[dict[str, Any]]:
         """The lines of `conversations.jsonl`."""
         return _json_lines(self.folder / "conversations.jsonl")
@@ -110,10 +116,7 @@ def prepare(recipe: Recipe, path: str, option: str = "data.path") -> Dataset:
     files = sorted(source.glob("*.json")) if source.is_dir() else [source]
     if not files:
         raise DataError(f"no *.json in the folder '{source}'; write {option}=FILE or FOLDER")
-    if not (checkpoint / "tokenizer.json").is_file():
-        raise DataError(
-            f"no tokenizer.json in '{checkpoint}'; write model.checkpoint=FOLDER of a Hugging Face checkpoint on this machine"
-        )
+    check_tokenizer(checkpoint)
     here = Path(__file__).parent
     inputs = {
         "format": FORMAT,

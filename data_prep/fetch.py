@@ -1,4 +1,5 @@
-"""`data.path` to a file or folder on this machine: a local path, or a data set on the Hugging Face hub."""
+"""What the data stage reads, found on this machine: trajectories, fetched from the Hugging Face hub where need be, and a
+tokenizer."""
 
 import re
 from pathlib import Path
@@ -37,3 +38,11 @@ def local(path: str, option: str = "data.path") -> Path:
         f"'{path}' on the Hugging Face hub has {len(data)} JSON files ({', '.join(data[:5]) or 'none'}) where one was "
         f"expected; download the one you want and write {option}=FILE"
     )
+
+
+def check_tokenizer(checkpoint: Path) -> None:
+    """Raises `DataError` where `model.checkpoint` is no folder with a tokenizer."""
+    if not (checkpoint / "tokenizer.json").is_file():
+        raise DataError(
+            f"no tokenizer.json in '{checkpoint}'; write model.checkpoint=FOLDER of a Hugging Face checkpoint on this machine"
+        )

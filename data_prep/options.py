@@ -78,7 +78,7 @@ def supervised(trajectory: Trajectory, options: Data) -> tuple[list[int], int]:
             Code.weight,
             f"message {weighted} has weight 0, which data.turns={options.turns.value} would ignore; write data.turns=weighted",
         )
-    turns = [k for k, m in enumerate(messages) if m.role == "assistant" and m.weight != 0]
+    turns = [k for k in trajectory.assistant_turns() if messages[k].weight != 0]
     if options.turns is Turns.last_segment:
         last_user = max((k for k, m in enumerate(messages) if m.role == "user"), default=-1)
         turns = [k for k in turns if k > last_user]

@@ -76,7 +76,7 @@ def pack(folder: Path, recipe: Recipe, path: Path, total: int) -> dict[str, int]
 
 
 class Seen:
-    """What was kept so far: which ids, and what was said under which. It grows with the records by some 300 bytes each."""
+    """What was kept so far: which ids, and what was said under which."""
 
     def __init__(self) -> None:
         self._ids: dict[str, str] = {}  # the place of each record by its id

@@ -108,7 +108,7 @@ class Packer:
 def _worth_knowing(said: Trajectory) -> dict[str, int]:
     """For the ledger: messages that no turn comes after, and turns whose results come in another order than their calls,
     which a template that shows no ids does not tell."""
-    last = max(k for k, m in enumerate(said.messages) if m.role == "assistant")
+    last = said.assistant_turns()[-1]
     reordered = 0
     for k, m in enumerate(said.messages):
         calls = [c.id for c in m.tool_calls or []]

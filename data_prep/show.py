@@ -92,10 +92,9 @@ def blocks(data: Dataset, row: int, tokenizer: "PreTrainedTokenizerBase", recipe
     tokens = data.tokens(row).tolist()
     opening = {tokenizer.convert_tokens_to_ids(t) for t in family.roles}
     spans = data.spans(row)
-    numbers = _messages(data, row)
     marked = [False] * len(tokens)
     turn_at: dict[int, int] = {}
-    for number, (start, end) in zip(numbers, spans, strict=True):
+    for number, (start, end) in zip(data.turns[row], spans, strict=True):
         marked[start:end] = [True] * (end - start)
         turn_at[start] = number
     # A stop token that is a role token, as GLM's, belongs to the turn that it ends, and is shown there.
@@ -121,15 +120,6 @@ def _role(text: str, tokens: list[int], begin: int, tokenizer: "PreTrainedTokeni
         return text.removeprefix(first).split("\n", 1)[0]
     name = first if first.startswith("<|") else before
     return name.strip("<|>") or "start"
-
-
-def _messages(data: Dataset, row: int) -> list[int]:
-    place = (data.ids[row], data.segments[row])
-    for conversation in data.conversations():
-        for sequence in conversation["sequences"]:
-            if (conversation["id"], sequence["segment"]) == place:
-                return [message for message, _ in sequence["turns"]]
-    raise KeyError(place)
 
 
 def shortened(block: Block, tokenizer: "PreTrainedTokenizerBase") -> Iterator[tuple[str, bool]]:

@@ -119,7 +119,7 @@ class Trajectory(_Strict):
             raise _error(
                 Code.missing_result, f"calls {[*waiting]} have no result, though others of the same turn have one"
             )
-        if not any(m.role == "assistant" for m in self.messages):
+        if not self.assistant_turns():
             raise _error(Code.no_supervised, "no assistant turn: there is nothing to learn")
         return self
 
@@ -130,7 +130,12 @@ class Trajectory(_Strict):
     def content_hash(self) -> str:
         """SHA-256 of what is said, whatever the record's id, key order or repairs."""
         said = {"messages": [m.model_dump(exclude_none=True) for m in self.messages], "tools": self.tools}
-        return content_hash(said)
+        canonical = json.dumps(said, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def assistant_turns(self) -> list[int]:
+        """Numbers of the assistant's messages."""
+        return [k for k, m in enumerate(self.messages) if m.role == "assistant"]
 
     def faulty_calls(self) -> Iterator[tuple[int, str]]:
         """(message, fault) of every call that its tool would refuse. Raises `Rejected` for a tool that is not one."""
@@ -178,12 +183,6 @@ class Trajectory(_Strict):
                 yield call.function.name
                 yield from _texts(call.function.arguments)
         yield from _texts(self.tools)
-
-
-def content_hash(value: Any) -> str:
-    """SHA-256 of a value's canonical JSON, in hex."""
-    canonical = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def validate(record: dict[str, Any]) -> Trajectory:

@@ -33,15 +33,14 @@ class Plan:
         """The training steps. Raises `ConfigError` where the data cannot be spread over the ranks."""
         optim = self.recipe.optim
         schedule = self._schedule(self.data, optim.batch_size, optim.epochs)
-        for step in range(schedule.num_steps):
-            schedule.step(step)
+        schedule.check()
         return schedule
 
     @cached_property
     def heldout_schedule(self) -> Schedule:
         """One step that holds every held-out sequence once."""
         schedule = self._schedule(self.heldout, len(self.heldout.ids), 1)
-        schedule.step(0)
+        schedule.check()
         return schedule
 
     def _schedule(self, data: Dataset, batch_size: int, epochs: int) -> Schedule:

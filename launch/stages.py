@@ -41,7 +41,8 @@ def inspect(recipe: Recipe, console: Console) -> None:
     """Shows one trajectory's sequences, supervised tokens coloured; without `id`, lists all."""
     from data_prep import show
 
-    for name, packed in _packed(recipe, console).items():
+    all_packed = _packed(recipe, console)
+    for name, packed in all_packed.items():
         if recipe.id is None:
             console.print(show.listing(name, packed))
         elif recipe.id in packed.ids:
@@ -50,7 +51,7 @@ def inspect(recipe: Recipe, console: Console) -> None:
     if recipe.id is None:
         console.print("write id=ID to see one")
         return
-    show.refuse_unknown(recipe.id, _packed(recipe, console))
+    show.refuse_unknown(recipe.id, all_packed)
 
 
 def train(recipe: Recipe, console: Console) -> None:

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from recipes.errors import ConfigError
+from recipes.layout import round_up
 from recipes.pipeline import Pipeline
 
-MicroBatch = tuple[int, ...]  # indices of sequences
 Rank = list[list[int]]  # micro-batches in the order they run
 _NEIGHBOURS = 48  # variants that a round of the search tries at once
 _PATIENCE = 25  # rounds without a better one before the search ends
@@ -105,7 +105,7 @@ def _packed(
             else:
                 bins.append([s])
         packed.append(bins)
-    return _equal(packed, costs, _up(max(map(len, packed)), multiple))
+    return _equal(packed, costs, round_up(max(map(len, packed)), multiple))
 
 
 def _spread(
@@ -126,7 +126,7 @@ def _spread(
             partner += first
             bins.sort(key=lambda b: (sum(costs[s] for s in b), b))
         spread.append(bins)
-    spread = _equal(spread, costs, _up(max(map(len, spread)), multiple))
+    spread = _equal(spread, costs, round_up(max(map(len, spread)), multiple))
     return [_mountain(bins, costs) for bins in spread]
 
 
@@ -230,7 +230,3 @@ def _variant(ranks: list[Rank], slowest: int, rng: random.Random) -> dict[int, R
         p, q = rng.randrange(len(mine[i])), rng.randrange(len(theirs[j]))
         mine[i][p], theirs[j][q] = theirs[j][q], mine[i][p]
     return {a: mine, b: theirs}
-
-
-def _up(count: int, multiple: int) -> int:
-    return -(-count // multiple) * multiple

@@ -10,6 +10,7 @@ import random
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from functools import cache
 
 import numpy as np
 
@@ -32,15 +33,13 @@ def lengths_like_limi(count: int, seed: int) -> list[int]:
     return drawn
 
 
+@cache
 def model_cost() -> Flops:
     return flops(compose_recipe(["model=qwen3-32b"]).model)
 
 
-_COST = model_cost()
-
-
 def bound(lengths: Sequence[int], dp: int, stages: int) -> float:
-    costs = [3 * _COST.sequence(n) for n in lengths]
+    costs = [3 * model_cost().sequence(n) for n in lengths]
     return max(sum(costs) / dp / stages, *costs)
 
 
@@ -48,13 +47,13 @@ def makespan(ranks: Ranks, lengths: Sequence[int], stages: int) -> float:
     """Of the slowest rank."""
     forward = np.zeros((len(ranks), max(map(len, ranks))))
     for row, rank in zip(forward, ranks, strict=True):
-        row[: len(rank)] = [_COST.batch([lengths[s] for s in b]) for b in rank]
+        row[: len(rank)] = [model_cost().batch([lengths[s] for s in b]) for b in rank]
     return float(Pipeline(stages).makespan(forward / stages).max())
 
 
 def schedule_of(lengths: Sequence[int], dp: int, stages: int, batch_size: int) -> Schedule:
     return Schedule(
-        trajectory=range(len(lengths)), lengths=lengths, costs=[_COST.sequence(n) for n in lengths], batch_size=batch_size,
+        trajectory=range(len(lengths)), lengths=lengths, costs=[model_cost().sequence(n) for n in lengths], batch_size=batch_size,
         epochs=1, seed=0, dp=dp, max_tokens=CAP, pipeline=Pipeline(stages),
     )  # fmt: skip
 
@@ -113,7 +112,7 @@ def slime(lengths: Sequence[int], dp: int, mode: str) -> list[list[list[int]]]:
     many on each rank. balance_by_flops: as many bins as the tokens need, filled by Karmarkar-Karp on cost; it looks at no
     cap.
     """
-    costs = [_COST.sequence(n) for n in lengths]
+    costs = [model_cost().sequence(n) for n in lengths]
     if mode == "balance_by_flops":
         bins = _karmarkar_karp(costs, max(1, -(-sum(lengths) // CAP)), equal=False)
     else:

@@ -103,6 +103,11 @@ def check_layout(r: Recipe) -> None:
     )
 
 
+def round_up(count: int, multiple: int) -> int:
+    """The smallest multiple that is at least `count`."""
+    return -(-count // multiple) * multiple
+
+
 def _divisor(count: int, limit: int) -> int:
     """The largest divisor of `count` that is at most `limit`."""
     return max(d for d in range(1, limit + 1) if count % d == 0)

@@ -8,14 +8,14 @@ steps and a resume needs only the step's number. Lengths and layout decide the r
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from recipes.assign import assign
 from recipes.errors import ConfigError
+from recipes.layout import round_up
 from recipes.pipeline import Pipeline
 
 MicroBatch = tuple[int, ...]  # indices of sequences
-ROUNDS = 200  # of the search in a step; fewer where there are many sequences
 ROUNDS_IN_ALL = 20_000  # times sequences, for all steps of an epoch
 
 
@@ -36,7 +36,8 @@ class Schedule:
     lengths: for every sequence, its tokens.
     max_tokens: cap of a micro-batch, padding counted: each sequence padded to `sequence_multiple`, the sum to
     `batch_multiple`. `micro_batch_multiple`: every rank's number of micro-batches is a multiple of it.
-    costs: for every sequence, a forward pass over it, in any unit. pipeline: what the micro-batches of a rank run through.
+    costs: for every sequence, a forward pass over it, in any unit. pipeline: what the micro-batches of a rank run through;
+    rounds: of the search in a step that has one, fewer where there are many sequences.
     """
 
     trajectory: Sequence[int]
@@ -51,6 +52,7 @@ class Schedule:
     batch_multiple: int = 1
     micro_batch_multiple: int = 1
     pipeline: Pipeline = field(default_factory=Pipeline)
+    rounds: int = 200
     _of: dict[int, list[int]] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -76,7 +78,14 @@ class Schedule:
 
     def padded(self, lengths: Sequence[int]) -> int:
         """Tokens of a micro-batch of these lengths as the engine pads it."""
-        return _up(sum(_up(n, self.sequence_multiple) for n in lengths), self.batch_multiple)
+        return round_up(sum(round_up(n, self.sequence_multiple) for n in lengths), self.batch_multiple)
+
+    def check(self) -> None:
+        """Raises `ConfigError` where the sequences of some step cannot be spread evenly over the ranks. Quick: the search,
+        which moves sequences and never changes how many micro-batches there are, is left out."""
+        quick = replace(self, rounds=0)
+        for number in range(self.num_steps):
+            quick.step(number)
 
     def step(self, number: int) -> Step:
         """Step `number`, from 0. Raises `ConfigError` where its sequences cannot be spread evenly over the ranks."""
@@ -96,10 +105,6 @@ class Schedule:
             return self.padded([self.lengths[sequences[i]] for i in chosen]) <= self.max_tokens
 
         costs = [self.costs[s] for s in sequences]
-        rounds = min(ROUNDS, ROUNDS_IN_ALL // len(self.lengths))
+        rounds = min(self.rounds, ROUNDS_IN_ALL // len(self.lengths))
         ranks = assign(costs, fits, self.dp, self.pipeline, self.micro_batch_multiple, rounds)
         return tuple(tuple(tuple(sequences[i] for i in b) for b in rank) for rank in ranks)
-
-
-def _up(count: int, multiple: int) -> int:
-    return -(-count // multiple) * multiple

@@ -50,10 +50,6 @@ def conversation(*messages: dict[str, Any], tools: list[dict[str, Any]] | None =
     return validate({"id": "x", "messages": [*messages], "tools": [TOOL] if tools is None else tools})
 
 
-def turns_of(trajectory: Trajectory) -> list[int]:
-    return [k for k, m in enumerate(trajectory.messages) if m.role == "assistant"]
-
-
 def assert_proved(chat: Chat, trajectory: Trajectory, encoded: list[Encoded], supervised: list[int]) -> None:
     """Every turn once, after exactly the tokens that transformers' own `apply_chat_template` gives for its prompt."""
     assert [t.message for e in encoded for t in e.turns] == supervised

@@ -1,7 +1,7 @@
 import json
 
 from data_prep import bench
-from data_prep.chat import Chat, load_tokenizer
+from data_prep.chat import load_tokenizer
 from data_prep.records import Record
 from data_prep.sources import source, trajectory
 from recipes.config import Family
@@ -20,6 +20,6 @@ def test_records_are_valid_with_6_to_530_messages(bases):
     ]
     counts = [len(t.messages) for t in made]
     assert (min(counts), max(counts)) == (6, 530)
-    chat = Chat(load_tokenizer(bases["qwen3-tiny"]), Family.qwen3)
+    chat = bench._Timed(load_tokenizer(bases["qwen3-tiny"]), Family.qwen3)
     rows = list(bench._encoding(chat, made[:2]))
     assert len(rows) == 4 and all(row[1] for row in rows)

@@ -21,7 +21,6 @@ from tests.data_prep.support import (
     official,
     result,
     spoken,
-    turns_of,
     user,
 )
 
@@ -50,7 +49,7 @@ def texts(chat, encoded):
 
 def test_the_sample_is_one_proved_sequence_each(chat):
     for trajectory in TRAJECTORIES:
-        turns = turns_of(trajectory)
+        turns = trajectory.assistant_turns()
         (encoded,) = chat.encode(trajectory, turns)
         assert_proved(chat, trajectory, [encoded], turns)
 
@@ -58,7 +57,7 @@ def test_the_sample_is_one_proved_sequence_each(chat):
 def test_supervised_text_is_what_the_assistant_said_with_its_stop_token(named):
     name, chat = named
     for trajectory in TRAJECTORIES:
-        (encoded,) = chat.encode(trajectory, turns_of(trajectory))
+        (encoded,) = chat.encode(trajectory, trajectory.assistant_turns())
         expected = [spoken(name, m) for m in trajectory.messages if m.role == "assistant"]
         assert texts(chat, [encoded]) == [expected]
 
@@ -171,6 +170,11 @@ def test_a_tokenizer_that_does_not_part_text_at_special_tokens_is_refused(bases,
 def test_a_family_needs_its_tokens(bases):
     with pytest.raises(DataError, match="no special token"):
         Chat(load_tokenizer(bases["qwen3-tiny"]), Family.glm4_moe)
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"model\.checkpoint=FOLDER"):
+        load_tokenizer(tmp_path)
 
 
 def test_a_tokenizer_that_cuts_texts_short_does_not(bases, tmp_path):

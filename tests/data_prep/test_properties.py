@@ -13,7 +13,7 @@ from data_prep.records import Record
 from data_prep.sources import source, trajectory
 from data_prep.trajectory import Rejected, Trajectory
 from recipes.config import Data, SpecialTokens, Thinking
-from tests.data_prep.support import OFFICIAL, assert_proved, official, spoken, turns_of
+from tests.data_prep.support import OFFICIAL, assert_proved, official, spoken
 
 SPECIAL = [
     "<|im_end|>",
@@ -83,7 +83,7 @@ def records(draw, text=words, most=8):
 
 def said(name: str, t: Trajectory) -> list[str]:
     """NFC where the tokenizer has it; Qwen3's template cuts leading newlines of a message that ends the render."""
-    return [unicodedata.normalize("NFC", spoken(name, t.messages[k])) for k in turns_of(t)]
+    return [unicodedata.normalize("NFC", spoken(name, t.messages[k])) for k in t.assistant_turns()]
 
 
 def check(chat, name, record, thinking):
@@ -94,7 +94,7 @@ def check(chat, name, record, thinking):
     except Rejected as error:
         assert error.code.value in ("no_supervised", "schema", "special_token"), error
         return
-    turns = turns_of(t)
+    turns = t.assistant_turns()
     encoded = chat.encode(t, turns, thinking)
     assert_proved(chat, t, encoded, turns)
     shown = [chat.tokenizer.decode(e.tokens[u.prompt : u.end]) for e in encoded for u in e.turns]

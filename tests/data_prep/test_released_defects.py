@@ -11,7 +11,7 @@ import pytest
 from data_prep.records import Record
 from data_prep.sources import source, trajectory
 from recipes.errors import DataError
-from tests.data_prep.support import TOOL, assert_proved, assistant, call, conversation, official, result, turns_of, user
+from tests.data_prep.support import TOOL, assert_proved, assistant, call, conversation, official, result, user
 from tests.data_prep.test_dataset import fresh, record  # noqa: F401  # a fixture
 from tests.data_prep.test_sources import answer, content, log, request, response, text
 
@@ -36,7 +36,7 @@ def test_null_filling_by_parquet_does_not_reach_the_text(reference):
     assert filled["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"path": "a", "command": None}
     chat = official(reference, "glm4.5")
     t = trajectory(Record("", json.dumps(filled).encode(), 0), source("limi"))
-    (encoded,) = chat.encode(t, turns_of(t))
+    (encoded,) = chat.encode(t, t.assistant_turns())
     text_of = chat.tokenizer.decode(encoded.tokens)
     assert "null" not in text_of and text_of.count("<arg_key>") == 2 + 2, "two in the tools' text, two of the calls"
 
@@ -162,8 +162,8 @@ def test_where_slimes_masks_differ_ours_is_proved(reference, family, case):
 
     chat = official(reference, family)
     t = conversation(*CASES[case])
-    encoded = chat.encode(t, turns_of(t))
-    assert_proved(chat, t, encoded, turns_of(t))
+    encoded = chat.encode(t, t.assistant_turns())
+    assert_proved(chat, t, encoded, t.assistant_turns())
     stops = {int(e.tokens[u.end - 1]) for e in encoded for u in e.turns}
     assert stops <= chat.stop_ids, "every turn's stop token is trained"
     for kind in ("qwen", "qwen3"):
