@@ -102,7 +102,10 @@ def compose_recipe(words: Sequence[str]) -> Recipe:
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explained(error)) from error
     _check_values(recipe)
-    check_layout(recipe)
+    if recipe.layout.search:
+        recipe.layout.fixed = [w.partition("=")[0].removeprefix("layout.") for w in words if w.startswith("layout.")]
+    else:
+        check_layout(recipe)
     return recipe
 
 
@@ -114,6 +117,8 @@ def _explained(error: BaseException) -> str:
     key = re.search(r"full_key: (\S+)", text)
     if isinstance(error, MissingMandatoryValue) and key:
         return f"{key[1]} is not set; write {key[1]}=VALUE"
+    if missing := re.search(r"Could not find 'layout/released-(.*)'", text):
+        raise ConfigError(f"experiment=released is of LIMI's own models, and not of {missing[1]}; write model=qwen3-4b")
     first = text.splitlines()[0].split(". To append")[0]
     return f"{key[1]}: {first}" if key else " ".join(text.split())
 
@@ -128,9 +133,11 @@ def _check_values(r: Recipe) -> None:
             f"cluster.root='{r.cluster.root}' is not absolute; write cluster.root={Path(r.cluster.root).absolute()}"
         )
     least: dict[str, float] = {
-        "optim.epochs": 1, "optim.batch_size": 1, "optim.warmup_steps": 0, "optim.eval_steps": 1, 
+        "optim.epochs": 1, "optim.batch_size": 1, "optim.copies": 1, "optim.warmup_steps": 0, "optim.eval_steps": 1,
+        "optim.warmup_fraction": 0, "model.rope_factor": 1, "gpu.hour_price": 0, "layout.loss_chunk": 1,
+        "layout.first_stage_layers": 1, "layout.last_stage_layers": 1,
         "engine.save_steps": 1, "engine.keep_last": 1, "engine.timeout": 1, "sanity.timeout": 1,
-        "layout.max_tokens_per_gpu": 1, "data.max_tokens": 2, "data.max_rejected": 0, "data.workers": 1,
+        "data.max_tokens": 2, "data.max_rejected": 0, "data.workers": 1,
         "cluster.nodes": 1, "cluster.gpus_per_node": 1,
         "layout.tp": 1, "layout.pp": 1, "layout.vpp": 1, "layout.cp": 1, "layout.ep": 1, "layout.etp": 1,
     }  # fmt: skip
@@ -138,6 +145,10 @@ def _check_values(r: Recipe) -> None:
         group, key = name.split(".")
         if (value := getattr(getattr(r, group), key)) is not None and value < limit:
             raise ConfigError(f"{name}={value} is below {limit}; write {name}={limit} or more")
+    if not r.layout.search and r.layout.max_tokens_per_gpu < 1:
+        raise ConfigError(
+            f"layout.max_tokens_per_gpu={r.layout.max_tokens_per_gpu} is below 1; write layout.max_tokens_per_gpu=1 or more"
+        )
     if not 0 <= r.optim.min_lr_ratio <= 1:
         raise ConfigError(f"optim.min_lr_ratio={r.optim.min_lr_ratio} is not a share; write optim.min_lr_ratio=0.1")
     if not 0 < r.optim.lr < float("inf"):

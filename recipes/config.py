@@ -28,10 +28,37 @@ class Dtype(Enum):
     bf16 = "bf16"
 
 
+class Rope(Enum):
+    """Rotary positions beyond the native context: refused, left unscaled, or scaled by YaRN (arXiv 2309.00071)."""
+
+    native = "native"
+    unscaled = "unscaled"
+    yarn = "yarn"
+
+
 class Recompute(Enum):
+    """What a backward pass computes again: nothing, the MLPs and experts (attention, whose cost grows with the square of
+    the length, is kept), or every layer from its input."""
+
     none = "none"
     selective = "selective"
     full = "full"
+
+
+class OptimizerState(Enum):
+    """fp32 weights and two moments on the GPU; there without the bits that the bf16 weights hold already; on the host."""
+
+    resident = "resident"
+    precision_aware = "precision_aware"
+    offloaded = "offloaded"
+
+
+class Sampling(Enum):
+    """epochs: every trajectory comes equally often, and steps of an epoch differ in size by at most one. stream: batches of
+    exactly `batch_size` are cut from an endless row of shuffled epochs, as slime's own data source does."""
+
+    epochs = "epochs"
+    stream = "stream"
 
 
 class Turns(Enum):
@@ -82,6 +109,7 @@ class TooLong(Enum):
 
 class EngineName(Enum):
     megatron = "megatron"
+    slime = "slime"
 
 
 @dataclass
@@ -99,7 +127,10 @@ class Model:
     kv_heads: int = MISSING
     head_dim: int = MISSING
     vocab: int = MISSING  # rows of the embedding
-    max_position: int = MISSING
+    max_position: int = MISSING  # of config.json
+    native_context: int = MISSING  # tokens that pretraining reached
+    rope: Rope = Rope.native
+    rope_factor: float = 1.0  # YaRN's: the longest sequence is this times native_context
     rope_base: float = MISSING
     rope_fraction: float = 1.0  # share of a head that is rotated
     norm_eps: float = 1e-6
@@ -141,7 +172,12 @@ class Optim:
     min_lr_ratio: float = MISSING  # rate of the last step, as a share of lr
     epochs: int = MISSING
     batch_size: int = MISSING  # trajectories a step
+    copies: int = 1  # times a trajectory comes in an epoch
+    sampling: Sampling = Sampling.epochs
     warmup_steps: int = MISSING
+    warmup_fraction: float | None = (
+        None  # of all steps, as Megatron counts them, the first at zero; wins over warmup_steps
+    )
     eval_steps: int = MISSING  # held-out loss every so many steps, before the first and after the last
     weight_decay: float = 0.1
     beta1: float = 0.9
@@ -152,7 +188,11 @@ class Optim:
 
 @dataclass
 class Layout:
-    """Degrees of parallelism. `dp` follows from the world size and is checked where it is given."""
+    """Degrees of parallelism. `dp` follows from the world size and is checked where it is given. With `search` the planner
+    fills in everything that `fixed` does not name."""
+
+    search: bool = False
+    fixed: list[str] = field(default_factory=list)  # fields that the command line named
 
     tp: int = 1
     sp: bool = False
@@ -162,8 +202,30 @@ class Layout:
     ep: int = 1
     etp: int = 1
     dp: int | None = None
+    first_stage_layers: int | None = None  # of the pipeline, where its stages are not alike
+    last_stage_layers: int | None = None
     recompute: Recompute = Recompute.none
+    optimizer_state: OptimizerState = OptimizerState.resident
+    loss_chunk: int | None = (
+        None  # tokens whose softmax is computed at a time, and again backward; all at once where null
+    )
     max_tokens_per_gpu: int = MISSING  # a micro-batch holds at most this times cp, padding counted
+
+
+@dataclass
+class Gpu:
+    """Data-sheet figures, bandwidths in one direction; null where nothing is predicted."""
+
+    name: str = MISSING
+    memory_mib: int | None = None
+    bf16_tflops: float | None = None  # dense
+    memory_gb_s: float | None = None
+    nvlink_gb_s: float | None = None
+    pcie_gb_s: float | None = None
+    matmul_efficiency: float | None = None  # attained share of the peak
+    attention_efficiency: float | None = None
+    attention_backward_efficiency: float | None = None
+    hour_price: float | None = None  # of one GPU, in any currency
 
 
 @dataclass
@@ -171,6 +233,9 @@ class Cluster:
     name: str = MISSING
     nodes: int = MISSING
     gpus_per_node: int = MISSING  # ranks a node; on a machine without GPUs a rank takes one core
+    host_memory_gb: float | None = None  # of a node
+    network_gb_s: float | None = None  # between nodes, a GPU, one direction
+    disk_gb_s: float | None = None  # writing, of the whole file system
     root: str = MISSING  # absolute folder every node sees: runs, data, models
     env: dict[str, str] = field(default_factory=dict)  # added to the environment of every rank
 
@@ -202,6 +267,7 @@ class Recipe:
     data: Data = field(default_factory=Data)
     optim: Optim = field(default_factory=Optim)
     layout: Layout = field(default_factory=Layout)
+    gpu: Gpu = field(default_factory=Gpu)
     cluster: Cluster = field(default_factory=Cluster)
     engine: Engine = field(default_factory=Engine)
     sanity: Sanity = field(default_factory=Sanity)

@@ -11,7 +11,7 @@ from recipes.config import Dtype, Recipe, Recompute
 
 
 def transformer_config(r: Recipe) -> TransformerConfig:
-    """Every argument Megatron needs, from the recipe; nothing fused, as fused kernels want Transformer Engine."""
+    """Every argument Megatron needs, from the recipe; fused is only what wants no Transformer Engine."""
     m, p = r.model, r.layout
     dtype = torch.bfloat16 if r.engine.dtype is Dtype.bf16 else torch.float32
     arguments = dict(
@@ -42,12 +42,14 @@ def transformer_config(r: Recipe) -> TransformerConfig:
         gradient_accumulation_fusion=False,
         masked_softmax_fusion=False,
         bias_dropout_fusion=False,
-        bias_activation_fusion=False,
+        bias_activation_fusion=True,  # Megatron's own SwiGLU in torch, which keeps its input alone
         apply_rope_fusion=False,
         tensor_model_parallel_size=p.tp,
         sequence_parallel=p.sp,
         pipeline_model_parallel_size=p.pp,
         virtual_pipeline_model_parallel_size=p.vpp if p.vpp > 1 else None,
+        num_layers_in_first_pipeline_stage=p.first_stage_layers,
+        num_layers_in_last_pipeline_stage=p.last_stage_layers,
         context_parallel_size=p.cp,
         expert_model_parallel_size=p.ep,
         expert_tensor_parallel_size=p.etp,
@@ -62,7 +64,7 @@ def transformer_config(r: Recipe) -> TransformerConfig:
     if p.recompute is Recompute.full:
         arguments |= dict(recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1)
     elif p.recompute is Recompute.selective:
-        arguments |= dict(recompute_granularity="selective")
+        arguments |= dict(recompute_granularity="selective", recompute_modules=["mlp", "moe"])
     if m.experts:
         arguments |= dict(
             num_moe_experts=m.experts,
