@@ -3,7 +3,9 @@
 World size = dp x tp x pp x cp. Experts are laid out on their own grid of the same ranks: edp x ep x etp x pp.
 """
 
-from recipes.config import Layout, Recipe, Recompute
+from collections.abc import Iterator
+
+from recipes.config import Dtype, EngineName, Layout, Model, OptimizerState, Recipe
 from recipes.errors import ConfigError
 
 
@@ -27,9 +29,12 @@ def sequence_multiple(layout: Layout) -> int:
     return 2 * layout.cp if layout.cp > 1 else 1
 
 
-def batch_multiple(layout: Layout) -> int:
-    """A micro-batch is padded to this many tokens: sequence parallelism cuts each rank's share into tp parts."""
-    return layout.tp * sequence_multiple(layout) if layout.sp else sequence_multiple(layout)
+def batch_multiple(p: Layout, engine: EngineName) -> int:
+    """A micro-batch is padded to this many tokens: sequence parallelism cuts each rank's share into tp parts, and slime pads
+    a rank's share to 128 x tp."""
+    if engine is EngineName.slime:
+        return 128 * p.tp * p.cp
+    return p.tp * sequence_multiple(p) if p.sp else sequence_multiple(p)
 
 
 def micro_batch_multiple(layout: Layout) -> int:
@@ -37,70 +42,131 @@ def micro_batch_multiple(layout: Layout) -> int:
     return layout.pp if layout.vpp > 1 else 1
 
 
+def stage_layers(m: Model, p: Layout) -> list[list[range]]:
+    """The layers of every pipeline stage, a range for each of its vpp chunks, numbered from 0. The layout is a legal one."""
+    if p.vpp > 1:
+        size = m.layers // (p.pp * p.vpp)
+        return [
+            [range(start, start + size) for start in range(stage * size, m.layers, p.pp * size)]
+            for stage in range(p.pp)
+        ]
+    counts: list[int | None] = [None] * p.pp
+    counts[0], counts[-1] = p.first_stage_layers, p.last_stage_layers or (p.first_stage_layers if p.pp == 1 else None)
+    left, middle = m.layers - sum(c or 0 for c in counts), counts.count(None)
+    stages, start = [], 0
+    for count in counts:
+        end = start + (left // middle if count is None else count)
+        stages.append([range(start, end)])
+        start = end
+    return stages
+
+
 def check_layout(r: Recipe) -> None:
     """Refuses a layout that cannot run, or that Megatron runs wrongly, with the reason and what to type instead."""
-    m, p, world = r.model, r.layout, world_size(r)
+    for fault in faults(r):
+        raise ConfigError(f"layout: {fault}")
+
+
+def faults(r: Recipe) -> Iterator[str]:
+    """Everything that is wrong with the layout, the first first: reason and the nearest legal value."""
+    yield from _grid(r)
+    yield from _divided(r.model, r.layout)
+    yield from _stages(r.model, r.layout)
+    if r.model.experts:
+        yield from _experts(r)
+    for name in () if r.model.experts else ("ep", "etp"):
+        if (degree := getattr(r.layout, name)) > 1:
+            yield f"{name} {degree} needs experts and {r.model.name} has none; write layout.{name}=1"
+    yield from _engine(r)
+
+
+def _ranks(r: Recipe) -> str:
+    c = r.cluster
+    return f"{world_size(r)} ranks (cluster.nodes {c.nodes} x cluster.gpus_per_node {c.gpus_per_node})"
+
+
+def _grid(r: Recipe) -> Iterator[str]:
+    p, world = r.layout, world_size(r)
     size = f"tp {p.tp} x pp {p.pp} x cp {p.cp} = {model_parallel(p)}"
-    ranks = f"{world} ranks (cluster.nodes {r.cluster.nodes} x cluster.gpus_per_node {r.cluster.gpus_per_node})"
-
-    def refuse(wrong: bool, message: str) -> None:
-        if wrong:
-            raise ConfigError(f"layout: {message}")
-
-    refuse(
-        world % model_parallel(p) != 0,
-        f"{size} does not divide {ranks}; write cluster.gpus_per_node={model_parallel(p)} or smaller degrees",
-    )
-    refuse(
-        p.dp is not None and p.dp != data_parallel(r),
-        f"dp {p.dp} x {size} is not {ranks}; leave layout.dp out, or write layout.dp={data_parallel(r)}",
-    )
-    for part, count in (
-        ("attention heads", m.heads),
-        ("key-value heads", m.kv_heads),
-        ("rows of the vocabulary", m.vocab),
-    ):
-        refuse(
-            count % p.tp != 0, f"tp {p.tp} does not divide the {count} {part}; write layout.tp={_divisor(count, p.tp)}"
+    if world % model_parallel(p):
+        yield (
+            f"{size} does not divide {_ranks(r)}; write cluster.gpus_per_node={model_parallel(p)} or smaller degrees, or "
+            "layout=auto"
         )
-    refuse(p.sp and p.tp == 1, "sequence parallelism needs tensor parallelism; write layout.sp=false or layout.tp=2")
-    refuse(p.vpp > 1 and p.pp == 1, f"vpp {p.vpp} needs a pipeline; write layout.vpp=1 or layout.pp=2")
-    stages = p.pp * p.vpp
-    refuse(
-        m.layers % stages != 0,
-        f"pp {p.pp} x vpp {p.vpp} does not divide the {m.layers} layers; write layout.pp={_divisor(m.layers, p.pp)} "
-        "layout.vpp=1",
-    )
-    if m.experts == 0:
-        refuse(p.ep > 1, f"ep {p.ep} needs experts and {m.name} has none; write layout.ep=1")
-        refuse(p.etp > 1, f"etp {p.etp} needs experts and {m.name} has none; write layout.etp=1")
+    elif p.dp is not None and p.dp != data_parallel(r):
+        yield f"dp {p.dp} x {size} is not {_ranks(r)}; leave layout.dp out, or write layout.dp={data_parallel(r)}"
+
+
+def _divided(m: Model, p: Layout) -> Iterator[str]:
+    counts = {
+        "attention heads": m.heads, "key-value heads": m.kv_heads, "rows of the vocabulary": m.vocab,
+        "columns of the MLP": m.ffn, "columns of the shared experts": m.shared_experts * m.expert_ffn,
+    }  # fmt: skip
+    for part, count in counts.items():
+        if count % p.tp:
+            yield f"tp {p.tp} does not divide the {count} {part}; write layout.tp={divisor(count, p.tp)}"
+    if p.sp and p.tp == 1:
+        yield "sequence parallelism needs tensor parallelism; write layout.sp=false or layout.tp=2"
+
+
+def _stages(m: Model, p: Layout) -> Iterator[str]:
+    if p.vpp > 1 and p.pp == 1:
+        yield f"vpp {p.vpp} needs a pipeline; write layout.vpp=1 or layout.pp=2"
+    ends = [n for n in (p.first_stage_layers, p.last_stage_layers) if n is not None]
+    if not ends:
+        if m.layers % (p.pp * p.vpp):
+            yield (
+                f"pp {p.pp} x vpp {p.vpp} does not divide the {m.layers} layers; write layout.pp={divisor(m.layers, p.pp)} "
+                f"layout.vpp=1, or layout.last_stage_layers={max(1, m.layers // p.pp - -m.layers % p.pp)}"
+            )
         return
-    refuse(
-        m.experts % p.ep != 0,
-        f"ep {p.ep} does not divide the {m.experts} experts; write layout.ep={_divisor(m.experts, p.ep)}",
-    )
-    refuse(
-        m.expert_ffn % p.etp != 0, f"etp {p.etp} does not divide the expert FFN of {m.expert_ffn}; write layout.etp=1"
-    )
-    refuse(
-        world % (p.ep * p.etp * p.pp) != 0,
-        f"ep {p.ep} x etp {p.etp} x pp {p.pp} does not divide {ranks}; write layout.ep={_divisor(world // p.pp, p.ep)} layout.etp=1",
-    )
-    refuse(p.tp > 1 and not p.sp, "experts under tensor parallelism need sequence parallelism; write layout.sp=true")
+    if p.vpp > 1:
+        yield f"stages of unlike size with vpp {p.vpp} are not supported; write layout.vpp=1"
+    if p.pp == 1:
+        yield "layout.first_stage_layers and last_stage_layers need a pipeline; leave them out or write layout.pp=2"
+        return
+    left, middle = m.layers - sum(ends), p.pp - len(ends)
+    if left < middle or (left % middle if middle else left):
+        yield (
+            f"first_stage_layers {p.first_stage_layers} and last_stage_layers {p.last_stage_layers} leave {left} of "
+            f"{m.layers} layers to {middle} stages, which must be alike; leave them out, or write layout=auto"
+        )
+
+
+def _experts(r: Recipe) -> Iterator[str]:
+    m, p, world = r.model, r.layout, world_size(r)
+    if m.experts % p.ep:
+        yield f"ep {p.ep} does not divide the {m.experts} experts; write layout.ep={divisor(m.experts, p.ep)}"
+    if m.expert_ffn % p.etp:
+        yield f"etp {p.etp} does not divide the expert FFN of {m.expert_ffn}; write layout.etp=1"
+    if world % (p.ep * p.etp * p.pp):
+        near = divisor(max(1, world // p.pp), p.ep)
+        yield f"ep {p.ep} x etp {p.etp} x pp {p.pp} does not divide {_ranks(r)}; write layout.ep={near} layout.etp=1"
+    if p.tp > 1 and not p.sp:
+        yield "experts under tensor parallelism need sequence parallelism; write layout.sp=true"
     # Measured on megatron-core 0.16.1: losses drift by 2.5e-3, expert gradients are not reduced over expert-DP.
-    refuse(
-        p.tp > 1 and p.ep == 1 and p.etp == 1,
-        f"tp {p.tp} with ep 1 and etp 1 trains wrongly without an error (expert gradients are not reduced); write layout.ep={p.tp}",
-    )
+    if p.tp > 1 and p.ep == 1 and p.etp == 1:
+        yield (
+            f"tp {p.tp} with ep 1 and etp 1 trains wrongly without an error (expert gradients are not reduced); write "
+            f"layout.ep={p.tp}"
+        )
     # gloo has no all-gather of uneven parts, which Megatron's dispatcher uses here.
-    refuse(
-        r.cluster.name == "local" and p.etp > 1 and p.ep > 1 and data_parallel(r) > 1,
-        f"etp {p.etp} with ep {p.ep} and dp {data_parallel(r)} does not run on gloo; write layout.etp=1",
-    )
-    refuse(
-        p.recompute is Recompute.selective and r.cluster.name == "local",
-        "selective recompute is not proved on this machine; write layout.recompute=full or none",
-    )
+    if r.cluster.name == "local" and p.etp > 1 and p.ep > 1 and data_parallel(r) > 1:
+        yield f"etp {p.etp} with ep {p.ep} and dp {data_parallel(r)} does not run on gloo; write layout.etp=1"
+
+
+def _engine(r: Recipe) -> Iterator[str]:
+    p = r.layout
+    if p.optimizer_state is OptimizerState.precision_aware and r.engine.dtype is not Dtype.bf16:
+        yield "optimizer_state precision_aware is for bf16 weights; write layout.optimizer_state=resident or engine.dtype=bf16"
+    if r.engine.name is EngineName.megatron:
+        if p.optimizer_state is not OptimizerState.resident:
+            yield (
+                f"optimizer_state {p.optimizer_state.value} is slime's with Transformer Engine; write "
+                "layout.optimizer_state=resident"
+            )
+        if p.loss_chunk is not None:
+            yield f"loss_chunk {p.loss_chunk} is slime's; write layout.loss_chunk=null"
 
 
 def round_up(count: int, multiple: int) -> int:
@@ -108,6 +174,6 @@ def round_up(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
 
 
-def _divisor(count: int, limit: int) -> int:
+def divisor(count: int, limit: int) -> int:
     """The largest divisor of `count` that is at most `limit`."""
     return max(d for d in range(1, limit + 1) if count % d == 0)

@@ -1,18 +1,25 @@
 """Which trajectories form a step, and which rank runs which sequences in which micro-batch: a pure function.
 
-Contract: an epoch is cut into round(n / batch_size) steps, at least one, whose sizes differ by at most one; each
-trajectory comes once an epoch; all sequences of a trajectory are in the same step. Only the number of trajectories,
-the batch size, the seed and the epoch decide which trajectories form a step, so every layout trains on the same
-steps and a resume needs only the step's number. Lengths and layout decide the rank, the micro-batch and the order.
+Contract: an epoch is cut into round(n / batch_size) steps, at least one, whose sizes differ by at most one; each trajectory
+comes once an epoch (or `copies` times, n counting them); all sequences of a trajectory are in the same step. Only the number
+of trajectories, the batch size, the seed and the epoch decide which trajectories form a step, so every layout trains on the
+same steps and a resume needs only the step's number. Lengths and layout decide the rank, the micro-batch and the order.
+
+`Sampling.stream` is slime's own data source instead, for `experiment=released`: floor(n / batch_size) steps an epoch of
+exactly batch_size, cut from an endless row of shuffled epochs, so that a run ends before its last epoch does.
 """
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from recipes.assign import assign
+from recipes.config import Recipe, Recompute, Sampling
+from recipes.dimensions import flops
 from recipes.errors import ConfigError
-from recipes.layout import round_up
+from recipes.layout import batch_multiple, data_parallel, micro_batch_multiple, round_up, sequence_multiple
 from recipes.pipeline import Pipeline
 
 MicroBatch = tuple[int, ...]  # indices of sequences
@@ -51,6 +58,8 @@ class Schedule:
     sequence_multiple: int = 1
     batch_multiple: int = 1
     micro_batch_multiple: int = 1
+    copies: int = 1
+    sampling: Sampling = Sampling.epochs
     pipeline: Pipeline = field(default_factory=Pipeline)
     rounds: int = 200
     _of: dict[int, list[int]] = field(init=False, repr=False, default_factory=dict)
@@ -60,6 +69,11 @@ class Schedule:
             raise ConfigError("the data set holds no sequence; see its ledger.jsonl")
         for sequence, trajectory in enumerate(self.trajectory):
             self._of.setdefault(trajectory, []).append(sequence)
+        if self.sampling is Sampling.stream and self.batch_size > self._rows:
+            raise ConfigError(
+                f"optim.sampling=stream cuts no batch of {self.batch_size} from {self._rows} rows and would train nothing; "
+                f"write optim.batch_size={self._rows} or less, or optim.sampling=epochs"
+            )
         longest = max(self.lengths)
         if self.padded([longest]) > self.max_tokens:
             raise ConfigError(
@@ -70,7 +84,14 @@ class Schedule:
 
     @property
     def steps_per_epoch(self) -> int:
-        return max(1, round(len(self._of) / self.batch_size))
+        if self.sampling is Sampling.stream:
+            return self._rows // self.batch_size
+        return max(1, round(self._rows / self.batch_size))
+
+    @property
+    def _rows(self) -> int:
+        """Trajectories of an epoch."""
+        return len(self._of) * self.copies
 
     @property
     def num_steps(self) -> int:
@@ -89,14 +110,28 @@ class Schedule:
 
     def step(self, number: int) -> Step:
         """Step `number`, from 0. Raises `ConfigError` where its sequences cannot be spread evenly over the ranks."""
-        epoch, place = divmod(number, self.steps_per_epoch)
-        order = sorted(self._of)
+        if self.sampling is Sampling.stream:
+            epoch, start = divmod(number * self.batch_size, self._rows)
+            chosen = (self._epoch(epoch) + self._epoch(epoch + 1))[start : start + self.batch_size]
+        else:
+            epoch, place = divmod(number, self.steps_per_epoch)
+            size, larger = divmod(self._rows, self.steps_per_epoch)
+            start = place * size + min(place, larger)
+            chosen = self._epoch(epoch)[start : start + size + (place < larger)]
+        return Step(epoch, tuple(chosen), self.assign([s for t in chosen for s in self._of[t]]))
+
+    def _epoch(self, epoch: int) -> list[int]:
+        """The trajectories of an epoch in the order they come."""
+        order = sorted(self._of) * self.copies
         # A string seed is hashed by Python's own SHA-512, the same on every platform and version.
         random.Random(f"limi:{self.seed}:{epoch}").shuffle(order)
-        size, larger = divmod(len(order), self.steps_per_epoch)
-        start = place * size + min(place, larger)
-        chosen = order[start : start + size + (place < larger)]
-        return Step(epoch, tuple(chosen), self.assign([s for t in chosen for s in self._of[t]]))
+        return order
+
+    def loads(self, step: Step) -> tuple[np.ndarray, np.ndarray]:
+        """[dp, micro-batches] padded tokens of a step's micro-batches, and the causal pairs n (n + 1) / 2 of their sequences."""
+        tokens = [[self.padded([self.lengths[s] for s in b]) for b in rank] for rank in step.ranks]
+        pairs = [[sum(self.lengths[s] * (self.lengths[s] + 1) // 2 for s in b) for b in rank] for rank in step.ranks]
+        return np.array(tokens), np.array(pairs, dtype=float)
 
     def assign(self, sequences: Sequence[int]) -> tuple[tuple[MicroBatch, ...], ...]:
         """Spreads the sequences of one step over ranks and micro-batches, so that it ends soonest; see `assign.py`."""
@@ -108,3 +143,24 @@ class Schedule:
         rounds = min(self.rounds, ROUNDS_IN_ALL // len(self.lengths))
         ranks = assign(costs, fits, self.dp, self.pipeline, self.micro_batch_multiple, rounds)
         return tuple(tuple(tuple(sequences[i] for i in b) for b in rank) for rank in ranks)
+
+
+def schedule_of(r: Recipe, trajectory: Sequence[int], lengths: Sequence[int]) -> Schedule:
+    """The steps of a run over these sequences. trajectory, lengths: as `Schedule` takes them."""
+    p, cost = r.layout, flops(r.model)
+    return Schedule(
+        trajectory=trajectory,
+        lengths=lengths,
+        costs=[cost.sequence(n) for n in lengths],
+        batch_size=r.optim.batch_size,
+        epochs=r.optim.epochs,
+        seed=r.seed,
+        dp=data_parallel(r),
+        max_tokens=p.max_tokens_per_gpu * p.cp,
+        sequence_multiple=sequence_multiple(p),
+        batch_multiple=batch_multiple(p, r.engine.name),
+        micro_batch_multiple=micro_batch_multiple(p),
+        copies=r.optim.copies,
+        sampling=r.optim.sampling,
+        pipeline=Pipeline(p.pp, 3.0 if p.recompute is Recompute.full else 2.0, p.vpp),
+    )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from data_prep.dataset import Dataset
 from launch.model.attention import zigzag_positions
-from recipes.config import Layout
+from recipes.config import EngineName, Layout
 from recipes.layout import batch_multiple, sequence_multiple
 
 
@@ -34,7 +34,7 @@ def pack(data: Dataset, sequences: Sequence[int], layout: Layout, cp_rank: int, 
     """
     multiple = sequence_multiple(layout)
     lengths = [-(-data.lengths[s] // multiple) * multiple for s in sequences]
-    lengths[-1] += -sum(lengths) % batch_multiple(layout)
+    lengths[-1] += -sum(lengths) % batch_multiple(layout, EngineName.megatron)
     kept: list[tuple[Tensor, Tensor, Tensor]] = []
     for sequence, length in zip(sequences, lengths, strict=True):
         tokens = torch.zeros(length, dtype=torch.long)

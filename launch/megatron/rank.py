@@ -16,9 +16,11 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer, get_standard_config_overrides
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
+from megatron.core.transformer.transformer_config import TransformerConfig
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -86,27 +88,7 @@ class Rank:
         self.config = transformer_config(r)
         self.chunks = build_chunks(r, self.config)
         hf.load(self.chunks, r.model, SafetensorsFolder(Path(r.model.checkpoint)).read)
-        bf16 = r.engine.dtype is Dtype.bf16
-        wrapped = [Float16Module(self.config, c) if bf16 else c for c in self.chunks]
-        ddp = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True)
-        self.model = [
-            DistributedDataParallel(self.config, ddp, c, disable_bucketing=i > 0) for i, c in enumerate(wrapped)
-        ]
-        o = r.optim
-        config = OptimizerConfig(
-            optimizer="adam",
-            lr=o.lr,
-            min_lr=o.lr * o.min_lr_ratio,
-            weight_decay=o.weight_decay,
-            adam_beta1=o.beta1,
-            adam_beta2=o.beta2,
-            adam_eps=o.eps,
-            clip_grad=o.clip_grad,
-            bf16=bf16,
-            params_dtype=self.config.params_dtype,
-            use_distributed_optimizer=True,
-        )
-        self.optimizer = get_megatron_optimizer(config, self.model, get_standard_config_overrides(config))
+        self.model, self.optimizer = wrap(r, self.config, self.chunks)
         self.config.finalize_model_grads_func = finalize_model_grads
         self.config.grad_scale_func = self.optimizer.scale_loss
 
@@ -193,6 +175,29 @@ class Rank:
         )
         total, supervised, tokens = sums.tolist()
         return total / supervised, round(supervised), round(tokens)
+
+
+def wrap(r: Recipe, config: TransformerConfig, chunks: list[GPTModel]) -> tuple[list[DistributedDataParallel], Any]:
+    """The chunks with Megatron's data parallelism around them, and its distributed optimizer."""
+    bf16 = r.engine.dtype is Dtype.bf16
+    wrapped = [Float16Module(config, c) if bf16 else c for c in chunks]
+    ddp = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True)
+    model = [DistributedDataParallel(config, ddp, c, disable_bucketing=i > 0) for i, c in enumerate(wrapped)]
+    o = r.optim
+    adam = OptimizerConfig(
+        optimizer="adam",
+        lr=o.lr,
+        min_lr=o.lr * o.min_lr_ratio,
+        weight_decay=o.weight_decay,
+        adam_beta1=o.beta1,
+        adam_beta2=o.beta2,
+        adam_eps=o.eps,
+        clip_grad=o.clip_grad,
+        bf16=bf16,
+        params_dtype=config.params_dtype,
+        use_distributed_optimizer=True,
+    )
+    return model, get_megatron_optimizer(adam, model, get_standard_config_overrides(adam))
 
 
 def _forward_step(batches: Any, model: Any) -> tuple[Tensor, Any]:

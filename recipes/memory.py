@@ -1,0 +1,191 @@
+"""Memory of a run: on a GPU, pipeline stage by stage and part by part; on a node's host; on the disk.
+
+Weights, gradients and optimizer state are exact, activations are measured to within 5% (tables in `recipes/README.md`). The
+rest are allowances, named below, which nothing here has measured on a GPU.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import psutil
+
+from recipes.activations import IMBALANCE, Activations, activations
+from recipes.config import Dtype, EngineName, OptimizerState, Recipe, Recompute
+from recipes.dimensions import parameters
+from recipes.layout import world_size
+from recipes.partition import Buffer, Chunk, buffers, stages
+from recipes.pipeline import in_flight
+
+RUNTIME = 3 * 2**30  # allowance: CUDA context, NCCL's communicators, cuBLAS and cuDNN workspaces
+RUNTIME_CPU = 400 * 10**6  # of a rank on a CPU: Python and its imports (megatron.md: 0.4 GB a rank)
+FRAGMENTATION = 0.1  # allowance: of what comes and goes, with expandable segments
+FITS, RISKY = 0.8, 0.95  # arXiv 2411.06465: of 454 runs below 80% of the memory none ran out of it
+
+
+class Verdict(Enum):
+    fits = "fits"
+    risky = "risky"
+    does_not_fit = "does not fit"
+
+
+@dataclass(frozen=True)
+class Load:
+    """Padded tokens of the micro-batches that each rank runs in turn in one step, before context parallelism cuts them."""
+
+    ranks: Sequence[Sequence[int]]
+
+    @property
+    def largest(self) -> int:
+        return max(max(rank) for rank in self.ranks)
+
+    @property
+    def batches(self) -> int:
+        return len(self.ranks[0])
+
+    def window(self, count: int) -> int:
+        """Most tokens in `count` consecutive micro-batches."""
+        return max(sum(rank[i : i + count]) for rank in self.ranks for i in range(max(1, len(rank) - count + 1)))
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """Bytes of the fullest rank of one pipeline stage."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    working: float  # a layer computed again, and the gradients inside it
+    loss: float  # logits and their gradient
+    communication: float
+    fragmentation: float
+    runtime: float
+
+    @property
+    def total(self) -> float:
+        return sum(vars(self).values())
+
+
+def gpu_memory(r: Recipe, load: Load) -> list[StageMemory]:
+    """Of every pipeline stage under this load; `IMBALANCE` more tokens than the mean at the busiest rank's experts."""
+    a = activations(r)
+    return [
+        _stage(r, chunks, a, load, buffers(r.model, r.layout, chunks, world_size(r)), number)
+        for number, chunks in enumerate(stages(r.model, r.layout))
+    ]
+
+
+def _stage(r: Recipe, chunks: list[Chunk], a: Activations, load: Load, held: list[Buffer], number: int) -> StageMemory:
+    m, p = r.model, r.layout
+    size = element_size(r)
+    elements = sum(b.elements for b in held)
+    largest = load.largest / p.cp
+    kept = max(a.chunk(c, p.recompute) for c in chunks)
+    # Interleaved, a stage holds so many chunks' activations, of about as many micro-batches.
+    passes = in_flight(p.pp, load.batches, p.vpp, number)
+    activation = kept * load.window(passes) / p.cp if p.vpp == 1 else kept * passes * load.window(p.pp) / p.pp / p.cp
+    again = max(a.largest_layer(c) for c in chunks) if p.recompute is not Recompute.none else 0.0
+    gradients = max(max(a.mlp if c.dense else 0.0, a.moe if c.moe else 0.0) for c in chunks)
+    working = largest * (again + gradients)
+    loss = 0.0
+    if chunks[-1].output:
+        # fp32 logits, their gradient, and that in the model's precision.
+        loss = largest * ((8 + size) * m.vocab / p.tp + a.softmax)
+        if p.loss_chunk:
+            loss += 2 * 4 * min(p.loss_chunk, largest) * m.vocab / p.tp
+    # Gathered tokens of sequence parallelism, forward and backward; tokens on their way to experts and back.
+    cut = 1 / p.tp if p.sp else 1.0
+    dispatched = 2 * cut * m.top_k * IMBALANCE if m.experts else 0.0
+    communication = largest * m.hidden * size * ((2 if p.sp else 0) + dispatched + (2 * cut if p.pp > 1 else 0))
+    return StageMemory(
+        weights=size * elements,
+        gradients=4 * elements,
+        optimizer=optimizer_bytes(r) * _optimizer_elements(held),
+        activations=activation,
+        working=working,
+        loss=loss,
+        communication=communication,
+        fragmentation=FRAGMENTATION * (activation + working + loss + communication),
+        runtime=RUNTIME if r.gpu.memory_mib else RUNTIME_CPU,
+    )
+
+
+def element_size(r: Recipe) -> int:
+    """Bytes of a weight."""
+    return 2 if r.engine.dtype is Dtype.bf16 else 4
+
+
+def optimizer_bytes(r: Recipe) -> int:
+    """Of one parameter's state on the GPU: two moments, and fp32 weights, of which a precision-aware optimizer keeps the 16
+    bits that the bf16 weights lack (megatron-core 0.16.1, `store_param_remainders`)."""
+    if r.engine.dtype is Dtype.fp32:
+        return 8
+    return {OptimizerState.resident: 12, OptimizerState.precision_aware: 10, OptimizerState.offloaded: 0}[
+        r.layout.optimizer_state
+    ]
+
+
+def _optimizer_elements(held: list[Buffer]) -> float:
+    return sum(b.parameters / b.ranks for b in held)
+
+
+def memory_limit(r: Recipe) -> int:
+    """Bytes of a GPU; on a machine without, of a rank's share of its memory."""
+    if r.gpu.memory_mib is None:
+        return int(psutil.virtual_memory().total) // r.cluster.gpus_per_node
+    return r.gpu.memory_mib * 2**20
+
+
+def verdict(used: float, limit: float) -> Verdict:
+    share = used / limit
+    return Verdict.fits if share < FITS else Verdict.risky if share < RISKY else Verdict.does_not_fit
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """Bytes of the fullest node."""
+
+    optimizer: float  # offloaded: fp32 weights, two moments and pinned gradients
+    weights_copy: float  # slime's, pinned (slime 624b824, `actor.py:121-130`)
+    object_store: float  # Ray's: a step's sequences
+    processes: float  # allowance: 5 GB a rank
+
+    @property
+    def total(self) -> float:
+        return sum(vars(self).values())
+
+
+def host_memory(r: Recipe, step_tokens: int) -> HostMemory:
+    """step_tokens: of the largest step. Ranks of a node are taken to be of the fullest pipeline stage."""
+    world = world_size(r)
+    stage_buffers = [buffers(r.model, r.layout, chunks, world) for chunks in stages(r.model, r.layout)]
+    ranks = r.cluster.gpus_per_node
+    slime = r.engine.name is EngineName.slime
+    offloaded = r.layout.optimizer_state is OptimizerState.offloaded
+    return HostMemory(
+        # HybridDeviceOptimizer (megatron-core 0.16.1, `optimizer/cpu_offloading`).
+        optimizer=16 * ranks * max(map(_optimizer_elements, stage_buffers)) if offloaded else 0.0,
+        weights_copy=2 * ranks * max(sum(b.elements for b in held) for held in stage_buffers) if slime else 0.0,
+        # Pickled lists of tokens (5 bytes) and masks (2), whole and again split over the ranks.
+        object_store=14 * step_tokens if slime else 0.0,
+        processes=ranks * (5e9 if r.gpu.memory_mib else RUNTIME_CPU),
+    )
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes of one save, and seconds that writing them takes where the disk's speed is known."""
+
+    checkpoint: float  # weights, fp32 weights and two moments
+    export: float  # the Hugging Face folder, with untrained layers that are copied
+    seconds: float | None
+
+
+def disk(r: Recipe) -> Disk:
+    p = parameters(r.model)
+    size = element_size(r)
+    checkpoint = p.total * (size + 12 if size == 2 else 12)
+    export = (p.total + p.mtp) * size
+    speed = r.cluster.disk_gb_s
+    return Disk(checkpoint, export, (checkpoint + export) / (speed * 1e9) if speed else None)

@@ -1,0 +1,111 @@
+"""What of a model lies on one rank: layers of its pipeline stage, and its parameters as the distributed optimizer keeps them."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from recipes.config import Layout, Model
+from recipes.layout import round_up, stage_layers
+
+Tensors = tuple[int, int]  # elements of one on this rank, how many such
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive layers of one pipeline stage; a stage has `layout.vpp` of them."""
+
+    dense: int  # layers without experts
+    moe: int  # layers with experts
+    embedding: bool  # whether it begins the model
+    output: bool  # whether it ends the model
+
+    @property
+    def layers(self) -> int:
+        return self.dense + self.moe
+
+
+def stages(m: Model, p: Layout) -> list[list[Chunk]]:
+    """The chunks of every pipeline stage, for a legal layout."""
+    dense_layers = m.dense_layers if m.experts else m.layers
+    return [
+        [
+            Chunk(
+                dense=(dense := max(0, min(c.stop, dense_layers) - c.start)),
+                moe=len(c) - dense,
+                embedding=c.start == 0,
+                output=c.stop == m.layers,
+            )
+            for c in chunks
+        ]
+        for chunks in stage_layers(m, p)
+    ]
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A rank's contiguous buffer of weights, and one like it of gradients."""
+
+    parameters: int
+    elements: int  # padding counted
+    ranks: int  # over which the optimizer state of these parameters is spread
+
+
+def buffers(m: Model, p: Layout, chunks: list[Chunk], world: int) -> list[Buffer]:
+    """Of one pipeline stage: what all data-parallel ranks hold alike, and the experts under expert parallelism.
+
+    As megatron-core 0.16.1 lays them out (`distributed/param_and_grad_buffer.py`): every parameter begins at a multiple of
+    64, every bucket ends at one of lcm(ranks, 128), and an embedding that two stages share has a bucket of its own.
+    """
+    shared_ranks = world // (p.tp * p.pp)
+    expert_ranks = world // (p.ep * p.etp * p.pp)
+    buckets: list[list[Tensors]] = []
+    routed: list[list[Tensors]] = []
+    for chunk in chunks:
+        plain, experts = list(_plain(m, p, chunk)), list(_routed(m, p, chunk))
+        # Without expert parallelism experts are reduced with everything else.
+        buckets.append(plain + experts if p.ep == 1 else plain)
+        routed.append(experts if p.ep > 1 else [])
+        if m.tied and p.pp > 1 and (chunk.embedding or chunk.output):
+            buckets.append([(m.vocab // p.tp * m.hidden, 1)])
+    return [_buffer(buckets, shared_ranks), _buffer(routed, expert_ranks)]
+
+
+def _buffer(buckets: list[list[Tensors]], ranks: int) -> Buffer:
+    ends = math.lcm(ranks, 128)
+    return Buffer(
+        parameters=sum(count * elements for bucket in buckets for elements, count in bucket),
+        elements=sum(round_up(sum(count * round_up(n, 64) for n, count in bucket), ends) for bucket in buckets),
+        ranks=ranks,
+    )
+
+
+def _plain(m: Model, p: Layout, chunk: Chunk) -> Iterator[Tensors]:
+    """All parameters but the routed experts'."""
+    heads = m.heads + 2 * m.kv_heads
+    layers = chunk.layers
+    yield m.hidden * heads * m.head_dim // p.tp, layers  # queries, keys and values
+    yield m.hidden * m.heads * m.head_dim // p.tp, layers  # projection
+    yield m.hidden, 2 * layers  # norms
+    if m.qkv_bias:
+        yield heads * m.head_dim // p.tp, layers
+    if m.qk_norm:
+        yield m.head_dim, 2 * layers
+    yield 2 * m.hidden * m.ffn // p.tp, chunk.dense
+    yield m.hidden * m.ffn // p.tp, chunk.dense
+    yield m.experts * m.hidden, chunk.moe  # router
+    if m.shared_experts:
+        yield 2 * m.hidden * m.shared_experts * m.expert_ffn // p.tp, chunk.moe
+        yield m.hidden * m.shared_experts * m.expert_ffn // p.tp, chunk.moe
+    if chunk.output:
+        yield m.hidden, 1  # final norm
+    split = m.tied and p.pp > 1  # counted in a bucket of its own
+    if chunk.embedding and not split:
+        yield m.vocab // p.tp * m.hidden, 1
+    if chunk.output and not m.tied:
+        yield m.vocab // p.tp * m.hidden, 1
+
+
+def _routed(m: Model, p: Layout, chunk: Chunk) -> Iterator[Tensors]:
+    here = m.experts // p.ep * chunk.moe
+    yield 2 * m.hidden * m.expert_ffn // p.etp, here
+    yield m.hidden * m.expert_ffn // p.etp, here
