@@ -116,7 +116,7 @@ class RunFolder:
 
 def _fixed(r: Recipe, data: Dataset, heldout: Dataset) -> dict[str, Any]:
     """What a run must not change when it goes on, flat: everything that decides the steps and the numbers."""
-    optim = {f"optim.{k}": v for k, v in vars(r.optim).items()}
+    optim = {f"optim.{k}": getattr(v, "value", v) for k, v in vars(r.optim).items()}
     model = {f"model.{k}": getattr(v, "value", v) for k, v in vars(r.model).items() if k != "mtp"}
     return {
         "seed": r.seed,
