@@ -1,4 +1,5 @@
-"""The recipe's model against a checkpoint's `config.json`: every field that decides what the model computes.
+"""The recipe's model against a checkpoint's `config.json`: every field that decides what the model computes; and the
+`config.json` of an export.
 
 slime lets a wrong `num_experts_per_tok`, `num_key_value_heads`, `vocab_size`, QK norm or rotary fraction pass, and trains on
 without a word. Here each must be what the recipe says, and a field that nobody here knows is refused by name.
@@ -8,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from recipes.config import Family, Model
+from recipes.config import Family, Model, Mtp, Rope
 from recipes.errors import ConfigError
 
 # Field by field: the name in config.json and in the recipe.
@@ -24,15 +25,21 @@ _SAME_MOE = {
 }  # fmt: skip
 # What the engines compute whatever the recipe says; a checkpoint that wants it otherwise cannot be trained.
 _FIXED: dict[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu",), "attention_dropout": (0, None), "use_sliding_window": (False, None), "rope_scaling": (None,),
+    "hidden_act": ("silu",), "attention_dropout": (0, None), "use_sliding_window": (False, None),
     "quantization_config": (None,), "norm_topk_prob": (True,), "n_group": (1,), "topk_group": (1,),
     "output_router_logits": (False,),
+}  # fmt: skip
+_YARN = {"factor": "rope_factor", "original_max_position_embeddings": "native_context"}
+# YaRN's own (arXiv 2309.00071), which readers take where a file does not say it; the attention factor is 0.1 ln(factor) + 1.
+_FIXED_YARN: dict[str, tuple[Any, ...]] = {
+    "beta_fast": (32,), "beta_slow": (1,), "truncate": (True,), "attention_factor": (None,), "mscale": (None,),
+    "mscale_all_dim": (None,),
 }  # fmt: skip
 # Names, ids and habits of libraries.
 _IGNORED = {
     "architectures", "torch_dtype", "dtype", "transformers_version", "bos_token_id", "eos_token_id", "pad_token_id",
     "use_cache", "initializer_range", "max_window_layers", "sliding_window", "_name_or_path", "model_type", "rope_theta",
-    "rope_parameters", "partial_rotary_factor", "layer_types", "mlp_layer_types",
+    "rope_parameters", "rope_scaling", "partial_rotary_factor", "layer_types", "mlp_layer_types",
 }  # fmt: skip
 
 
@@ -47,8 +54,26 @@ def check_checkpoint(m: Model) -> None:
         raise ConfigError(f"'{path}' is not the model of the recipe:\n" + "\n".join(f"  {line}" for line in found))
 
 
+def exported(m: Model, base: dict[str, Any]) -> dict[str, Any]:
+    """The `config.json` of an export, from its base's: with the recipe's YaRN, and without MTP layers that are dropped."""
+    config = dict(base)
+    if m.mtp is Mtp.drop and m.mtp_layers:
+        config["num_nextn_predict_layers"] = 0
+    if m.rope is Rope.yarn:
+        field, rope = _rotary(base)
+        kept = {name: rope[name] for name in ("rope_theta", "partial_rotary_factor") if name in rope}
+        config[field] = {**kept, "rope_type": "yarn", **{theirs: getattr(m, ours) for theirs, ours in _YARN.items()}}
+        config["max_position_embeddings"] = _longest(m)
+    return config
+
+
 def differences(m: Model, config: dict[str, Any]) -> list[str]:
-    """A line for every field that differs, is missing, or is not known; with the override that mends it where one can."""
+    """A line for every field that differs, is missing, or is not known; with the override that mends it where one can.
+
+    A base without scaled positions fits a recipe with them: that is where one starts.
+    """
+    if m.rope is Rope.yarn and _scaled(config) and config.get("max_position_embeddings") == _longest(m):
+        config = config | {"max_position_embeddings": m.max_position}  # an export's, or the release's: both are right
     wanted = {theirs: (f"model.{ours}", getattr(m, ours)) for theirs, ours in _SAME.items()}
     if m.family is Family.glm4_moe:
         wanted |= {theirs: (f"model.{ours}", getattr(m, ours)) for theirs, ours in _SAME_MOE.items()}
@@ -62,10 +87,7 @@ def differences(m: Model, config: dict[str, Any]) -> list[str]:
             found.append(
                 f"{name} is {_shown(config[name])}, the recipe says {_shown(value)}; write {ours}={_shown(config[name])}"
             )
-    found += _rope(m, config)
-    for name, allowed in _FIXED.items():
-        if name in config and config[name] not in allowed:
-            found.append(f"{name} is {config[name]!r}, and only {allowed[0]!r} can be trained")
+    found += _rope(m, config) + _not_allowed(config, _FIXED)
     if {*(config.get("layer_types") or [])} - {"full_attention"}:
         found.append(f"layer_types holds {sorted({*config['layer_types']})}, and only full_attention can be trained")
     if m.family is Family.qwen3 and not m.qk_norm:
@@ -75,8 +97,9 @@ def differences(m: Model, config: dict[str, Any]) -> list[str]:
 
 
 def _rope(m: Model, config: dict[str, Any]) -> list[str]:
-    """Rotary settings, which older files have at the top and newer ones under `rope_parameters`."""
-    rope = config.get("rope_parameters") or {}
+    field, rope = _rotary(config)
+    if not isinstance(rope, dict):
+        return [f"{field} is {rope!r}, and only null or an object can be read"]
     base = rope.get("rope_theta", config.get("rope_theta"))
     fraction = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
     found = []
@@ -86,9 +109,55 @@ def _rope(m: Model, config: dict[str, Any]) -> list[str]:
         found.append(
             f"partial_rotary_factor is {fraction}, the recipe says {m.rope_fraction}; write model.rope_fraction={fraction}"
         )
-    if rope.get("rope_type", "default") != "default":
-        found.append(f"rope_type is {rope['rope_type']!r}, and only 'default' can be trained")
+    known = {"rope_theta", "partial_rotary_factor", "rope_type", "type"}
+    if _scaled(config):
+        known |= {*_YARN, *_FIXED_YARN}
+        found += [f"{field}.{line}" for line in _yarn(m, rope) + _not_allowed(rope, _FIXED_YARN)]
+    return found + [f"unknown field {field}.{name}" for name in sorted({*rope} - known)]
+
+
+def _yarn(m: Model, rope: dict[str, Any]) -> list[str]:
+    if (kind := _type(rope)) != "yarn":
+        return [f"rope_type is {kind!r}, and only 'default' and 'yarn' can be trained"]
+    found = []
+    if m.rope is not Rope.yarn:
+        found.append(f"rope_type is 'yarn', the recipe says {m.rope.value}; write model.rope=yarn")
+    for name, ours in _YARN.items():
+        value = getattr(m, ours)
+        if name not in rope:
+            found.append(f"{name} is missing; the recipe says model.{ours}={value}")
+        elif rope[name] != value:
+            found.append(f"{name} is {rope[name]}, the recipe says {value}; write model.{ours}={rope[name]}")
     return found
+
+
+def _rotary(config: dict[str, Any]) -> tuple[str, Any]:
+    """The rotary settings and their field, the one that transformers reads: newer files have all of them in
+    `rope_parameters`, older ones the scaling in `rope_scaling` and the rest at the top."""
+    field = "rope_parameters" if config.get("rope_parameters") and not config.get("rope_scaling") else "rope_scaling"
+    return field, config.get(field) or {}
+
+
+def _type(rope: dict[str, Any]) -> Any:
+    return rope.get("rope_type", rope.get("type", "default"))
+
+
+def _scaled(config: dict[str, Any]) -> bool:
+    rope = _rotary(config)[1]
+    return isinstance(rope, dict) and _type(rope) != "default"
+
+
+def _longest(m: Model) -> int:
+    """Tokens that the recipe's YaRN reaches."""
+    return round(m.native_context * m.rope_factor)
+
+
+def _not_allowed(config: dict[str, Any], fixed: dict[str, tuple[Any, ...]]) -> list[str]:
+    return [
+        f"{name} is {config[name]!r}, and only {allowed[0]!r} can be trained"
+        for name, allowed in fixed.items()
+        if name in config and config[name] not in allowed
+    ]
 
 
 def _shown(value: Any) -> str:

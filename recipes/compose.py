@@ -1,6 +1,7 @@
 """From `name=value` words to a checked `Recipe`."""
 
 import difflib
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from recipes.config import Recipe
+from recipes.config import Recipe, Rope
 from recipes.errors import ConfigError
 from recipes.layout import check_layout
 
@@ -134,7 +135,7 @@ def _check_values(r: Recipe) -> None:
         )
     least: dict[str, float] = {
         "optim.epochs": 1, "optim.batch_size": 1, "optim.copies": 1, "optim.warmup_steps": 0, "optim.eval_steps": 1,
-        "optim.warmup_fraction": 0, "model.rope_factor": 1, "gpu.hour_price": 0, "layout.loss_chunk": 1,
+        "optim.warmup_fraction": 0, "model.native_context": 1, "gpu.hour_price": 0, "layout.loss_chunk": 1,
         "layout.first_stage_layers": 1, "layout.last_stage_layers": 1,
         "engine.save_steps": 1, "engine.keep_last": 1, "engine.timeout": 1, "sanity.timeout": 1,
         "data.max_tokens": 2, "data.max_rejected": 0, "data.workers": 1,
@@ -153,6 +154,24 @@ def _check_values(r: Recipe) -> None:
         raise ConfigError(f"optim.min_lr_ratio={r.optim.min_lr_ratio} is not a share; write optim.min_lr_ratio=0.1")
     if not 0 < r.optim.lr < float("inf"):
         raise ConfigError(f"optim.lr={r.optim.lr} is not a positive number; write for example optim.lr=1e-5")
+    _check_rope(r)
+
+
+def _check_rope(r: Recipe) -> None:
+    m = r.model
+    if m.rope is not Rope.yarn:
+        if m.rope_factor != 1:
+            raise ConfigError(
+                f"model.rope_factor={m.rope_factor:g} is of YaRN alone, and model.rope={m.rope.value}; write "
+                "model.rope_factor=1, or model.rope=yarn"
+            )
+    elif not 1 < m.rope_factor < float("inf"):
+        needed = math.ceil(100 * r.data.max_tokens / m.native_context) / 100
+        reaching = f"model.rope_factor={needed} for data.max_tokens={r.data.max_tokens}, or " if needed > 1 else ""
+        raise ConfigError(
+            f"model.rope=yarn scales by more than 1, and model.rope_factor={m.rope_factor:g}; write {reaching}"
+            "model.rope=native model.rope_factor=1"
+        )
 
 
 def run_folder(r: Recipe) -> Path:

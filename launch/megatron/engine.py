@@ -15,7 +15,8 @@ from launch.megatron.ranks import Ranks
 from launch.metrics import Metrics
 from launch.plan import Plan
 from launch.run_folder import RunFolder
-from recipes.config import Mtp, Recipe
+from recipes.checkpoint_config import exported
+from recipes.config import Recipe
 
 _KEPT_FILES = (
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json", "vocab.json", "merges.txt",
@@ -93,9 +94,7 @@ def _export(recipe: Recipe, run: RunFolder, ranks: Ranks) -> None:
         for written in ranks.call("export", str(scratch)):
             weight_map |= written
         _name_shards(scratch, weight_map)
-        config = json.loads((base / "config.json").read_text())
-        if recipe.model.mtp is Mtp.drop and recipe.model.mtp_layers:
-            config["num_nextn_predict_layers"] = 0
+        config = exported(recipe.model, json.loads((base / "config.json").read_text()))
         write_text(scratch / "config.json", json.dumps(config, indent=2) + "\n")
         for name in _KEPT_FILES:
             if (base / name).is_file():

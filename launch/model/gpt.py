@@ -3,11 +3,15 @@
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state
+from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import (
+    _yarn_find_correction_range,
+    _yarn_linear_ramp_mask,
+)
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from launch.model.layers import block_spec
-from recipes.config import Dtype, Recipe, Recompute
+from recipes.config import Dtype, Model, Recipe, Recompute, Rope
 
 
 def transformer_config(r: Recipe) -> TransformerConfig:
@@ -82,7 +86,11 @@ def transformer_config(r: Recipe) -> TransformerConfig:
             moe_aux_loss_coeff=0.0,
             moe_grouped_gemm=True,
         )
-    return TransformerConfig(**arguments)
+    config = TransformerConfig(**arguments)
+    if m.rope is Rope.yarn:
+        # No field of the class: Megatron's attention looks for it, and multiplies cosine and sine by 0.1 ln(factor) + 1.
+        config.yarn_rotary_scaling_factor = m.rope_factor
+    return config
 
 
 def _leave_unset(weight: torch.Tensor) -> torch.Tensor:
@@ -108,7 +116,22 @@ def build_chunks(r: Recipe, config: TransformerConfig) -> list[GPTModel]:
             rotary_base=r.model.rope_base,
             vp_stage=stage,
         )
+        if r.model.rope is Rope.yarn:
+            chunk.rotary_pos_emb.inv_freq = yarn_frequencies(r.model)
         chunks.append(
             chunk.to(torch.device("cuda", torch.cuda.current_device())) if torch.cuda.is_available() else chunk
         )
     return chunks
+
+
+def yarn_frequencies(m: Model) -> torch.Tensor:
+    """Radians a position of each rotated pair, [head_dim x rope_fraction / 2] fp32: YaRN (arXiv 2309.00071), bit for bit as
+    transformers has it.
+
+    Megatron's `YarnRotaryEmbedding` rotates whole heads whatever the fraction, so its `RotaryEmbedding` gets these instead.
+    """
+    rotated = int(m.head_dim * m.rope_fraction)
+    per_radian = m.rope_base ** (torch.arange(0, rotated, 2, dtype=torch.float32) / rotated)
+    low, high = _yarn_find_correction_range(32, 1, rotated, m.rope_base, m.native_context)
+    kept = 1 - _yarn_linear_ramp_mask(low, high, rotated // 2, per_radian.device)
+    return 1 / (m.rope_factor * per_radian) * (1 - kept) + 1 / per_radian * kept

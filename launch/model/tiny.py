@@ -51,7 +51,9 @@ def make(recipe: Recipe) -> bool:
 
 def _inputs(recipe: Recipe) -> dict[str, Any]:
     """Everything the checkpoint is made of, as plain values."""
-    dimensions = {k: getattr(v, "value", v) for k, v in vars(recipe.model).items() if k not in ("checkpoint", "mtp")}
+    # The base is without scaled positions, whatever the recipe trains.
+    apart = ("checkpoint", "mtp", "native_context", "rope", "rope_factor")
+    dimensions = {k: getattr(v, "value", v) for k, v in vars(recipe.model).items() if k not in apart}
     sources = [SAMPLE, TEMPLATES / f"{recipe.model.family.value}.jinja", Path(__file__)]
     return {"seed": recipe.seed, "model": dimensions, "sources": {p.name: sha256(p) for p in sources}}
 
