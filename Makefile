@@ -25,6 +25,7 @@ help: ## Show the targets
 	@printf 'make TARGET [MODEL=name] [name=value ...]\n\n'
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | column -t -s '|'
 	@printf '\nmodels: %s\n' "$$(ls hydra_conf/model | sed 's/\.yaml//' | xargs)"
+	@printf 'clusters: %s\n' "$$(ls hydra_conf/cluster | sed 's/\.yaml//' | xargs)"
 	@printf 'name=value: any line of a file in hydra_conf/, as optim.lr=2e-5 or run=first; dry_run=true shows the whole recipe\n'
 
 .PHONY: setup
@@ -48,6 +49,10 @@ data: $(READY) ## Pack the trajectories, every mask proved
 .PHONY: inspect
 inspect: $(READY) ## Show the sequences of one trajectory, id=ID, supervised tokens coloured; without id, list all
 	@$(call LIMI,inspect)
+
+.PHONY: plan
+plan: $(READY) ## Layout, memory, steps, time and cost of MODEL on cluster=NAME, before a GPU is taken
+	@$(call LIMI,plan)
 
 .PHONY: train
 train: $(READY) ## Data, training, export, sanity check and report

@@ -7,6 +7,11 @@ from pathlib import Path
 from recipes.errors import DataError
 
 
+def is_hub_id(path: str) -> bool:
+    """Whether it reads like a data set's id on the Hugging Face hub."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", path) is not None
+
+
 def local(path: str, option: str = "data.path") -> Path:
     """The local path, or the one data file of a hub data set (`GAIR/LIMI`), fetched once into the hub's own cache.
 
@@ -15,7 +20,7 @@ def local(path: str, option: str = "data.path") -> Path:
     """
     if path and Path(path).exists():
         return Path(path)
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", path):
+    if not is_hub_id(path):
         raise DataError(
             f"no file '{path}'; write {option}=FILE of trajectories, or a Hugging Face id as {option}=GAIR/LIMI"
         )

@@ -8,10 +8,11 @@ from typing import Any
 
 from data_prep.dataset import Dataset
 from data_prep.files import write_text
+from recipes import planner
 from recipes.config import Recipe, Sampling
-from recipes.layout import data_parallel, world_size
-from recipes.learning_rate import learning_rate
+from recipes.layout import world_size
 from recipes.schedule import Schedule, schedule_of
+from recipes.search import Sequences
 
 
 @dataclass(frozen=True)
@@ -42,21 +43,12 @@ class Plan:
         return schedule
 
     def summary(self) -> dict[str, Any]:
-        """The plan as plain values, for `plan.json`."""
-        steps = self.schedule.num_steps
+        """The planner's summary with what is known of the data, for `plan.json`."""
+        made = planner.plan(self.recipe, Sequences(self.data.trajectory, self.data.lengths, self.recipe.data.path))
         return {
-            "world_size": self.world_size,
-            "data_parallel": data_parallel(self.recipe),
-            "steps": steps,
-            "steps_per_epoch": self.schedule.steps_per_epoch,
-            "epochs": self.recipe.optim.epochs,
-            "data": {
-                "folder": str(self.data.folder),
-                **self.data.manifest["counts"],
-                "longest": max(self.data.lengths),
-            },
+            **planner.summary(made, planner.released(made)),
+            "data": {"folder": str(self.data.folder), **self.data.manifest["counts"]},
             "heldout": {"folder": str(self.heldout.folder), **self.heldout.manifest["counts"]},
-            "learning_rates": [learning_rate(self.recipe.optim, step, steps) for step in range(steps)],
         }
 
     def write(self, path: Path) -> None:

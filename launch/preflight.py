@@ -1,26 +1,20 @@
 """What is checked before anything starts: that this machine can hold what the recipe trains."""
 
-import psutil
-
 from recipes.config import Recipe
-from recipes.dimensions import parameters
 from recipes.errors import PreflightError
-from recipes.layout import model_parallel, world_size
+from recipes.layout import world_size
+from recipes.memory import Load, gpu_memory, memory_limit
 
 
 def check_memory(recipe: Recipe) -> None:
-    """Refuses a model whose fp32 weights, gradients and Adam moments alone, on all ranks, pass this machine's memory.
-
-    Every rank holds weights and gradients of its part of the model; the moments are spread over the ranks that hold the
-    same part.
-    """
-    p = recipe.layout
-    copies = world_size(recipe) // (model_parallel(p) // p.cp)
-    needed = parameters(recipe.model).total * (8 * copies + 8)
-    there = psutil.virtual_memory().total
+    """Refuses a model whose weights, gradients and optimizer state alone, on all ranks, pass this machine's memory."""
+    ranks = world_size(recipe)
+    alike = ranks // recipe.layout.pp  # ranks of one pipeline stage
+    stages = gpu_memory(recipe, Load([[1]]))
+    needed = alike * sum(s.weights + s.gradients + s.optimizer + s.runtime for s in stages)
+    there = memory_limit(recipe) * recipe.cluster.gpus_per_node
     if needed > there:
         raise PreflightError(
-            f"{recipe.model.name} needs at least {needed / 1e9:,.0f} GB on {world_size(recipe)} ranks (weights, gradients and "
-            f"Adam's moments in fp32, {copies} copies), this machine has {there / 1e9:,.0f} GB; write model=qwen3-tiny, or send "
-            "it to a cluster"
+            f"{recipe.model.name} needs at least {needed / 1e9:,.0f} GB on {ranks} ranks (weights, gradients and Adam's "
+            f"moments), this machine has {there / 1e9:,.0f} GB; write model=qwen3-tiny, or send it to a cluster"
         )

@@ -1,8 +1,6 @@
 """`report.html`: one self-contained page of a run: recipe, data, curves, sanity table."""
 
-import base64
 import html
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -13,18 +11,7 @@ from data_prep.dataset import open_dataset
 from data_prep.files import write_text
 from launch import metrics
 from launch.run_folder import RunFolder
-
-_STYLE = """
-:root { color-scheme: light dark; --line: #8884; --good: #1a7f37; --bad: #cf222e; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }
-h1 { margin-bottom: 0 } h2 { margin-top: 2.5rem } .sub { opacity: .7; margin-top: .25rem }
-.scroll { overflow-x: auto } table { border-collapse: collapse; width: 100% }
-td, th { text-align: left; padding: .4rem .8rem .4rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
-.pass { color: var(--good); font-weight: 600 } .fail { color: var(--bad); font-weight: 600 }
-img { width: 100%; height: auto; background: white; border-radius: .5rem }
-mark { background: #1a7f3740; color: inherit }
-pre { overflow-x: auto; white-space: pre-wrap; padding: 1rem; border: 1px solid var(--line); border-radius: .5rem; font-size: .85rem }
-"""
+from recipes import page
 
 
 def write(run: RunFolder) -> Path:
@@ -32,41 +19,30 @@ def write(run: RunFolder) -> Path:
     lines = metrics.read(run.root / "metrics.jsonl")
     steps = [m for m in lines if "loss" in m]
     plan = json.loads((run.root / "plan.json").read_text())
+    ranks = plan["cluster"]["nodes"] * plan["cluster"]["gpus_per_node"]
     checks = json.loads((run.root / "sanity.json").read_text())
     passed = all(c["passed"] for c in checks)
     verdict = '<span class="pass">all checks passed</span>' if passed else '<span class="fail">a check failed</span>'
     body = [
         f"<h1>{html.escape(run.recipe.run)}</h1>",
-        f'<p class="sub">{html.escape(run.recipe.model.name)}, {plan["steps"]} steps on {plan["world_size"]} ranks: {verdict}</p>',
+        f'<p class="sub">{html.escape(run.recipe.model.name)}, {plan["steps"]["count"]} steps on {ranks} ranks: {verdict}</p>',
         "<h2>Training</h2>",
         _plot(steps, metrics.heldout_losses(run.root / "metrics.jsonl")),
-        _table(["", "first", "last"], _first_and_last(steps, lines)),
+        page.table(["", "first", "last"], _first_and_last(steps, lines)),
         _speed(steps),
         "<h2>Sanity check</h2>",
-        _table(["", "check", "protects from", "figure", "limit"], [_check_row(c) for c in checks]),
+        page.table(["", "check", "protects from", "figure", "limit"], [_check_row(c) for c in checks]),
         "<h2>Data</h2>",
-        _table(["", "training", "held out"], _data_rows(plan, run)),
+        page.table(["", "training", "held out"], _data_rows(plan, run)),
         "<h2>Training text</h2>",
         '<p class="sub">What is supervised is marked; the shortest and the longest sequence.</p>',
         *_sequences(plan, run),
         "<h2>Recipe</h2>",
         f"<pre>{html.escape((run.root / 'config.yaml').read_text())}</pre>",
     ]
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(run.recipe.run)}</title><style>{_STYLE}</style></head><body>{''.join(body)}</body></html>\n"
-    )
     path = run.root / "report.html"
-    write_text(path, page)
+    write_text(path, page.page(run.recipe.run, body))
     return path
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    """Cells are HTML already."""
-    top = "".join(f"<th>{html.escape(h)}</th>" for h in head)
-    body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><tr>{top}</tr>{body}</table></div>'
 
 
 def _check_row(c: dict[str, Any]) -> list[str]:
@@ -128,7 +104,4 @@ def _plot(steps: list[dict[str, Any]], heldout: dict[int, float]) -> str:
     loss.legend()
     rate.plot(at, [m["lr"] for m in steps])
     rate.set(xlabel="step", ylabel="learning rate")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="loss and learning rate over steps" src="data:image/png;base64,{data}">'
+    return page.image(figure, "loss and learning rate over steps")

@@ -1,6 +1,7 @@
 """The stages of a run, in the order it takes them, each a function of the recipe."""
 
 import difflib
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +13,14 @@ from rich.table import Table
 
 from recipes.checkpoint_config import check_checkpoint
 from recipes.compose import run_folder, to_yaml
-from recipes.config import Recipe
+from recipes.config import EngineName, Recipe
+from recipes.context import check_context
 from recipes.errors import ConfigError
 from recipes.layout import data_parallel, world_size
 
 if TYPE_CHECKING:
     from data_prep.dataset import Dataset
+    from recipes.search import Sequences
 
 Stage = Callable[[Recipe, Console], None]
 
@@ -54,11 +57,63 @@ def inspect(recipe: Recipe, console: Console) -> None:
     show.refuse_unknown(recipe.id, all_packed)
 
 
+def plan(recipe: Recipe, console: Console) -> None:
+    """Layout, memory, steps, time and cost, before a GPU is taken."""
+    from data_prep.files import write_text
+    from recipes import plan_page, plan_table, planner
+
+    made = planner.plan(recipe, _sequences(recipe, console))
+    found = planner.summary(made, planner.released(made))
+    for part in plan_table.show(found):
+        console.print(part)
+    folder = Path(recipe.cluster.root) / "plans" / recipe.run
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "plan.json", json.dumps(found, indent=2) + "\n")
+    write_text(folder / "plan.html", plan_page.render(found))
+    console.print(f"plan: {folder / 'plan.html'} and plan.json")
+    planner.refuse_too_large(made)
+
+
+def _sequences(recipe: Recipe, console: Console) -> "Sequences":
+    """What is trained on: the packed data where it and the tokenizer are on this machine, LIMI's published lengths otherwise."""
+    from data_prep.fetch import is_hub_id
+    from recipes import lengths
+    from recipes.search import Sequences
+
+    missing = []
+    if not Path(recipe.data.path).exists() and is_hub_id(recipe.data.path):
+        missing.append(f"data.path={recipe.data.path}")
+    if not recipe.model.random_init and not (Path(recipe.model.checkpoint) / "tokenizer.json").is_file():
+        missing.append(f"model.checkpoint={recipe.model.checkpoint}")
+    if missing:
+        assumed = [n for n in lengths.quantiles() if n <= recipe.data.max_tokens]
+        if not assumed:
+            raise ConfigError(
+                f"data.max_tokens={recipe.data.max_tokens} is below the shortest of LIMI's trajectories, {lengths.SHORTEST:,} "
+                "tokens; raise it, or name data and a tokenizer that are on this machine"
+            )
+        console.print(
+            f"not on this machine: {' and '.join(missing)}. The plan is for {len(assumed)} sequences as LIMI's were published, "
+            f"{assumed[0]:,} to {assumed[-1]:,} tokens",
+            style="yellow",
+        )
+        return Sequences(range(len(assumed)), assumed, "as LIMI's were published")
+    data = _packed(recipe, console)["training"]
+    return Sequences(data.trajectory, data.lengths, f"packed from {recipe.data.path}")
+
+
 def train(recipe: Recipe, console: Console) -> None:
     """Data, training, export, sanity check, report."""
     from launch.sanity.server import free_port
 
     started = time.perf_counter()
+    if recipe.engine.name is EngineName.slime:
+        raise ConfigError(
+            f"cluster={recipe.cluster.name} trains through slime, which this version plans and does not start yet; see "
+            f"`make plan MODEL={recipe.model.name}`, or train a tiny model with cluster=local"
+        )
+    if recipe.layout.search:
+        raise ConfigError("layout=auto is for GPUs, whose times can be predicted; write layout=data_parallel")
     free_port(recipe.sanity.port)
     if recipe.data.heldout is None:
         raise ConfigError(
@@ -77,6 +132,7 @@ def train(recipe: Recipe, console: Console) -> None:
     if not is_available():
         check_memory(recipe)
     plan = Plan(recipe, *_packed(recipe, console).values())
+    check_context(recipe.model, max(plan.data.lengths))
     # Weights, two moments and fp32 copies for every checkpoint kept, and one being written.
     weights = sum(f.stat().st_size for f in Path(recipe.model.checkpoint).glob("*.safetensors"))
     check_room(recipe, 4 * weights * (recipe.engine.keep_last + 1))
@@ -147,7 +203,7 @@ def _make_base(recipe: Recipe, console: Console) -> None:
             console.print(f"made {recipe.model.checkpoint} with random weights")
 
 
-STAGES: dict[str, Stage] = {"train": train, "data": data, "inspect": inspect, "bench": bench}
+STAGES: dict[str, Stage] = {"train": train, "data": data, "inspect": inspect, "plan": plan, "bench": bench}
 
 
 def find(named: list[str]) -> Stage:
@@ -170,10 +226,11 @@ def show(stage: Stage, recipe: Recipe, console: Console) -> None:
     )
     if stage is train:
         m = recipe.model
+        layout = "layout searched for" if recipe.layout.search else f"data parallel {data_parallel(recipe)}"
         made = " (made with random weights if missing)" if m.random_init else ""
         console.print(f"  model    {m.name} from {m.checkpoint}{made}")
         console.print(
-            f"  train    engine {recipe.engine.name.value}, {world_size(recipe)} ranks, data parallel {data_parallel(recipe)}, "
+            f"  train    engine {recipe.engine.name.value}, {world_size(recipe)} ranks, {layout}, "
             f"{recipe.optim.epochs} epochs of steps of {recipe.optim.batch_size} trajectories"
         )
         console.print(f"  write    {run_folder(recipe)}")

@@ -5,8 +5,6 @@ of the work and the longest sequence, which no assignment can beat. Lengths are 
 between 13,000 and 152,000 tokens.
 """
 
-import math
-import random
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -16,21 +14,14 @@ import numpy as np
 
 from recipes.compose import compose_recipe
 from recipes.dimensions import Flops, flops
+from recipes.lengths import drawn
 from recipes.pipeline import Pipeline
 from recipes.schedule import Schedule
+from recipes.slime_packing import divided, first_fit
 
 CAP = 155_648  # tokens of a micro-batch: LIMI's longest trajectory fits
 STEPS = {1: (39,), 4: (64, 71, 78)}  # sequences of a step, by pipeline stages
 Ranks = Sequence[Sequence[Sequence[int]]]
-
-
-def lengths_like_limi(count: int, seed: int) -> list[int]:
-    rng = random.Random(seed)
-    drawn: list[int] = []
-    while len(drawn) < count:
-        if 13_000 <= (length := rng.lognormvariate(math.log(36_000), 0.55)) <= 152_000:
-            drawn.append(round(length))
-    return drawn
 
 
 @cache
@@ -68,17 +59,17 @@ def assignment_rows(seeds: int = 20) -> Iterator[tuple[str, ...]]:
     """One row a layout: makespan over the bound, mean and worst; micro-batches over the cap."""
     for stages, dps in ((1, (2, 4, 8)), (4, (1, 2, 4))):
         for dp in dps:
-            drawn = [lengths_like_limi(n, seed) for n in STEPS[stages] for seed in range(seeds)]
-            ours = [seconds_of(one, dp, stages) / bound(one, dp, stages) for one in drawn]
+            steps = [drawn(n, seed) for n in STEPS[stages] for seed in range(seeds)]
+            ours = [seconds_of(one, dp, stages) / bound(one, dp, stages) for one in steps]
             cells = [f"PP {stages}, DP {dp}", f"{statistics.mean(ours):.3f}, {max(ours):.3f}"]
             for mode in SLIME:
-                packed = [slime(one, dp, mode) for one in drawn]
+                packed = [slime(one, dp, mode) for one in steps]
                 ratios = [
-                    makespan(p, one, stages) / bound(one, dp, stages) for p, one in zip(packed, drawn, strict=True)
+                    makespan(p, one, stages) / bound(one, dp, stages) for p, one in zip(packed, steps, strict=True)
                 ]
                 over = sum(
                     sum(one[s] for s in b) > CAP
-                    for p, one in zip(packed, drawn, strict=True)
+                    for p, one in zip(packed, steps, strict=True)
                     for rank in p
                     for b in rank
                 )
@@ -89,7 +80,7 @@ def assignment_rows(seeds: int = 20) -> Iterator[tuple[str, ...]]:
 
 
 def planning_rows() -> Iterator[tuple[str, str]]:
-    lengths = lengths_like_limi(10_000, 0)
+    lengths = drawn(10_000, 0)
     for batch_size in (64, 256):
         for stages, dp in ((1, 8), (4, 4)):
             started = time.perf_counter()
@@ -116,21 +107,8 @@ def slime(lengths: Sequence[int], dp: int, mode: str) -> list[list[list[int]]]:
     if mode == "balance_by_flops":
         bins = _karmarkar_karp(costs, max(1, -(-sum(lengths) // CAP)), equal=False)
     else:
-        bins = []
-        for s, length in enumerate(lengths):
-            fitting = next((b for b in bins if sum(lengths[i] for i in b) + length <= CAP), None)
-            if fitting is None:
-                bins.append([s])
-            else:
-                fitting.append(s)
-    while len(bins) % dp:
-        largest = max((b for b in bins if len(b) > 1), key=lambda b: sum(lengths[i] for i in b))
-        largest.sort(key=lambda i: -lengths[i])
-        halves: tuple[list[int], list[int]] = ([], [])
-        for s in largest:
-            min(halves, key=lambda h: sum(lengths[i] for i in h)).append(s)
-        bins.remove(largest)
-        bins += halves
+        bins = first_fit(lengths, CAP)
+    bins = divided(bins, lengths, dp)
     if mode == "default":
         return [bins[r::dp] for r in range(dp)]
     loads = [sum(costs[i] for i in b) for b in bins]

@@ -67,7 +67,7 @@ def _checked(word: str, names: dict[str, Any]) -> str:
     if name != plain or not (plain in names or plain in GROUPS or inside_dict):
         near = difflib.get_close_matches(plain, [*names, *GROUPS], n=1, cutoff=0.0)
         raise ConfigError(f"unknown option '{name}'; the nearest is '{near[0]}': write {near[0]}={value}")
-    if plain in GROUPS and value != "null":
+    if plain in GROUPS:
         _check_choice(plain, value)
     if inside_dict:
         return f"++{plain}={_quoted(value)}"

@@ -50,7 +50,7 @@ class Load:
 
 @dataclass(frozen=True)
 class StageMemory:
-    """Bytes of the fullest rank of one pipeline stage."""
+    """Bytes of the fullest rank of one pipeline stage. `loss` is gone before `working` is taken: the larger counts."""
 
     weights: float
     gradients: float
@@ -64,16 +64,17 @@ class StageMemory:
 
     @property
     def total(self) -> float:
-        return sum(vars(self).values())
+        return sum(vars(self).values()) - min(self.working, self.loss)
 
 
 def gpu_memory(r: Recipe, load: Load) -> list[StageMemory]:
     """Of every pipeline stage under this load; `IMBALANCE` more tokens than the mean at the busiest rank's experts."""
     a = activations(r)
-    return [
-        _stage(r, chunks, a, load, buffers(r.model, r.layout, chunks, world_size(r)), number)
-        for number, chunks in enumerate(stages(r.model, r.layout))
-    ]
+    all_stages = stages(r.model, r.layout)
+    # Stages are mostly alike.
+    kind = [all_stages.index(chunks) for chunks in all_stages]
+    held = {k: buffers(r.model, r.layout, all_stages[k], world_size(r)) for k in {*kind}}
+    return [_stage(r, all_stages[k], a, load, held[k], number) for number, k in enumerate(kind)]
 
 
 def _stage(r: Recipe, chunks: list[Chunk], a: Activations, load: Load, held: list[Buffer], number: int) -> StageMemory:
@@ -106,7 +107,7 @@ def _stage(r: Recipe, chunks: list[Chunk], a: Activations, load: Load, held: lis
         working=working,
         loss=loss,
         communication=communication,
-        fragmentation=FRAGMENTATION * (activation + working + loss + communication),
+        fragmentation=FRAGMENTATION * (activation + max(working, loss) + communication),
         runtime=RUNTIME if r.gpu.memory_mib else RUNTIME_CPU,
     )
 
@@ -159,7 +160,9 @@ class HostMemory:
 def host_memory(r: Recipe, step_tokens: int) -> HostMemory:
     """step_tokens: of the largest step. Ranks of a node are taken to be of the fullest pipeline stage."""
     world = world_size(r)
-    stage_buffers = [buffers(r.model, r.layout, chunks, world) for chunks in stages(r.model, r.layout)]
+    all_stages = stages(r.model, r.layout)
+    kinds = [chunks for number, chunks in enumerate(all_stages) if all_stages.index(chunks) == number]
+    stage_buffers = [buffers(r.model, r.layout, chunks, world) for chunks in kinds]
     ranks = r.cluster.gpus_per_node
     slime = r.engine.name is EngineName.slime
     offloaded = r.layout.optimizer_state is OptimizerState.offloaded

@@ -120,6 +120,7 @@ def _of_stage(stages: int, batches: int, chunks: int, stage: int) -> list[tuple[
     return [*down[:warm], *paired, *up[len(table) - warm :]]
 
 
+@cache
 def in_flight(stages: int, batches: int, chunks: int, stage: int) -> int:
     """Most chunks' activations that a stage holds at once."""
     held = most = 0

@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 
 from recipes.compose import compose_recipe
-from recipes.config import Gpu, Recipe
+from recipes.config import Family, Gpu, Layout, Recipe
 from recipes.dimensions import flops
 from recipes.step_time import Clock
 
@@ -30,19 +30,18 @@ def figures() -> tuple[Published, ...]:
     """Qwen3-32B by TRL on 8 H100: 101 tokens/s/GPU at 1M tokens, sequence-parallel with full recomputation. Qwen3-30B-A3B by
     NeMo Automodel: 277 TFLOP/s at 4k tokens. GLM-5.2 on 608 H100: 39.6 TFLOP/s at 200k; its dimensions and layout are not
     public here."""
-    long = compose_recipe(
-        ["model=qwen3-32b", "cluster=h100x8", "layout=data_parallel", "layout.cp=8", "layout.recompute=full"]
-    )
+    words = ["model=qwen3-32b", "cluster=h100x8", "layout=data_parallel", "layout.cp=8", "layout.recompute=full"]
+    long = compose_recipe(words)
     cost = flops(long.model)
-    moe = compose_recipe(["model=glm4.5-air", "cluster=h100x8", "layout=expert_parallel", "layout.ep=8"])
     # Qwen3-30B-A3B's config.json.
     small = replace(
-        moe.model, name="qwen3-30b-a3b", layers=48, hidden=2048, ffn=6144, heads=32, kv_heads=4, vocab=151_936, experts=128,
-        top_k=8, expert_ffn=768, shared_experts=0, dense_layers=0, qk_norm=True, qkv_bias=False,
+        long.model, name="qwen3-30b-a3b", family=Family.glm4_moe, layers=48, hidden=2048, ffn=6144, heads=32, kv_heads=4,
+        experts=128, top_k=8, expert_ffn=768,
     )  # fmt: skip
+    spread = replace(long, model=small, layout=Layout(ep=8, max_tokens_per_gpu=8192))
     return (
         Published("TRL, Qwen3-32B, 1M tokens, 8 H100", 3 * cost.sequence(10**6) / 1e6 * 101 / 1e12, long, 10**6),
-        Published("NeMo Automodel, Qwen3-30B-A3B, 4k tokens, 8 H100", 277.0, replace(moe, model=small), 4096),
+        Published("NeMo Automodel, Qwen3-30B-A3B, 4k tokens, 8 H100", 277.0, spread, 4096),
         Published("GLM-5.2, 200k tokens, 608 H100", 39.6, None, 200_000),
     )
 

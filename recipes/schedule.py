@@ -6,7 +6,8 @@ of trajectories, the batch size, the seed and the epoch decide which trajectorie
 same steps and a resume needs only the step's number. Lengths and layout decide the rank, the micro-batch and the order.
 
 `Sampling.stream` is slime's own data source instead, for `experiment=released`: floor(n / batch_size) steps an epoch of
-exactly batch_size, cut from an endless row of shuffled epochs, so that a run ends before its last epoch does.
+exactly batch_size, cut from an endless row of shuffled epochs, so that a run ends before its last epoch does; and slime's own
+packing, which lets a sequence over the cap run alone above it.
 """
 
 import random
@@ -21,6 +22,7 @@ from recipes.dimensions import flops
 from recipes.errors import ConfigError
 from recipes.layout import batch_multiple, data_parallel, micro_batch_multiple, round_up, sequence_multiple
 from recipes.pipeline import Pipeline
+from recipes.slime_packing import divided, first_fit
 
 MicroBatch = tuple[int, ...]  # indices of sequences
 ROUNDS_IN_ALL = 20_000  # times sequences, for all steps of an epoch
@@ -75,7 +77,7 @@ class Schedule:
                 f"write optim.batch_size={self._rows} or less, or optim.sampling=epochs"
             )
         longest = max(self.lengths)
-        if self.padded([longest]) > self.max_tokens:
+        if self.sampling is Sampling.epochs and self.padded([longest]) > self.max_tokens:
             raise ConfigError(
                 f"the longest sequence has {longest} tokens, {self.padded([longest])} with padding, over the cap of "
                 f"{self.max_tokens} a micro-batch (layout.max_tokens_per_gpu x layout.cp); raise "
@@ -135,6 +137,10 @@ class Schedule:
 
     def assign(self, sequences: Sequence[int]) -> tuple[tuple[MicroBatch, ...], ...]:
         """Spreads the sequences of one step over ranks and micro-batches, so that it ends soonest; see `assign.py`."""
+        if self.sampling is Sampling.stream:
+            lengths = [self.lengths[s] for s in sequences]
+            batches = divided(first_fit(lengths, self.max_tokens), lengths, self.dp * self.micro_batch_multiple)
+            return tuple(tuple(tuple(sequences[i] for i in b) for b in batches[r :: self.dp]) for r in range(self.dp))
 
         def fits(chosen: Sequence[int]) -> bool:
             return self.padded([self.lengths[sequences[i]] for i in chosen]) <= self.max_tokens

@@ -1,10 +1,12 @@
 """`layout=auto`: the fastest layout that fits.
 
-Every legal combination of tp, pp (with stages of unlike size), vpp, cp, ep, etp, recomputation and optimizer state is priced by
-bounds that need no schedule; the best of them are then scheduled, simulated and weighed exactly.
+Every legal combination of tp, pp (with stages of unlike size), vpp, cp, ep, etp, recomputation and optimizer state is estimated
+without a schedule; the best of them are then scheduled, simulated and weighed exactly.
 """
 
+import contextlib
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,11 +17,12 @@ from recipes.errors import ConfigError
 from recipes.layout import batch_multiple, data_parallel, faults, round_up, sequence_multiple, world_size
 from recipes.memory import FITS, RISKY, Load, Verdict, gpu_memory, host_memory, memory_limit, verdict
 from recipes.schedule import schedule_of
-from recipes.step_time import Clock
+from recipes.step_time import Clock, Parts
 
 EXACTLY = 24  # layouts that are scheduled and simulated
 CAP_MULTIPLE = 1024  # of a micro-batch's cap
 VPPS = (1, 2, 4)
+AXES = ("tp", "pp", "vpp", "cp", "ep", "etp", "recompute", "optimizer_state")
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Sequences:
 
 @dataclass(frozen=True)
 class Option:
-    """A layout with its bounds: seconds of an epoch, share of the fullest GPU's memory, of a node's host memory."""
+    """A layout with its seconds of an epoch, its share of the fullest GPU's memory and of a node's host memory."""
 
     recipe: Recipe
     seconds: float
@@ -47,11 +50,12 @@ class Option:
 
 @dataclass(frozen=True)
 class Found:
-    """chosen: the fastest that fits. best: up to ten layouts, fastest first, as simulated. options: all that were priced."""
+    """chosen: the fastest that fits. best: up to ten layouts, fastest first. other: for each axis the best one with another
+    value, None where none fits; all as simulated."""
 
     chosen: Option
     best: list[Option]
-    options: list[Option]
+    other: dict[str, Option | None]
 
 
 class Pricing:
@@ -67,23 +71,39 @@ class Pricing:
         self.smallest = min(map(len, self.steps))
         self.tokens = int(max(self.lengths[s].sum() for s in self.steps))
 
-    def price(self, r: Recipe) -> Option:
-        """Lower bound of the time, upper bound of the memory where a micro-batch holds one sequence."""
-        p, dp = r.layout, data_parallel(r)
-        pad = sequence_multiple(p)
-        padded = np.ceil(self.lengths / pad) * pad
-        clock = Clock(r)
-        times = np.array(
-            [[sum(part.values()) for part in clock.passes(s, padded, self.pairs)] for s in range(p.pp)]
-        ).sum(axis=1)  # [stages, sequences]
-        busiest, through = times[times.sum(axis=1).argmax()], times.sum(axis=0)
-        after = sum(clock.after.values())
+    def price(self, topology: Recipe) -> Iterator[Option]:
+        """The degrees of a layout with the recomputation and optimizer state that cost least among those that fit."""
+        ladder = [
+            replace(topology, layout=replace(topology.layout, recompute=recompute, optimizer_state=state))
+            for recompute in _of(topology, "recompute", [*Recompute])
+            for state in _of(topology, "optimizer_state", _states(topology))
+        ]
+        padded = np.ceil(self.lengths / (pad := sequence_multiple(topology.layout))) * pad
+        load = self._load(topology, padded)
+        lean = self.shares(ladder[-1], load)
+        if max(lean) >= RISKY:
+            yield Option(ladder[-1], math.inf, *lean)
+            return
+        # From the fastest to the leanest: what comes after one that fits is slower.
+        for r in ladder:
+            shares = self.shares(r, load)
+            if max(shares) < RISKY:
+                yield Option(r, self._seconds(r, padded), *shares)
+            if max(shares) < FITS:
+                return
+
+    def _seconds(self, r: Recipe, padded: np.ndarray) -> float:
+        """An estimate of an epoch's time: what the busiest stage does and waits, or the longest sequence on its own."""
+        p, clock = r.layout, Clock(r)
+        times = {s: _total(*clock.passes(s, padded, self.pairs)) for s in clock.rates}
+        busiest = max(times.values(), key=lambda one: float(one.sum()))
+        through = np.add.reduce([times[s] for s in clock.kind])
         seconds = 0.0
         for step in self.steps:
             mean = busiest[step].sum() / len(step)
-            filled = len(step) / dp * mean + (p.pp - 1) / p.vpp * mean
-            seconds += max(filled, through[step].max()) + after
-        return Option(r, float(seconds), *self.shares(r, self._load(r, padded)))
+            filled = len(step) / data_parallel(r) * mean + (p.pp - 1) / p.vpp * mean
+            seconds += max(filled, through[step].max()) + sum(clock.after.values())
+        return float(seconds)
 
     def shares(self, r: Recipe, load: Load) -> tuple[float, float]:
         """Of the fullest GPU's memory and of a node's host memory."""
@@ -100,16 +120,19 @@ class Pricing:
         return Load([[round_up(int(n), multiple) for n in worst]])
 
 
+def _total(forward: Parts, backward: Parts) -> np.ndarray:
+    return np.add.reduce([*forward.values(), *backward.values()])
+
+
 def _both(sequences: Sequences) -> tuple[Sequence[int], Sequence[int]]:
     return sequences.trajectory, sequences.lengths
 
 
-def exact(r: Recipe, sequences: Sequences, pricing: Pricing, rounds: int = 0) -> Option:
+def exact(r: Recipe, sequences: Sequences, pricing: Pricing) -> Option:
     """An epoch's steps scheduled and simulated. Raises `ConfigError` where they cannot be spread over the ranks."""
-    schedule = replace(schedule_of(r, *_both(sequences)), rounds=rounds)
+    schedule = replace(schedule_of(r, *_both(sequences)), rounds=0)
     clock = Clock(r)
-    seconds, gpu = 0.0, 0.0
-    host = 0.0
+    seconds, gpu, host = 0.0, 0.0, 0.0
     for number in range(schedule.steps_per_epoch):
         step = schedule.step(number)
         tokens, pairs = schedule.loads(step)
@@ -123,48 +146,50 @@ def search(r: Recipe, sequences: Sequences) -> Found:
     """The fastest layout that fits, or that fits at a risk where none does. Raises `ConfigError` with the leanest one, and with
     what would make the model fit, where none does."""
     pricing = Pricing(r, sequences)
-    options = [pricing.price(one) for one in candidates(r, pricing)]
+    options = [o for one in topologies(r, pricing) for o in pricing.price(one)]
     if not options:
         raise ConfigError(
             f"no layout of {world_size(r)} GPUs runs steps of {pricing.smallest} sequences with "
             f"{', '.join(f'layout.{name}={getattr(r.layout, name)}' for name in r.layout.fixed) or 'any degrees'}; leave "
             "layout. options out, or raise optim.batch_size"
         )
-    best = _simulated(options, sequences, pricing)
+    best = _simulated(options, sequences, pricing, EXACTLY)
     if not best:
         raise ConfigError(_too_large(r, sequences, options))
-    return Found(best[0], best[:10], options)
+    other = {}
+    for name in AXES:
+        mine = getattr(best[0].recipe.layout, name)
+        unlike = [o for o in options if getattr(o.recipe.layout, name) != mine]
+        if unlike:
+            other[name] = next(iter(_simulated(unlike, sequences, pricing, EXACTLY // len(AXES))), None)
+    return Found(best[0], best[:10], other)
 
 
-def _simulated(options: list[Option], sequences: Sequences, pricing: Pricing) -> list[Option]:
-    """The best options, exactly; those that fit first, fastest first."""
-    for limit, wanted in ((FITS, Verdict.fits), (RISKY, Verdict.risky)):
+def _simulated(options: list[Option], sequences: Sequences, pricing: Pricing, most: int) -> list[Option]:
+    """The best `most` options that fit, or at a risk where none does; exactly, fastest first."""
+    for limit in (FITS, RISKY):
         within = sorted((o for o in options if max(o.gpu_share, o.host_share) < limit), key=lambda o: o.seconds)
         found = []
-        for option in within[:EXACTLY]:
-            try:
+        for option in within[:most]:
+            # Its steps may not spread over its ranks.
+            with contextlib.suppress(ConfigError):
                 found.append(exact(option.recipe, sequences, pricing))
-            except ConfigError:  # its steps cannot be spread over its ranks
-                continue
-        allowed = (Verdict.fits,) if wanted is Verdict.fits else (Verdict.fits, Verdict.risky)
-        if kept := sorted((o for o in found if o.verdict in allowed), key=lambda o: o.seconds):
-            return kept
+        if kept := [o for o in found if max(o.gpu_share, o.host_share) < limit]:
+            return sorted(kept, key=lambda o: o.seconds)
     return []
 
 
-def candidates(r: Recipe, pricing: Pricing) -> Iterator[Recipe]:
-    """Every legal layout of the cluster's GPUs in which `layout.fixed` keeps its values."""
+def topologies(r: Recipe, pricing: Pricing) -> Iterator[Recipe]:
+    """Every legal layout of the cluster's GPUs in which `layout.fixed` keeps its values; recomputation and optimizer state are
+    left as they are."""
     for layout in _degrees(r, pricing):
         one = replace(r, layout=layout)
         if next(faults(one), None) is not None:
             continue
-        for recompute, state in itertools.product(
-            _of(r, "recompute", Recompute), _of(r, "optimizer_state", _states(r))
-        ):
-            yield replace(r, layout=replace(layout, recompute=recompute, optimizer_state=state))
+        yield one
 
 
-def _of(r: Recipe, name: str, values: Sequence | type) -> list:
+def _of(r: Recipe, name: str, values: Sequence) -> list:
     """The values an axis may take: its own where the command line fixed it."""
     return [getattr(r.layout, name)] if name in r.layout.fixed else [*values]
 
@@ -210,13 +235,11 @@ def _splits(r: Recipe, pp: int) -> list[tuple[int | None, int | None]]:
     layers = r.model.layers
     splits: list[tuple[int | None, int | None]] = [(None, None)] if layers % pp == 0 else []
     for others in range(layers // pp, layers // pp + 3):
-        last = layers - others * (pp - 1)
-        if 0 < last < others:
+        if 0 < (last := layers - others * (pp - 1)) < others:
             splits.append((None, last))
-        if pp > 2:
-            for ends in (layers - others * (pp - 2),):
-                if 0 < ends // 2 < others:
-                    splits.append((ends - ends // 2, ends // 2))
+        ends = layers - others * (pp - 2)
+        if pp > 2 and 0 < ends // 2 < others:
+            splits.append((ends - ends // 2, ends // 2))
     return splits
 
 
@@ -249,6 +272,6 @@ def _too_large(r: Recipe, sequences: Sequences, options: list[Option]) -> str:
     for nodes in (2, 4, 8, 16, 32):
         more = replace(r, cluster=replace(r.cluster, nodes=r.cluster.nodes * nodes))
         pricing = Pricing(more, sequences)
-        if any(o.verdict is Verdict.fits for o in map(pricing.price, candidates(more, pricing))):
+        if any(o.verdict is Verdict.fits for one in topologies(more, pricing) for o in pricing.price(one)):
             return f"{text}; it fits with cluster.nodes={more.cluster.nodes}"
-    return f"{text}; write a smaller model, or leave out longer trajectories with data.max_tokens"
+    return f"{text}; choose a smaller model or shorter trajectories (data.max_tokens)"

@@ -52,9 +52,11 @@ class Clock:
     def __init__(self, r: Recipe) -> None:
         self.r, self.world = r, world_size(r)
         self.stages = stages(r.model, r.layout)
-        self.rates = [self._rates(chunks) for chunks in self.stages]
+        # Stages are mostly alike: `kind` of each is the first one like it.
+        self.kind = [self.stages.index(chunks) for chunks in self.stages]
+        self.rates = {s: self._rates(self.stages[s]) for s in {*self.kind}}
         # After the last backward pass, of the slowest stage.
-        ends = [self._after(buffers(r.model, r.layout, chunks, self.world)) for chunks in self.stages]
+        ends = [self._after(buffers(r.model, r.layout, self.stages[s], self.world)) for s in self.rates]
         self.after = max(ends, key=lambda parts: sum(parts.values()))
 
     def _link(self, ranks: int, stride: int = 1) -> float:
@@ -115,7 +117,7 @@ class Clock:
 
     def passes(self, stage: int, tokens: np.ndarray, pairs: np.ndarray) -> tuple[Parts, Parts]:
         """(forward, backward) passes of micro-batches with so many padded tokens and causal pairs."""
-        a, recompute = self.rates[stage], self.r.layout.recompute
+        a, recompute = self.rates[self.kind[stage]], self.r.layout.recompute
         again = {Recompute.none: 0.0, Recompute.selective: 0.5, Recompute.full: 1.0}[recompute]
         attention, back = a.pair * pairs, a.pair_backward * pairs
         ring = np.maximum(0.0, a.ring * tokens - attention)

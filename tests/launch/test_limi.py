@@ -107,3 +107,24 @@ def test_make_help_lists_every_target():
 def test_the_entry_point_is_executable():
     assert os.access(REPO / "launch" / "limi.py", os.X_OK)
     assert shlex.split((REPO / "launch" / "limi.py").read_text().splitlines()[0]) == ["#!/usr/bin/env", "python3"]
+
+
+def test_a_plan_is_printed_and_written(tmp_path):
+    done = limi("plan", "model=qwen3-4b", f"cluster.root={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert "qwen3-4b (4.0B parameters) on 8 x h100, engine slime: fits" in done.stdout
+    folder = tmp_path / "plans" / "qwen3-4b"
+    assert json.loads((folder / "plan.json").read_text())["steps"]["count"] == 20
+    assert (folder / "plan.html").read_text().endswith("</html>\n")
+
+
+def test_a_plan_of_what_cannot_fit_exits_with_2_and_says_what_would(tmp_path):
+    done = limi("plan", "model=qwen3-32b", "cluster=h100x1", f"cluster.root={tmp_path}")
+    assert done.returncode == 2
+    assert "qwen3-32b with sequences of 152,000 tokens does not fit 1 x h100" in done.stderr
+    assert "cluster.nodes=" in done.stderr or "data.max_tokens" in done.stderr
+
+
+def test_what_only_slime_trains_is_refused_with_what_to_type(tmp_path):
+    done = limi("train", "model=qwen3-4b", f"cluster.root={tmp_path}")
+    assert done.returncode == 2 and "make plan MODEL=qwen3-4b" in done.stderr

@@ -16,8 +16,15 @@ LAYOUTS = {
         ["layout.tp=2", "layout.sp=true"],
         ["layout.pp=2"],
         ["layout.cp=2"],
+        ["layout.pp=2", "layout.last_stage_layers=1"],
+        ["cluster.gpus_per_node=1", "layout.recompute=selective"],
     ],
-    "glm4.5-tiny": [["cluster.gpus_per_node=2"], ["layout=data_parallel"], ["layout.pp=2", "layout.ep=1"]],
+    "glm4.5-tiny": [
+        ["cluster.gpus_per_node=2"],
+        ["layout=data_parallel"],
+        ["layout.pp=2", "layout.ep=1"],
+        ["layout.recompute=selective"],
+    ],
 }
 ONE_RANK = ["cluster.gpus_per_node=1", "layout=data_parallel"]
 

@@ -7,15 +7,13 @@ from tests.launch.support import limi
 
 
 def test_a_model_that_this_machine_cannot_hold_is_refused_with_the_figures():
-    with pytest.raises(
-        PreflightError, match=r"glm4\.5 needs at least 8,467 GB on 2 ranks .* 2 copies\).*model=qwen3-tiny"
-    ):
-        check_memory(compose_recipe(["model=glm4.5"]))
+    with pytest.raises(PreflightError, match=r"glm4\.5 needs at least 8,468 GB on 2 ranks .*model=qwen3-tiny"):
+        check_memory(compose_recipe(["model=glm4.5", "cluster=local", "layout=data_parallel"]))
     check_memory(compose_recipe([]))
 
 
 def test_a_real_model_without_its_checkpoint_is_refused_before_anything_starts(tmp_path):
-    done = limi("model=qwen3-32b", f"cluster.root={tmp_path}")
+    done = limi("model=qwen3-32b", "cluster=local", "layout=data_parallel", "data=sample", f"cluster.root={tmp_path}")
     assert done.returncode == 2
     assert "no config.json in 'Qwen/Qwen3-32B'; write model.checkpoint=FOLDER" in done.stderr
     assert not list(tmp_path.iterdir())

@@ -49,8 +49,8 @@ def test_the_run_folder_is_complete(default_run):
     plan = json.loads((default_run / "plan.json").read_text())
     lines = metrics_of(default_run)
     steps = [m for m in lines if "loss" in m]
-    assert [m["step"] for m in steps] == list(range(1, plan["steps"] + 1))
-    assert [m["lr"] for m in steps] == plan["learning_rates"]
+    assert [m["step"] for m in steps] == list(range(1, plan["steps"]["count"] + 1))
+    assert [m["lr"] for m in steps] == plan["steps"]["learning_rates"]
     assert {m["step"] for m in lines if "heldout_loss" in m} == {0, 100, 200, 300, 400}
     assert sum(m["supervised_tokens"] for m in steps) == plan["epochs"] * plan["data"]["supervised"]
     assert [p.name for p in sorted((default_run / "checkpoints").iterdir())] == ["step_000300", "step_000400"]

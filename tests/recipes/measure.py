@@ -25,7 +25,9 @@ def main(out: Path) -> None:
         with tempfile.TemporaryDirectory() as folder:
             ranks = case["ranks"]
             torch.multiprocessing.spawn(_rank, (ranks, case, folder), nprocs=ranks)
-            found += [json.loads((Path(folder) / f"{r}.json").read_text()) | {"case": number, "rank": r} for r in range(ranks)]
+            found += [
+                json.loads((Path(folder) / f"{r}.json").read_text()) | {"case": number, "rank": r} for r in range(ranks)
+            ]
     out.write_text(json.dumps(found))
 
 

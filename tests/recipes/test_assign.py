@@ -1,8 +1,9 @@
 import pytest
 
 from recipes.assign import assign
-from recipes.bench import assignment_rows, bound, lengths_like_limi, seconds_of
+from recipes.bench import assignment_rows, bound, seconds_of
 from recipes.errors import ConfigError
+from recipes.lengths import drawn
 from recipes.pipeline import Pipeline
 
 
@@ -52,20 +53,14 @@ def test_it_is_a_pure_function():
 @pytest.mark.parametrize("dp", [2, 4, 8])
 def test_without_a_pipeline_the_bound_is_met(dp):
     """At most 1.01 times the larger of a rank's share and the longest sequence, in the mean of 20 steps of 39."""
-    ratios = [
-        seconds_of(lengths_like_limi(39, seed), dp, 1) / bound(lengths_like_limi(39, seed), dp, 1) for seed in range(20)
-    ]
+    ratios = [seconds_of(drawn(39, seed), dp, 1) / bound(drawn(39, seed), dp, 1) for seed in range(20)]
     assert sum(ratios) / len(ratios) <= (1.01 if dp < 8 else 1.011)
     # Where it is more, the longest sequence's rank must take one more, to run as many micro-batches as the others.
     assert max(ratios) <= (1.05 if dp < 8 else 1.06)
 
 
 def test_with_a_pipeline_bubbles_are_small():
-    ratios = [
-        seconds_of(lengths_like_limi(n, 0), dp, 4) / bound(lengths_like_limi(n, 0), dp, 4)
-        for dp in (1, 2, 4)
-        for n in (64, 78)
-    ]
+    ratios = [seconds_of(drawn(n, 0), dp, 4) / bound(drawn(n, 0), dp, 4) for dp in (1, 2, 4) for n in (64, 78)]
     assert sum(ratios) / len(ratios) <= 1.20
 
 

@@ -2,6 +2,7 @@ import pytest
 
 from recipes.compose import compose_recipe
 from recipes.errors import ConfigError
+from recipes.layout import batch_multiple, stage_layers
 
 
 def refused(*words: str) -> str:
@@ -22,6 +23,17 @@ def refused(*words: str) -> str:
         (["layout.ep=2"], "has none; write layout.ep=1"),
         (["layout.etp=2"], "has none; write layout.etp=1"),
         (["layout.tp=2", "model.vocab=1023"], "vocabulary"),
+        (["layout.tp=2", "model.ffn=191"], "191 columns of the MLP"),
+        (["layout.pp=2", "model.layers=5"], "write layout.pp=1 layout.vpp=1, or layout.last_stage_layers=1"),
+        (["layout.first_stage_layers=1"], "need a pipeline"),
+        (
+            ["layout.pp=2", "layout.first_stage_layers=1", "layout.last_stage_layers=2"],
+            "leave 1 of 4 layers to 0 stages",
+        ),
+        (["layout.pp=2", "layout.vpp=2", "layout.first_stage_layers=2"], "write layout.vpp=1"),
+        (["layout.optimizer_state=offloaded"], "write layout.optimizer_state=resident"),
+        (["layout.optimizer_state=precision_aware"], "for bf16 weights"),
+        (["layout.loss_chunk=16"], "write layout.loss_chunk=null"),
     ],
 )
 def test_dense_rules(words, says):
@@ -56,3 +68,20 @@ def test_expert_rules(words, says):
 )
 def test_layouts_that_run_are_accepted(words):
     compose_recipe(words)
+
+
+def test_stages_hold_the_layers_that_megatron_gives_them():
+    def layers(*words):
+        r = compose_recipe(["model.layers=8", *words])
+        return [[(c.start, c.stop) for c in stage] for stage in stage_layers(r.model, r.layout)]
+
+    assert layers("layout.pp=2") == [[(0, 4)], [(4, 8)]]
+    assert layers("layout.pp=2", "layout.vpp=2") == [[(0, 2), (4, 6)], [(2, 4), (6, 8)]]
+    assert layers("layout.pp=2", "layout.last_stage_layers=3") == [[(0, 5)], [(5, 8)]]
+    four = ["layout.pp=4", "cluster.gpus_per_node=4", "layout.first_stage_layers=1", "layout.last_stage_layers=3"]
+    assert layers(*four) == [[(0, 1)], [(1, 3)], [(3, 5)], [(5, 8)]]
+
+
+def test_slime_pads_to_128_a_rank_and_tp():
+    r = compose_recipe(["model=qwen3-32b", "layout=released-qwen3"])
+    assert batch_multiple(r.layout, r.engine.name) == 128 * 8 * 2

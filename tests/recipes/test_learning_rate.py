@@ -19,3 +19,11 @@ def test_warms_up_from_above_zero_to_the_peak_and_ends_at_the_floor():
 
 def test_a_single_step_runs_at_the_peak():
     assert rates(1, lr=1e-3, warmup_steps=0) == [1e-3]
+
+
+def test_a_warm_up_fraction_is_counted_as_megatron_does():
+    """Four steps of slime with `--lr-warmup-fraction 0.9` ran at these rates."""
+    assert rates(4, lr=1e-5, warmup_steps=2, warmup_fraction=0.9) == pytest.approx(
+        [0, 2.8e-6, 5.6e-6, 8.3e-6], rel=0.01
+    )
+    assert rates(4, lr=1e-5, warmup_steps=0, warmup_fraction=0.5)[2] == 1e-5

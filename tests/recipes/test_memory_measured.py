@@ -15,7 +15,14 @@ from tests.conftest import REPO
 QWEN, GLM = ["model=qwen3-tiny", "engine.dtype=bf16"], ["model=glm4.5-tiny", "engine.dtype=bf16"]
 # Shapes that nothing here was fitted to.
 WIDE = ["model.hidden=160", "model.ffn=480", "model.heads=8", "model.head_dim=32", "model.layers=3", "model.vocab=1536"]
-MANY = ["model.hidden=64", "model.experts=16", "model.top_k=5", "model.expert_ffn=56", "model.heads=6", "model.head_dim=16"]
+MANY = [
+    "model.hidden=64",
+    "model.experts=16",
+    "model.top_k=5",
+    "model.expert_ffn=56",
+    "model.heads=6",
+    "model.head_dim=16",
+]
 CASES = [
     [*QWEN],
     [*QWEN, "layout.tp=2", "layout.sp=true"],
@@ -58,7 +65,9 @@ def test_a_rank_holds_what_the_formulas_say(measured, case):
         assert {f["weights"] for f in here} == {2 * elements}
         assert {f["gradients"] for f in here} == {4 * elements}
         # fp32 weights and two moments; padding makes the ranks' shares unlike, their mean is exact.
-        assert mean([f["optimizer"] for f in here]) == pytest.approx(12 * sum(b.parameters / b.ranks for b in held), abs=0.1)
+        assert mean([f["optimizer"] for f in here]) == pytest.approx(
+            12 * sum(b.parameters / b.ranks for b in held), abs=0.1
+        )
         a = activations(r, imbalance=1.0)
         for i, length in enumerate(LENGTHS):
             tokens = length // r.layout.cp

@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recipes.config import Sampling
 from recipes.errors import ConfigError
 from recipes.pipeline import Pipeline
 from recipes.schedule import Schedule
+from recipes.slime_packing import first_fit
 
 
 def schedule(lengths, trajectory=None, **changes):
@@ -106,3 +108,43 @@ def test_a_sequence_over_the_cap_and_a_step_too_small_for_the_ranks_are_refused(
         schedule([10, 10], dp=4).step(0)
     with pytest.raises(ConfigError, match="no sequence"):
         schedule([])
+
+
+def test_copies_come_so_often_an_epoch():
+    s = schedule([10] * 7, copies=2, batch_size=7, epochs=1)
+    assert Counter(t for n in range(s.num_steps) for t in s.step(n).trajectories) == dict.fromkeys(range(7), 2)
+
+
+def stream(n, batch_size, epochs, **changes):
+    options = dict(copies=2, sampling=Sampling.stream, batch_size=batch_size, epochs=epochs) | changes
+    return schedule([10] * n, **options)
+
+
+def test_a_stream_cuts_batches_of_one_size_and_ends_before_its_last_epoch_does():
+    """slime's data source on LIMI's 78 trajectories twice: 8 steps of 64, 3.28 of 4 epochs."""
+    s = stream(78, 64, 4)
+    steps = [s.step(n).trajectories for n in range(s.num_steps)]
+    assert [len(step) for step in steps] == [64] * 8
+    rows = [t for step in steps for t in step]
+    for epoch in range(3):
+        assert Counter(rows[156 * epoch : 156 * (epoch + 1)]) == dict.fromkeys(range(78), 2)
+
+
+def test_a_stream_packs_as_slime_does():
+    s = schedule([400, 90, 300, 110, 600], sampling=Sampling.stream, batch_size=5, epochs=1, max_tokens=500)
+    (rank,) = s.step(0).ranks
+    order = s.step(0).trajectories
+    batches = first_fit([s.lengths[t] for t in order], 500)
+    assert rank == tuple(tuple(order[i] for i in b) for b in batches)
+    assert any(s.padded([s.lengths[i] for i in b]) > 500 for b in rank), "the longest runs alone above the cap"
+
+
+def test_a_stream_that_would_train_nothing_is_refused():
+    with pytest.raises(ConfigError, match=r"no batch of 200 from 156 rows .*optim\.batch_size=156"):
+        stream(78, 200, 4)
+
+
+def test_all_steps_are_checked_without_the_search():
+    schedule([10] * 8, batch_size=4, dp=2).check()
+    with pytest.raises(ConfigError, match="cannot fill"):
+        schedule([10] * 7, batch_size=1, dp=2).check()

@@ -1,0 +1,17 @@
+"""Sequences against the context that a model was pretrained on."""
+
+from recipes.config import Model, Rope
+from recipes.errors import ConfigError
+
+
+def check_context(m: Model, longest: int) -> None:
+    """Refuses sequences beyond what the recipe's rotary positions reach; `model.rope` decides what they reach."""
+    reach = round(m.native_context * m.rope_factor)
+    if m.rope is Rope.unscaled or longest <= reach:
+        return
+    factor = -(-100 * longest // m.native_context) / 100
+    scaled = f" times model.rope_factor {m.rope_factor:g}" if m.rope is Rope.yarn else ""
+    raise ConfigError(
+        f"the longest sequence has {longest:,} tokens, {m.name} reaches {reach:,} (model.native_context {m.native_context:,}"
+        f"{scaled}); write model.rope=yarn model.rope_factor={factor:g}, or model.rope=unscaled as LIMI was released"
+    )

@@ -1,0 +1,115 @@
+"""A plan's figures in words, for the terminal and for the page."""
+
+from typing import Any
+
+_SHOWN = 24  # learning rates printed; plan.json has all
+
+
+def headline(s: dict[str, Any]) -> str:
+    """Model, cluster and verdict."""
+    c, m, memory = s["cluster"], s["model"], s["memory"]
+    gpus = c["nodes"] * c["gpus_per_node"]
+    where = f"{gpus} x {c['gpu']}" if s["time"] else f"{gpus} ranks of this machine"
+    size = f"{m['total'] / 1e9:,.1f}B parameters" if m["total"] > 1e9 else f"{m['total'] / 1e6:,.2f}M parameters"
+    active = f", {m['active'] / 1e9:,.1f}B of them active" if m["active"] < m["total"] and m["total"] > 1e9 else ""
+    return (
+        f"{m['name']} ({size}{active}) on {where}, engine {s['engine']}: {memory['verdict']}. The fullest rank, of stage "
+        f"{memory['peak_stage']}, takes {gigabytes(memory['peak'])} of {gigabytes(memory['limit'])} GB."
+    )
+
+
+def gigabytes(count: float) -> str:
+    """In 10^9 bytes."""
+    if 0 < count < 1e8:
+        return f"{count / 1e9:.1g}"
+    return f"{count / 1e9:,.1f}" if count < 1e11 else f"{count / 1e9:,.0f}"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+
+
+def degrees(layout: dict[str, Any]) -> str:
+    """A layout on one line, what is 1 or none left out."""
+    names = ("tp", "pp", "vpp", "cp", "ep", "etp", "dp")
+    words = [f"{n} {layout[n]}" for n in names if layout[n] != 1]
+    ends = [layout["first_stage_layers"], layout["last_stage_layers"]]
+    if any(ends):
+        words.append(f"ends {ends[0] or 'alike'}/{ends[1] or 'alike'}")
+    words += [f"recompute {layout['recompute']}"] * (layout["recompute"] != "none")
+    words += [layout["optimizer_state"].replace("_", " ")] * (layout["optimizer_state"] != "resident")
+    return ", ".join(words) or "one GPU"
+
+
+def learning_rates(rates: list[float]) -> str:
+    if len(rates) <= _SHOWN:
+        return " ".join(f"{r:.1e}" for r in rates)
+    peak = rates.index(max(rates))
+    return f"{rates[0]:.1e}, {rates[peak]:.1e} in step {peak + 1}, {rates[-1]:.1e} at the end; all in plan.json"
+
+
+def layout_rows(s: dict[str, Any]) -> list[list[str]]:
+    """Axis, value, why."""
+    p = s["layout"]
+    meaning = {
+        "tp": "tensor parallel", "pp": "pipeline stages", "vpp": "chunks a stage", "cp": "context parallel",
+        "ep": "expert parallel", "etp": "tensor parallel of experts", "dp": "data parallel", "recompute": "recomputation",
+        "optimizer_state": "optimizer state",
+    }  # fmt: skip
+    rows = [[f"{n}: {words}", str(p[n]).replace("_", " "), p["reasons"].get(n, "")] for n, words in meaning.items()]
+    if p["first_stage_layers"] or p["last_stage_layers"]:
+        rows.append(["layers of first and last stage", f"{p['first_stage_layers']}, {p['last_stage_layers']}", ""])
+    cap = p["max_tokens_per_gpu"]
+    return [*rows, ["tokens of a micro-batch, a GPU", f"{cap:,}", f"{cap * p['cp']:,} over cp {p['cp']}"]]
+
+
+def memory_rows(s: dict[str, Any]) -> list[list[str]]:
+    """Part, GB on each stage."""
+    m = s["memory"]
+    stages = m["stages"]
+    rows = [[part, *(gigabytes(stage[part]) for stage in stages)] for part in stages[0]]
+    rows[-1][0] = "total: of working and loss the larger"
+    return [*rows, ["of the GPU", *(f"{stage['total'] / m['limit']:.0%}" for stage in stages)]]
+
+
+def steps_rows(s: dict[str, Any]) -> list[list[str]]:
+    steps, data = s["steps"], s["sequences"]
+    sizes, seen = {min(steps["sizes"]), max(steps["sizes"])}, {*steps["seen"]}
+    return [
+        [
+            "sequences",
+            f"{data['count']:,} of {min(data['lengths']):,} to {max(data['lengths']):,} tokens, {data['source']}",
+        ],
+        ["optimizer steps", f"{steps['count']}, {steps['per_epoch']} an epoch"],
+        ["trajectories a step", " to ".join(map(str, sorted(sizes)))],
+        ["each trajectory is seen", " to ".join(map(str, sorted(seen))) + " times"],
+        ["tokens trained on", f"{steps['tokens']:,}"],
+        ["learning rate by step", learning_rates(steps["learning_rates"])],
+    ]
+
+
+def released_rows(s: dict[str, Any]) -> list[list[str]]:
+    """What, this recipe, the released one."""
+    theirs, steps = s["released"], s["steps"]
+    mine = (degrees(s["layout"]), degrees(theirs["layout"]))
+    rows = [
+        ["layout", *mine],
+        ["optimizer steps", str(steps["count"]), str(theirs["steps"])],
+        ["times a trajectory is seen", *(" to ".join(map(str, sorted({*x}))) for x in (steps["seen"], theirs["seen"]))],
+        ["learning rate by step", learning_rates(steps["learning_rates"]), learning_rates(theirs["learning_rates"])],
+        ["fullest GPU, GB", gigabytes(s["memory"]["peak"]), f"{gigabytes(theirs['peak'])}: {theirs['verdict']}"],
+        ["host of a node, GB", gigabytes(s["memory"]["host"]["total"]), gigabytes(theirs["host"])],
+    ]
+    if s["time"]:
+        one = s["time"]["seconds"] * s["sequences"]["tokens"] / steps["tokens"]
+        rows += [
+            ["the whole run", duration(s["time"]["seconds"]), duration(theirs["seconds"])],
+            [
+                "as many tokens as an epoch",
+                duration(one),
+                f"{duration(theirs['seconds_an_epoch'])}, {theirs['speed_up']:.2f} x",
+            ],
+        ]
+    return [*rows, ["to be warned of", str(len(s["warnings"])), str(len(theirs["warnings"]))]]

@@ -1,0 +1,152 @@
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+
+from recipes import lengths, plan_page, plan_table, planner
+from recipes.compose import CONF, compose_recipe
+from recipes.errors import ConfigError
+from recipes.layout import check_layout
+from recipes.memory import Verdict
+from recipes.search import Sequences
+from tests.conftest import REPO
+
+LIMI = lengths.quantiles()
+MODELS, CLUSTERS = (sorted(p.stem for p in (CONF / group).glob("*.yaml")) for group in ("model", "cluster"))
+REAL = [m for m in MODELS if "tiny" not in m]
+
+
+def sequences(*wanted):
+    return Sequences(range(len(wanted)), wanted, "a test")
+
+
+def planned(*words):
+    return planner.plan(compose_recipe(list(words)), sequences(*LIMI))
+
+
+# Why a shipped combination may not be planned; everything else must be.
+REFUSED = {
+    "does not fit": lambda model, cluster, experiment: cluster in ("h100x1", "h100x8", "h200x8"),
+    "does not divide": lambda model, cluster, experiment: "64" not in cluster,
+    "experiment=released is of": lambda model, cluster, experiment: experiment == "released" and "tiny" in model,
+    "nothing is predicted": lambda model, cluster, experiment: cluster == "local",
+    "reaches 8,192": lambda model, cluster, experiment: "tiny" in model,
+}
+
+
+@pytest.mark.parametrize("experiment", ["none", "released"])
+@pytest.mark.parametrize("cluster", CLUSTERS)
+@pytest.mark.parametrize("model", MODELS)
+def test_every_shipped_combination_is_planned_or_refused_for_a_named_reason(model, cluster, experiment):
+    try:
+        overlay = [] if experiment == "none" else [f"experiment={experiment}"]
+        made = planned(f"model={model}", f"cluster={cluster}", *overlay)
+    except ConfigError as error:
+        assert any(why in str(error) and allowed(model, cluster, experiment) for why, allowed in REFUSED.items()), error
+        return
+    check_layout(made.recipe)
+    summary = planner.summary(made, "none")
+    assert json.loads(json.dumps(summary)) == summary
+    assert summary["steps"]["count"] == (8 if experiment == "released" else 20)
+    assert summary["time"]["seconds"] > 0
+    tight = (model, cluster) in {("glm4.5", "a100x64"), ("glm4.5", "h200x32"), ("qwen3-32b", "h100x8")}
+    assert made.verdict is (Verdict.risky if tight else Verdict.fits) or experiment == "released"
+
+
+@pytest.mark.parametrize("model", REAL)
+def test_a_real_model_fits_its_default_cluster(model):
+    made = planned(f"model={model}")
+    assert made.verdict is Verdict.fits
+    assert made.seen() == [4] * 78
+    assert not [w for w in planner.warnings(made) if "warm-up" in w or "over the cap" in w]
+
+
+@pytest.mark.parametrize("model", REAL)
+def test_the_released_recipe_is_what_its_scripts_do(model):
+    made = planned(f"model={model}", "experiment=released", "cluster=h100x64")
+    p = made.recipe.layout
+    assert (p.tp, p.sp, p.max_tokens_per_gpu * p.cp) == (8, True, 131_072)
+    assert len(made.steps) == 8 and {len(s.trajectories) for s in made.steps} == {64}
+    said = "\n".join(planner.warnings(made))
+    assert "warm-up takes 7.2 of 8 steps (90%)" in said
+    assert "1 of 78 sequences are over the cap of 131,072 tokens" in said
+    assert "the first step's rate is zero" in said
+    assert max(made.learning_rates()) < made.recipe.optim.lr == 1e-5
+    assert sum(made.seen()) == 512, "8 batches of 64, 3.28 epochs of 156 rows"
+
+
+def test_glm_as_released_takes_some_800_gb_of_each_host():
+    """FACTS of the release: eight nodes, optimizer on the host, slime's copy of the weights."""
+    host = planned("model=glm4.5", "experiment=released").host
+    assert 750e9 < host.optimizer + host.weights_copy < 850e9
+    assert host.optimizer == pytest.approx(16 * 352.8e9 / 8, rel=0.05)
+
+
+def test_the_released_recipe_stands_beside_ours_with_the_speed_up():
+    made = planned("model=qwen3-32b")
+    beside = planner.released(made)
+    assert not isinstance(beside, str)
+    summary = planner.summary(made, beside)
+    assert summary["released"]["speed_up"] > 1
+    assert summary["layout"]["reasons"]["tp"].endswith("x the time")
+    assert len(summary["alternatives"]) == 10
+    assert planner.released(planned("model=qwen3-8b")) != "", "64 GPUs do not lie on 8"
+
+
+def test_a_model_that_cannot_fit_says_what_would():
+    with pytest.raises(ConfigError, match=r"glm4\.5-air .* does not fit 8 x h100: .* it fits with cluster\.nodes=4"):
+        planned("model=glm4.5-air", "cluster=h100x8")
+    made = planned("model=qwen3-14b", "layout=data_parallel", "layout.tp=8", "layout.max_tokens_per_gpu=155648")
+    with pytest.raises(
+        ConfigError, match=r"does not fit: the fullest GPU, of stage 0, needs .*layout=auto, which finds layout\."
+    ):
+        planner.refuse_too_large(made)
+
+
+def test_what_the_command_line_fixes_stays():
+    made = planned("model=qwen3-32b", "layout.tp=2", "layout.pp=4")
+    assert (made.recipe.layout.tp, made.recipe.layout.pp) == (2, 4)
+
+
+def test_nothing_is_predicted_for_a_cpu():
+    made = planner.plan(compose_recipe([]), sequences(*[500] * 20))
+    assert made.clock is None and made.step_seconds == []
+    assert planner.summary(made, "none")["time"] is None
+    assert made.verdict is Verdict.fits
+
+
+@pytest.mark.parametrize("words", [["model=glm4.5"], ["model=qwen3-8b", "gpu.hour_price=2.5"]])
+def test_table_and_page_show_the_plan(words):
+    made = planned(*words)
+    summary = planner.summary(made, planner.released(made))
+    console = Console(width=100, file=io.StringIO())
+    for part in plan_table.show(summary):
+        console.print(part)
+    text = console.file.getvalue()
+    for said in (
+        "fits",
+        "Layout",
+        "Memory of a GPU",
+        "learning rate by step",
+        "The best layouts",
+        "released",
+        "calibrated on",
+    ):
+        assert said in text
+    assert ("gpu.hour_price" in text) is (words[-1] == "gpu.hour_price=2.5")
+    page = plan_page.render(summary)
+    assert page.count("<img") == 3 and "</html>" in page
+    assert summary["model"]["name"] in page
+
+
+def test_a_plan_needs_neither_torch_nor_ray():
+    code = (
+        "import sys; from recipes import planner, plan_page, plan_table, lengths; from recipes.compose import compose_recipe;"
+        "from recipes.search import Sequences; l = lengths.quantiles();"
+        "planner.summary(planner.plan(compose_recipe(['model=qwen3-4b']), Sequences(range(78), l, '')), '');"
+        "sys.exit(any(m in sys.modules for m in ('torch', 'ray')))"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=REPO, check=True)

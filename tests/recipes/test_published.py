@@ -1,0 +1,18 @@
+from recipes import published
+from recipes.compose import compose_recipe
+
+
+def test_the_model_is_calibrated_on_one_figure_and_judged_by_another():
+    found = published.calibration(compose_recipe(["cluster=h100x8", "layout=data_parallel"]).gpu)
+    fitted, held, unknown = published.figures()
+    assert found.factor * published.predicted(fitted) == fitted.tflops
+    error = found.factor * published.predicted(held) / held.tflops - 1
+    assert f"{error:+.0%} on {held.name}" in found.text
+    assert abs(error) < 0.25
+    assert unknown.recipe is None and "cannot be compared" in published.rows()[2][3]
+
+
+def test_no_figure_is_no_calibration():
+    for cluster in ("h200x8", "a100x64"):
+        found = published.calibration(compose_recipe([f"cluster={cluster}", "layout=data_parallel"]).gpu)
+        assert found.factor == 1.0 and found.text.startswith("uncalibrated")
