@@ -1,6 +1,7 @@
 """The stages of a run, in the order it takes them, each a function of the recipe."""
 
 import difflib
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -152,17 +153,21 @@ def train(recipe: Recipe, console: Console) -> None:
 
 
 def bench(recipe: Recipe, console: Console) -> None:
-    """Measures the assignment inside a step, and the data stage against the tokenizer alone."""
+    """Measures the assignment inside a step, planning, and the data stage against the tokenizer alone."""
     from data_prep import bench as data_bench
     from recipes import bench as recipe_bench
+    from recipes import published
 
     modes = " | ".join(f"slime's {mode}" for mode in recipe_bench.SLIME)
     console.print(f"| makespan / bound: mean, worst | ours | {modes} | to reach |\n|---|---|---|---|---|---|")
     for row in recipe_bench.assignment_rows():
         console.print(f"| {' | '.join(row)} |")
     console.print("\n| planning | seconds |\n|---|---|")
-    for row in recipe_bench.planning_rows():
+    for row in itertools.chain(recipe_bench.planning_rows(), recipe_bench.command_rows()):
         console.print(f"| {' | '.join(row)} |")
+    console.print("\n| TFLOP/s a GPU | published | predicted | error |\n|---|---|---|---|")
+    for figures in published.rows():
+        console.print(f"| {' | '.join(figures)} |")
     console.print()
     _make_base(recipe, console)
     data_bench.run(recipe, console)

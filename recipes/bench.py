@@ -5,14 +5,18 @@ of the work and the longest sequence, which no assignment can beat. Lengths are 
 between 13,000 and 152,000 tokens.
 """
 
+import itertools
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from functools import cache
 
 import numpy as np
 
-from recipes.compose import compose_recipe
+from recipes.compose import CONF, REPO, compose_recipe
 from recipes.dimensions import Flops, flops
 from recipes.lengths import drawn
 from recipes.pipeline import Pipeline
@@ -91,6 +95,31 @@ def planning_rows() -> Iterator[tuple[str, str]]:
                 f"10,000 sequences, steps of {batch_size}, PP {stages}, DP {dp}",
                 f"{time.perf_counter() - started:.2f} s",
             )
+
+
+def command_rows() -> Iterator[tuple[str, str]]:
+    """Whole `make plan` commands, of the six real models on every cluster of GPUs; one that cannot fit ends early."""
+    models = sorted(p.stem for p in (CONF / "model").glob("*.yaml") if "tiny" not in p.stem)
+    clusters = sorted(p.stem for p in (CONF / "cluster").glob("*.yaml") if p.stem != "local")
+    seconds: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as root:
+        for model, cluster in itertools.product(models, clusters):
+            command = [
+                sys.executable,
+                "launch/limi.py",
+                "plan",
+                f"model={model}",
+                f"cluster={cluster}",
+                f"cluster.root={root}",
+            ]
+            started = time.perf_counter()
+            done = subprocess.run(command, cwd=REPO, capture_output=True, check=False)
+            seconds[f"{model} on {cluster}"] = time.perf_counter() - started
+            if done.returncode not in (0, 2):
+                raise RuntimeError(f"{' '.join(command)} ended with status {done.returncode}: {done.stderr.decode()}")
+    slowest = max(seconds, key=lambda name: seconds[name])
+    yield f"`make plan`, median of {len(seconds)}", f"{statistics.median(seconds.values()):.2f} s"
+    yield f"`make plan`, the slowest, {slowest}", f"{seconds[slowest]:.2f} s"
 
 
 SLIME = ("default", "balance_data", "balance_by_flops")

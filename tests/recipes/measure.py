@@ -1,39 +1,110 @@
-"""Measures what real Megatron ranks hold: `python -m tests.recipes.measure OUT` with a JSON list of cases on stdin.
+"""What real Megatron ranks hold, beside what the formulas say: `python -m tests.recipes.measure` prints the table.
 
-A case is `{"words": recipe, "lengths": [tokens, …]}`. Each runs on as many gloo ranks as its recipe has; weights are drawn at
-random, and attention saves exactly what flash attention does. OUT gets, for each case and rank: bytes of the buffers of
-weights and gradients, of the optimizer's state, and for each length what one forward pass saved, the loss's share apart.
+Every case runs on as many gloo ranks as its recipe has; weights are drawn at random, and attention saves exactly what flash
+attention does. Taken of each rank: bytes of the buffers of weights and gradients, of the optimizer's state, and for each length
+what one forward pass saved, the loss's share apart.
 """
 
 import contextlib
 import json
 import os
-import sys
 import tempfile
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
+from recipes.activations import activations
+from recipes.compose import compose_recipe
+from recipes.layout import world_size
+from recipes.partition import buffers, stages
 
-def main(out: Path) -> None:
-    cases = json.load(sys.stdin)
-    found = []
-    for number, case in enumerate(cases):
-        with tempfile.TemporaryDirectory() as folder:
-            ranks = case["ranks"]
-            torch.multiprocessing.spawn(_rank, (ranks, case, folder), nprocs=ranks)
-            found += [
-                json.loads((Path(folder) / f"{r}.json").read_text()) | {"case": number, "rank": r} for r in range(ranks)
-            ]
-    out.write_text(json.dumps(found))
+QWEN, GLM = ["model=qwen3-tiny", "engine.dtype=bf16"], ["model=glm4.5-tiny", "engine.dtype=bf16"]
+# Shapes that nothing was fitted to.
+WIDE = ["model.hidden=160", "model.ffn=480", "model.heads=8", "model.head_dim=32", "model.layers=3", "model.vocab=1536"]
+MANY = [
+    "model.hidden=64",
+    "model.experts=16",
+    "model.top_k=5",
+    "model.expert_ffn=56",
+    "model.heads=6",
+    "model.head_dim=16",
+]
+CASES = {
+    "Qwen3, DP 2": [*QWEN],
+    "Qwen3, TP 2 with SP": [*QWEN, "layout.tp=2", "layout.sp=true"],
+    "Qwen3, PP 2 of 1 and 3 layers": [*QWEN, "layout.pp=2", "layout.first_stage_layers=1"],
+    "Qwen3, TP 2, PP 2, VPP 2": [*QWEN, "layout.tp=2", "layout.pp=2", "layout.vpp=2", "cluster.gpus_per_node=4"],
+    "GLM, EP 2": [*GLM],
+    "GLM, TP 2 with SP, CP 2, EP 4": [
+        *GLM, "layout.tp=2", "layout.sp=true", "layout.cp=2", "layout.ep=4", "cluster.gpus_per_node=4"
+    ],
+    "GLM, PP 2, EP 2": [*GLM, "model.layers=4", "layout.pp=2", "cluster.gpus_per_node=4"],
+    "wider Qwen3, CP 2": [*QWEN, *WIDE, "layout.cp=2"],
+    "GLM of 16 experts, TP 2 with SP, EP 2": [*GLM, *MANY, "layout.tp=2", "layout.sp=true"],
+    "Qwen3, full recomputation": [*QWEN, "layout.recompute=full", "cluster.gpus_per_node=1"],
+    "wider Qwen3, selective recomputation": [*QWEN, *WIDE, "layout.recompute=selective", "cluster.gpus_per_node=1"],
+    "GLM, EP 2, selective recomputation": [*GLM, "layout.recompute=selective"],
+}  # fmt: skip
+LENGTHS = [256, 1024, 2304]
 
 
-def _rank(rank: int, ranks: int, case: dict[str, Any], folder: str) -> None:
+def measured(name: str) -> list[dict[str, Any]]:
+    """What each rank of a case holds."""
+    ranks = world_size(compose_recipe(CASES[name]))
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(_rank, (ranks, CASES[name], folder), nprocs=ranks)
+        return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(ranks)]
+
+
+def compared(name: str) -> Iterator[dict[str, list[float]]]:
+    """For every pipeline stage, measured over predicted: `weights` and `gradients` of each rank, `optimizer` of their mean, and
+    for each length the mean of `activations` and of the `loss`."""
+    r, found = compose_recipe(CASES[name]), measured(name)
+    a = activations(r, imbalance=1.0)  # experts are balanced over the ranks taken together
+    for stage, chunks in enumerate(stages(r.model, r.layout)):
+        here = [f for f in found if f["stage"] == stage]
+        held = buffers(r.model, r.layout, chunks, len(found))
+        elements = sum(b.elements for b in held)
+        ratios = {
+            "weights": [f["weights"] / (2 * elements) for f in here],
+            "gradients": [f["gradients"] / (4 * elements) for f in here],
+            # fp32 weights and two moments; padding makes the ranks' shares unlike.
+            "optimizer": [mean(f["optimizer"] for f in here) / (12 * sum(b.parameters / b.ranks for b in held))],
+            "activations": [],
+            "loss": [],
+        }
+        for i, length in enumerate(LENGTHS):
+            tokens = length // r.layout.cp
+            saved = mean(f["saved"][i]["all"] - f["saved"][i]["loss"] for f in here)
+            ratios["activations"].append(saved / (tokens * a.chunk(chunks[0], r.layout.recompute)))
+            if chunks[0].output:
+                ratios["loss"].append(mean(f["saved"][i]["loss"] for f in here) / (tokens * a.softmax))
+        yield ratios
+
+
+def main() -> None:
+    print("| measured / predicted | weights | gradients | optimizer | activations |\n|---|---|---|---|---|")
+    for name in CASES:
+        stages_found = list(compared(name))
+        cells = []
+        for part in ("weights", "gradients", "optimizer", "activations"):
+            ratios = [x for one in stages_found for x in one[part]]
+            cells.append(
+                "exact" if all(abs(x - 1) < 1e-9 for x in ratios) else f"{min(ratios):.3f} to {max(ratios):.3f}"
+            )
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+def _rank(rank: int, ranks: int, words: list[str], folder: str) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
     from launch.megatron import cpu
 
     cpu.install()
@@ -41,9 +112,8 @@ def _rank(rank: int, ranks: int, case: dict[str, Any], folder: str) -> None:
 
     from launch.megatron.rank import wrap
     from launch.model.gpt import build_chunks, transformer_config
-    from recipes.compose import compose_recipe
 
-    r = compose_recipe(case["words"])
+    r = compose_recipe(words)
     p = r.layout
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
     parallel_state.initialize_model_parallel(
@@ -63,7 +133,7 @@ def _rank(rank: int, ranks: int, case: dict[str, Any], folder: str) -> None:
             torch.nn.init.normal_(parameter, std=0.02)
     found = {
         "stage": parallel_state.get_pipeline_model_parallel_rank(),
-        "saved": [_saved(chunks[0], r, length) for length in case["lengths"]],
+        "saved": [_saved(chunks[0], r, length) for length in LENGTHS],
         **_held(*wrap(r, config, chunks)),
     }
     (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
@@ -149,4 +219,4 @@ def _saved(chunk: Any, r: Any, length: int) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()
