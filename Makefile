@@ -58,6 +58,10 @@ plan: $(READY) ## Layout, memory, steps, time and cost of MODEL on cluster=NAME,
 train: $(READY) ## Data, training, export, sanity check and report
 	@$(call LIMI,train)
 
+.PHONY: parity
+parity: $(READY) ## Train the tiny models in every layout beside one rank, and compare (15 minutes)
+	@$(call LIMI,parity)
+
 .PHONY: bench
 bench: $(READY) ## Measure the schedule and the data stage; model.checkpoint=FOLDER names a real tokenizer
 	@$(call LIMI,bench)

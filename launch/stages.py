@@ -16,7 +16,7 @@ from recipes.checkpoint_config import check_checkpoint
 from recipes.compose import run_folder, to_yaml
 from recipes.config import EngineName, Recipe
 from recipes.context import check_context
-from recipes.errors import ConfigError
+from recipes.errors import ConfigError, TrainError
 from recipes.layout import data_parallel, world_size
 
 if TYPE_CHECKING:
@@ -152,6 +152,25 @@ def train(recipe: Recipe, console: Console) -> None:
     check.refuse_failed(done, run)
 
 
+def parity(recipe: Recipe, console: Console) -> None:
+    """Trains the tiny models in every layout of the embedded engine, beside one rank."""
+    import tempfile
+
+    from launch.megatron import parity as layouts
+
+    head = "| layout | ranks | loss | gradient norm | gradients | weights | loss, own Adam |"
+    console.print(f"{head}\n|---|---|---|---|---|---|---|")
+    failed = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, ranks, d in layouts.compared(Path(folder), list(layouts.LAYOUTS)):
+            figures = (d.loss, d.norm, d.gradient[0], d.weight[0], d.own_loss)
+            console.print(f"| {name} | {ranks} | {' | '.join(f'{x:.1e}' for x in figures)} |")
+            if not d.passed:
+                failed.append(f"{name} ({d.gradient[1]}, {d.weight[1]})")
+    if failed:
+        raise TrainError(f"{len(failed)} layouts do not train as one rank does: {'; '.join(failed)}")
+
+
 def bench(recipe: Recipe, console: Console) -> None:
     """Measures the assignment inside a step, planning, and the data stage against the tokenizer alone."""
     from data_prep import bench as data_bench
@@ -208,7 +227,14 @@ def _make_base(recipe: Recipe, console: Console) -> None:
             console.print(f"made {recipe.model.checkpoint} with random weights")
 
 
-STAGES: dict[str, Stage] = {"train": train, "data": data, "inspect": inspect, "plan": plan, "bench": bench}
+STAGES: dict[str, Stage] = {
+    "train": train,
+    "data": data,
+    "inspect": inspect,
+    "plan": plan,
+    "parity": parity,
+    "bench": bench,
+}
 
 
 def find(named: list[str]) -> Stage:

@@ -144,12 +144,6 @@ def _experts(r: Recipe) -> Iterator[str]:
         yield f"ep {p.ep} x etp {p.etp} x pp {p.pp} does not divide {_ranks(r)}; write layout.ep={near} layout.etp=1"
     if p.tp > 1 and not p.sp:
         yield "experts under tensor parallelism need sequence parallelism; write layout.sp=true"
-    # Measured on megatron-core 0.16.1: losses drift by 2.5e-3, expert gradients are not reduced over expert-DP.
-    if p.tp > 1 and p.ep == 1 and p.etp == 1:
-        yield (
-            f"tp {p.tp} with ep 1 and etp 1 trains wrongly without an error (expert gradients are not reduced); write "
-            f"layout.ep={p.tp}"
-        )
     # gloo has no all-gather of uneven parts, which Megatron's dispatcher uses here.
     if r.cluster.name == "local" and p.etp > 1 and p.ep > 1 and data_parallel(r) > 1:
         yield f"etp {p.etp} with ep {p.ep} and dp {data_parallel(r)} does not run on gloo; write layout.etp=1"

@@ -62,9 +62,10 @@ def buffers(m: Model, p: Layout, chunks: list[Chunk], world: int) -> list[Buffer
     routed: list[list[Tensors]] = []
     for chunk in chunks:
         plain, experts = list(_plain(m, p, chunk)), list(_routed(m, p, chunk))
-        # Without expert parallelism experts are reduced with everything else.
-        buckets.append(plain + experts if p.ep == 1 else plain)
-        routed.append(experts if p.ep > 1 else [])
+        # Held by the same ranks as everything else, experts are reduced with it.
+        apart = p.ep > 1 or p.tp > 1
+        buckets.append(plain if apart else plain + experts)
+        routed.append(experts if apart else [])
         if m.tied and p.pp > 1 and (chunk.embedding or chunk.output):
             buckets.append([(m.vocab // p.tp * m.hidden, 1)])
     return [_buffer(buckets, shared_ranks), _buffer(routed, expert_ranks)]

@@ -1,7 +1,7 @@
 """Hugging Face export of one rank: its tensors, gathered over tensor parallelism, in safetensors files."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,13 @@ FILE_BYTES = 4 << 30
 
 
 @torch.no_grad()
-def write_shard(folder: Path, chunks: list[Any], m: Model, rank: int) -> dict[str, str]:
+def write_shard(
+    folder: Path, chunks: list[Any], m: Model, rank: int, value: Callable[[Tensor], Tensor] = lambda weight: weight
+) -> dict[str, str]:
     """Writes the tensors this rank is the one to write, each in its base's dtype; returns {tensor: file}.
 
-    Every rank calls it: tensor-parallel parts are gathered on all ranks of their group.
+    Every rank calls it: tensor-parallel parts are gathered on all ranks of their group. value: what is written of a weight,
+    itself or another tensor of its shape.
     """
     base = SafetensorsFolder(Path(m.checkpoint))
     written: dict[str, str] = {}
@@ -35,7 +38,7 @@ def write_shard(folder: Path, chunks: list[Any], m: Model, rank: int) -> dict[st
             written.update(dict.fromkeys(pending, file))
             pending.clear()
 
-    for name, tensor in itertools.chain(_tensors(chunks, m), _mtp(base, m) if rank == 0 else ()):
+    for name, tensor in itertools.chain(_tensors(chunks, m, value), _mtp(base, m) if rank == 0 else ()):
         pending[name] = tensor.detach().to("cpu", base.read(name).dtype).contiguous().clone()
         if sum(t.nbytes for t in pending.values()) >= FILE_BYTES:
             flush()
@@ -43,12 +46,13 @@ def write_shard(folder: Path, chunks: list[Any], m: Model, rank: int) -> dict[st
     return written
 
 
-def _tensors(chunks: list[Any], m: Model) -> Iterator[tuple[str, Tensor]]:
+def _tensors(chunks: list[Any], m: Model, value: Callable[[Tensor], Tensor]) -> Iterator[tuple[str, Tensor]]:
     table = hf.links(m)
     for name, tensor in hf.global_tensors(chunks, m):
         if name == "output_layer.weight" and m.tied:
             continue  # a copy of the embedding on the last pipeline stage
         link, cut = table[name], hf.tensor_parallel(name, tensor)
+        tensor = value(tensor)
         if cut is not None and cut[0].size() > 1:
             group, axis = cut
             parts = [torch.empty_like(tensor) for _ in range(group.size())]

@@ -105,6 +105,21 @@ class Rank:
         with self._writing():
             return write_shard(Path(folder), self.chunks, self.recipe.model, self.place.rank)
 
+    def write_gradients(self, folder: str) -> None:
+        """Writes the last step's gradients under their Hugging Face names. The distributed optimizer leaves each rank a part of
+        the reduced ones: they are gathered first."""
+        for chunk in self.model:
+            for buffer in chunk.buffers + chunk.expert_parallel_buffers:
+                group = buffer.data_parallel_group
+                for bucket in buffer.buckets:
+                    mine = bucket.grad_data.chunk(group.size())[group.rank()].clone()
+                    dist.all_gather_into_tensor(bucket.grad_data, mine, group=group)
+
+        def gradient(weight: Tensor) -> Tensor:
+            return getattr(weight, "main_grad", weight)  # the expert bias has none
+
+        write_shard(Path(folder), self.chunks, self.recipe.model, self.place.rank, gradient)
+
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         """Names as `CheckpointError` what torch and safetensors make of the system's error."""

@@ -41,6 +41,7 @@ CASES = {
     "Qwen3, PP 2 of 1 and 3 layers": [*QWEN, "layout.pp=2", "layout.first_stage_layers=1"],
     "Qwen3, TP 2, PP 2, VPP 2": [*QWEN, "layout.tp=2", "layout.pp=2", "layout.vpp=2", "cluster.gpus_per_node=4"],
     "GLM, EP 2": [*GLM],
+    "GLM, TP 2 with SP": [*GLM, "layout.tp=2", "layout.sp=true", "layout.ep=1"],
     "GLM, TP 2 with SP, CP 2, EP 4": [
         *GLM, "layout.tp=2", "layout.sp=true", "layout.cp=2", "layout.ep=4", "cluster.gpus_per_node=4"
     ],

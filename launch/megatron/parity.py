@@ -1,0 +1,165 @@
+"""`make parity`: the tiny models in every layout this engine accepts, beside one rank.
+
+Five fp32 steps on the same packed batches. Compared are each step's loss and gradient norm, every gradient tensor of the first
+step, and every weight after the last; and once more the losses alone, under the recipe's own Adam. Weights are compared under
+Adam with eps 1e-4: with 1e-8, rounding noise becomes whole steps where the exact gradient is zero, as in the unrotated half of
+GLM's key bias.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from data_prep.dataset import prepare
+from launch.megatron.ranks import Ranks
+from launch.model import tiny
+from launch.plan import Plan
+from recipes.compose import compose_recipe
+
+STEPS = 5
+LOSS, NORM, TENSOR = 1e-5, 1e-4, 1e-4
+# Both tiny models with four layers, so that pipelines divide them, and without a warm-up, so that steps are large.
+COMMON = ["model.layers=4", "optim.warmup_steps=0"]
+QWEN, UNTIED, GLM = (
+    ["model=qwen3-tiny"],
+    ["model=qwen3-tiny", "model.tied=false"],
+    ["model=glm4.5-tiny", "layout=data_parallel"],
+)
+_SP, _EP = "layout.tp=2 layout.sp=true", "layout.ep=2"
+# Name: model, ranks, words.
+LAYOUTS: dict[str, tuple[list[str], int, str]] = {
+    "Qwen3 DP2": (QWEN, 2, ""),
+    "Qwen3 DP4": (QWEN, 4, ""),
+    "Qwen3 TP2": (QWEN, 2, "layout.tp=2"),
+    "Qwen3 TP2 SP": (QWEN, 2, _SP),
+    "Qwen3 PP2": (QWEN, 2, "layout.pp=2"),
+    "Qwen3 PP4": (QWEN, 4, "layout.pp=4"),
+    "Qwen3 PP2 of 1 and 3 layers": (QWEN, 2, "layout.pp=2 layout.first_stage_layers=1"),
+    "Qwen3 PP2 VPP2": (QWEN, 2, "layout.pp=2 layout.vpp=2"),
+    "Qwen3 CP2": (QWEN, 2, "layout.cp=2"),
+    "Qwen3 CP4": (QWEN, 4, "layout.cp=4"),
+    "Qwen3 TP2 SP DP2": (QWEN, 4, _SP),
+    "Qwen3 TP2 PP2": (QWEN, 4, "layout.tp=2 layout.pp=2"),
+    "Qwen3 CP2 TP2 SP": (QWEN, 4, f"layout.cp=2 {_SP}"),
+    "Qwen3 CP2 PP2": (QWEN, 4, "layout.cp=2 layout.pp=2"),
+    "Qwen3 CP2 DP2": (QWEN, 4, "layout.cp=2"),
+    "Qwen3 TP2 PP2 CP2": (QWEN, 8, "layout.tp=2 layout.pp=2 layout.cp=2"),
+    "Qwen3 full recomputation": (QWEN, 1, "layout.recompute=full"),
+    "Qwen3 selective recomputation": (QWEN, 1, "layout.recompute=selective"),
+    "Qwen3 untied PP2": (UNTIED, 2, "layout.pp=2"),
+    "Qwen3 untied TP2 SP": (UNTIED, 2, _SP),
+    "GLM DP2": (GLM, 2, ""),
+    "GLM EP2": (GLM, 2, _EP),
+    "GLM EP4": (GLM, 4, "layout.ep=4"),
+    "GLM PP2": (GLM, 2, "layout.pp=2"),
+    "GLM EP2 PP2": (GLM, 4, f"{_EP} layout.pp=2"),
+    "GLM DP2 EP2 PP2": (GLM, 8, f"{_EP} layout.pp=2"),
+    "GLM CP2 EP2": (GLM, 2, f"layout.cp=2 {_EP}"),
+    "GLM TP2 SP EP2": (GLM, 2, f"{_SP} {_EP}"),
+    "GLM TP2 SP": (GLM, 2, _SP),
+    "GLM TP2 SP DP2": (GLM, 4, _SP),
+    "GLM TP2 SP ETP2": (GLM, 2, f"{_SP} layout.etp=2"),
+    "GLM TP2 SP DP2 EP4": (GLM, 4, f"{_SP} layout.ep=4"),
+    "GLM TP2 SP CP2 EP2": (GLM, 4, f"{_SP} layout.cp=2 {_EP}"),
+    "GLM EP2 full recomputation": (GLM, 2, f"{_EP} layout.recompute=full"),
+    "GLM EP2 selective recomputation": (GLM, 2, f"{_EP} layout.recompute=selective"),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """Five steps: loss and gradient norm of each; tensors by their Hugging Face name."""
+
+    losses: list[float]
+    norms: list[float]
+    gradients: dict[str, torch.Tensor]
+    weights: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Largest differences from one rank: absolute for losses and norms, relative to the tensor's norm for tensors, with the
+    name of the tensor. own_loss: of the losses under the recipe's own Adam."""
+
+    loss: float
+    norm: float
+    gradient: tuple[float, str]
+    weight: tuple[float, str]
+    own_loss: float
+
+    @property
+    def passed(self) -> bool:
+        return (
+            max(self.loss, self.own_loss) <= LOSS
+            and self.norm <= NORM
+            and max(self.gradient[0], self.weight[0]) <= TENSOR
+        )
+
+
+def words_of(name: str) -> list[str]:
+    model, ranks, words = LAYOUTS[name]
+    return [*model, *COMMON, f"cluster.gpus_per_node={ranks}", *words.split()]
+
+
+def train(root: Path, words: list[str]) -> Run:
+    """Five steps with a base and data under `root`, which runs share."""
+    recipe = compose_recipe([f"cluster.root={root}", *words])
+    checkpoint = f"{root}/models/{recipe.model.name}-{'tied' if recipe.model.tied else 'untied'}"
+    recipe = compose_recipe([f"cluster.root={root}", *words, f"model.checkpoint={checkpoint}"])
+    tiny.make(recipe)
+    data, heldout = prepare(recipe, recipe.data.path), prepare(recipe, str(recipe.data.heldout))
+    plan = Plan(recipe, data, heldout)
+    with Ranks(recipe) as ranks, tempfile.TemporaryDirectory(dir=root) as scratch:
+        folders = {name: Path(scratch) / name for name in ("gradients", "weights")}
+        for folder in folders.values():
+            folder.mkdir()
+        ranks.build((str(data.folder), str(heldout.folder)), (plan.schedule, plan.heldout_schedule))
+        steps = [ranks.call("train_step", 0)[0]]
+        ranks.call("write_gradients", str(folders["gradients"]))
+        steps += [ranks.call("train_step", step)[0] for step in range(1, STEPS)]
+        ranks.call("export", str(folders["weights"]))
+        tensors = {
+            name: {k: v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
+            for name, folder in folders.items()
+        }
+    return Run([s["loss"] for s in steps], [s["grad_norm"] for s in steps], **tensors)
+
+
+def difference(run: Run, own: Run, one: Run, own_one: Run) -> Difference:
+    """run, one: under Adam with eps 1e-4, in a layout and on one rank; own, own_one: under the recipe's."""
+    return Difference(
+        loss=_largest(run.losses, one.losses),
+        norm=_largest(run.norms, one.norms),
+        gradient=_tensors(run.gradients, one.gradients),
+        weight=_tensors(run.weights, one.weights),
+        own_loss=_largest(own.losses, own_one.losses),
+    )
+
+
+def _largest(a: list[float], b: list[float]) -> float:
+    return max(abs(x - y) for x, y in zip(a, b, strict=True))
+
+
+def _tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> tuple[float, str]:
+    """Raises `KeyError` where not all tensors are in both."""
+    if a.keys() != b.keys():
+        raise KeyError(f"tensors in one only: {sorted(a.keys() ^ b.keys())[:5]}")
+    return max((float((a[n] - b[n]).norm() / b[n].norm().clamp(min=1e-12)), n) for n in b)
+
+
+def compared(root: Path, names: list[str]) -> Iterator[tuple[str, int, Difference]]:
+    """Name, ranks and difference of each layout, as soon as it is known; one rank of each model is trained once."""
+    reference: dict[str, tuple[Run, Run]] = {}
+    for name in names:
+        model, ranks, _ = LAYOUTS[name]
+        key = " ".join(model)
+        if key not in reference:
+            alone = [*model, *COMMON, "cluster.gpus_per_node=1"]
+            reference[key] = train(root, [*alone, "optim.eps=1e-4"]), train(root, alone)
+        words = words_of(name)
+        run, own = train(root, [*words, "optim.eps=1e-4"]), train(root, words)
+        yield name, ranks, difference(run, own, *reference[key])
