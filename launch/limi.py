@@ -20,6 +20,8 @@ from rich.console import Console  # noqa: E402
 
 from recipes.errors import LimiError, SanityError, TrainError  # noqa: E402
 
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR)
+
 
 def main(words: list[str]) -> int:
     signal.signal(signal.SIGTERM, _stop)
@@ -40,7 +42,7 @@ def main(words: list[str]) -> int:
         errors.print(f"{type(error).__name__}: {error}", style="red")
         return 1 if isinstance(error, SanityError | TrainError) else 2
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if error.errno not in _CANNOT_WRITE:
             raise
         errors.print(f"PreflightError: {error}; make room or write cluster.root=FOLDER you can write to", style="red")
         return 2

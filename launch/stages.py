@@ -77,12 +77,14 @@ def plan(recipe: Recipe, console: Console) -> None:
 
 def _sequences(recipe: Recipe, console: Console) -> "Sequences":
     """What is trained on: the packed data where it and the tokenizer are on this machine, LIMI's published lengths otherwise."""
-    from data_prep.fetch import is_hub_id
+    from data_prep.fetch import is_hub_id, local
     from recipes import lengths
     from recipes.search import Sequences
 
     missing = []
-    if not Path(recipe.data.path).exists() and is_hub_id(recipe.data.path):
+    if not Path(recipe.data.path).exists():
+        if not is_hub_id(recipe.data.path):
+            local(recipe.data.path)  # says what is wrong with it
         missing.append(f"data.path={recipe.data.path}")
     if not recipe.model.random_init and not (Path(recipe.model.checkpoint) / "tokenizer.json").is_file():
         missing.append(f"model.checkpoint={recipe.model.checkpoint}")
@@ -94,8 +96,8 @@ def _sequences(recipe: Recipe, console: Console) -> "Sequences":
                 "tokens; raise it, or name data and a tokenizer that are on this machine"
             )
         console.print(
-            f"not on this machine: {' and '.join(missing)}. The plan is for {len(assumed)} sequences as LIMI's were published, "
-            f"{assumed[0]:,} to {assumed[-1]:,} tokens",
+            f"not on this machine: {' and '.join(missing)}. Nothing was measured: the plan is for {len(assumed)} sequences as "
+            f"LIMI's were published, {assumed[0]:,} to {assumed[-1]:,} tokens",
             style="yellow",
         )
         return Sequences(range(len(assumed)), assumed, "as LIMI's were published")

@@ -1,7 +1,6 @@
 """From `name=value` words to a checked `Recipe`."""
 
 import difflib
-import math
 import os
 import re
 from collections.abc import Sequence
@@ -16,9 +15,10 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from recipes.config import Recipe, Rope
+from recipes.config import Recipe
 from recipes.errors import ConfigError
 from recipes.layout import check_layout
+from recipes.values import check_values
 
 REPO = Path(__file__).resolve().parents[1]
 CONF = REPO / "hydra_conf"
@@ -102,7 +102,7 @@ def compose_recipe(words: Sequence[str]) -> Recipe:
         recipe = cast(Recipe, OmegaConf.to_object(raw))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explained(error)) from error
-    _check_values(recipe)
+    check_values(recipe)
     if recipe.layout.search:
         recipe.layout.fixed = [w.partition("=")[0].removeprefix("layout.") for w in words if w.startswith("layout.")]
     else:
@@ -122,56 +122,6 @@ def _explained(error: BaseException) -> str:
         raise ConfigError(f"experiment=released is of LIMI's own models, and not of {missing[1]}; write model=qwen3-4b")
     first = text.splitlines()[0].split(". To append")[0]
     return f"{key[1]}: {first}" if key else " ".join(text.split())
-
-
-def _check_values(r: Recipe) -> None:
-    if not re.fullmatch(r"[\w.-]{1,100}", r.run) or r.run.startswith("."):
-        raise ConfigError(
-            f"run='{r.run}': a run's name is 1 to 100 letters, digits, '.', '_' and '-'; write run=my-run"
-        )
-    if not os.path.isabs(r.cluster.root):
-        raise ConfigError(
-            f"cluster.root='{r.cluster.root}' is not absolute; write cluster.root={Path(r.cluster.root).absolute()}"
-        )
-    least: dict[str, float] = {
-        "optim.epochs": 1, "optim.batch_size": 1, "optim.copies": 1, "optim.warmup_steps": 0, "optim.eval_steps": 1,
-        "optim.warmup_fraction": 0, "model.native_context": 1, "gpu.hour_price": 0, "layout.loss_chunk": 1,
-        "layout.first_stage_layers": 1, "layout.last_stage_layers": 1,
-        "engine.save_steps": 1, "engine.keep_last": 1, "engine.timeout": 1, "sanity.timeout": 1,
-        "data.max_tokens": 2, "data.max_rejected": 0, "data.workers": 1,
-        "cluster.nodes": 1, "cluster.gpus_per_node": 1,
-        "layout.tp": 1, "layout.pp": 1, "layout.vpp": 1, "layout.cp": 1, "layout.ep": 1, "layout.etp": 1,
-    }  # fmt: skip
-    for name, limit in least.items():
-        group, key = name.split(".")
-        if (value := getattr(getattr(r, group), key)) is not None and value < limit:
-            raise ConfigError(f"{name}={value} is below {limit}; write {name}={limit} or more")
-    if not r.layout.search and r.layout.max_tokens_per_gpu < 1:
-        raise ConfigError(
-            f"layout.max_tokens_per_gpu={r.layout.max_tokens_per_gpu} is below 1; write layout.max_tokens_per_gpu=1 or more"
-        )
-    if not 0 <= r.optim.min_lr_ratio <= 1:
-        raise ConfigError(f"optim.min_lr_ratio={r.optim.min_lr_ratio} is not a share; write optim.min_lr_ratio=0.1")
-    if not 0 < r.optim.lr < float("inf"):
-        raise ConfigError(f"optim.lr={r.optim.lr} is not a positive number; write for example optim.lr=1e-5")
-    _check_rope(r)
-
-
-def _check_rope(r: Recipe) -> None:
-    m = r.model
-    if m.rope is not Rope.yarn:
-        if m.rope_factor != 1:
-            raise ConfigError(
-                f"model.rope_factor={m.rope_factor:g} is of YaRN alone, and model.rope={m.rope.value}; write "
-                "model.rope_factor=1, or model.rope=yarn"
-            )
-    elif not 1 < m.rope_factor < float("inf"):
-        needed = math.ceil(100 * r.data.max_tokens / m.native_context) / 100
-        reaching = f"model.rope_factor={needed} for data.max_tokens={r.data.max_tokens}, or " if needed > 1 else ""
-        raise ConfigError(
-            f"model.rope=yarn scales by more than 1, and model.rope_factor={m.rope_factor:g}; write {reaching}"
-            "model.rope=native model.rope_factor=1"
-        )
 
 
 def run_folder(r: Recipe) -> Path:

@@ -13,8 +13,7 @@ import psutil
 from recipes.activations import IMBALANCE, Activations, activations
 from recipes.config import Dtype, EngineName, OptimizerState, Recipe, Recompute
 from recipes.dimensions import parameters
-from recipes.layout import world_size
-from recipes.partition import Buffer, Chunk, buffers, stages
+from recipes.partition import Buffer, Chunk, Placed, placed
 from recipes.pipeline import in_flight
 
 RUNTIME = 3 * 2**30  # allowance: CUDA context, NCCL's communicators, cuBLAS and cuDNN workspaces
@@ -67,14 +66,11 @@ class StageMemory:
         return sum(vars(self).values()) - min(self.working, self.loss)
 
 
-def gpu_memory(r: Recipe, load: Load) -> list[StageMemory]:
-    """Of every pipeline stage under this load; `IMBALANCE` more tokens than the mean at the busiest rank's experts."""
-    a = activations(r)
-    all_stages = stages(r.model, r.layout)
-    # Stages are mostly alike.
-    kind = [all_stages.index(chunks) for chunks in all_stages]
-    held = {k: buffers(r.model, r.layout, all_stages[k], world_size(r)) for k in {*kind}}
-    return [_stage(r, all_stages[k], a, load, held[k], number) for number, k in enumerate(kind)]
+def gpu_memory(r: Recipe, load: Load, where: Placed | None = None) -> list[StageMemory]:
+    """Of every pipeline stage under this load; `IMBALANCE` more tokens than the mean at the busiest rank's experts. where: of
+    this recipe, if it is known already."""
+    a, where = activations(r), where or placed(r)
+    return [_stage(r, where.stages[k], a, load, where.buffers[k], number) for number, k in enumerate(where.kind)]
 
 
 def _stage(r: Recipe, chunks: list[Chunk], a: Activations, load: Load, held: list[Buffer], number: int) -> StageMemory:
@@ -120,11 +116,11 @@ def element_size(r: Recipe) -> int:
 def optimizer_bytes(r: Recipe) -> int:
     """Of one parameter's state on the GPU: two moments, and fp32 weights, of which a precision-aware optimizer keeps the 16
     bits that the bf16 weights lack (megatron-core 0.16.1, `store_param_remainders`)."""
+    if r.layout.optimizer_state is OptimizerState.offloaded:
+        return 0
     if r.engine.dtype is Dtype.fp32:
         return 8
-    return {OptimizerState.resident: 12, OptimizerState.precision_aware: 10, OptimizerState.offloaded: 0}[
-        r.layout.optimizer_state
-    ]
+    return 10 if r.layout.optimizer_state is OptimizerState.precision_aware else 12
 
 
 def _optimizer_elements(held: list[Buffer]) -> float:
@@ -157,12 +153,9 @@ class HostMemory:
         return sum(vars(self).values())
 
 
-def host_memory(r: Recipe, step_tokens: int) -> HostMemory:
+def host_memory(r: Recipe, step_tokens: int, where: Placed | None = None) -> HostMemory:
     """step_tokens: of the largest step. Ranks of a node are taken to be of the fullest pipeline stage."""
-    world = world_size(r)
-    all_stages = stages(r.model, r.layout)
-    kinds = [chunks for number, chunks in enumerate(all_stages) if all_stages.index(chunks) == number]
-    stage_buffers = [buffers(r.model, r.layout, chunks, world) for chunks in kinds]
+    stage_buffers = (where or placed(r)).buffers.values()
     ranks = r.cluster.gpus_per_node
     slime = r.engine.name is EngineName.slime
     offloaded = r.layout.optimizer_state is OptimizerState.offloaded

@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from recipes.config import Layout, Model
-from recipes.layout import round_up, stage_layers
+from recipes.config import Layout, Model, Recipe
+from recipes.layout import round_up, stage_layers, world_size
 
 Tensors = tuple[int, int]  # elements of one on this rank, how many such
 
@@ -50,6 +50,23 @@ class Buffer:
     ranks: int  # over which the optimizer state of these parameters is spread
 
 
+@dataclass(frozen=True)
+class Placed:
+    """What of a model lies where. kind: of every stage, the first one like it; buffers: of those."""
+
+    stages: list[list[Chunk]]
+    kind: list[int]
+    buffers: dict[int, list[Buffer]]
+
+
+def placed(r: Recipe) -> Placed:
+    """Of a recipe with a legal layout."""
+    all_stages = stages(r.model, r.layout)
+    kind = [all_stages.index(chunks) for chunks in all_stages]
+    world = world_size(r)
+    return Placed(all_stages, kind, {k: buffers(r.model, r.layout, all_stages[k], world) for k in {*kind}})
+
+
 def buffers(m: Model, p: Layout, chunks: list[Chunk], world: int) -> list[Buffer]:
     """Of one pipeline stage: what all data-parallel ranks hold alike, and the experts under expert parallelism.
 
@@ -63,7 +80,7 @@ def buffers(m: Model, p: Layout, chunks: list[Chunk], world: int) -> list[Buffer
     for chunk in chunks:
         plain, experts = list(_plain(m, p, chunk)), list(_routed(m, p, chunk))
         # Held by the same ranks as everything else, experts are reduced with it.
-        apart = p.ep > 1 or p.tp > 1
+        apart = p.ep > 1 or p.etp != p.tp
         buckets.append(plain if apart else plain + experts)
         routed.append(experts if apart else [])
         if m.tied and p.pp > 1 and (chunk.embedding or chunk.output):

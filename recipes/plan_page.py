@@ -41,12 +41,14 @@ def render(s: dict[str, Any]) -> str:
     ]
     if s["time"]:
         rows = [[name, duration(x), f"{x / s['time']['seconds']:.1%}"] for name, x in s["time"]["parts"].items()]
-        rows.append(["the whole run", duration(s["time"]["seconds"]), f"{s['time']['gpu_hours']:,.1f} GPU-hours"])
+        rows.append(["all optimizer steps", duration(s["time"]["seconds"]), f"{s['time']['gpu_hours']:,.1f} GPU-hours"])
+        if s["time"]["cost"] is not None:
+            rows.append(["cost, in the currency of gpu.hour_price", f"{s['time']['cost']:,.2f}", ""])
         body += [
             "<h2>Time</h2>",
             f'<p class="sub">{s["time"]["tokens_per_second_per_gpu"]:,.0f} tokens a second and GPU, MFU {s["time"]["mfu"]:.1%}. '
             f"{html.escape(s['time']['calibration'])}.</p>",
-            page.table(["", "seconds", "share"], rows, figures=True),
+            page.table(["", "time", "share"], rows, figures=True),
             "<h2>The first step</h2>",
             '<p class="sub">Every pass of the slowest data-parallel rank, by pipeline stage: forward light, backward dark.</p>',
             page.image(_gantt_plot(s["schedule"]), "passes of every pipeline stage over time"),

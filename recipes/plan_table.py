@@ -19,6 +19,7 @@ from recipes.plan_words import (
     steps_rows,
 )
 
+_STAGES = 8  # columns that 80 characters hold
 _COLOUR = {"fits": "green", "risky": "yellow", "does not fit": "red"}
 
 
@@ -58,14 +59,17 @@ def _table(title: str, head: list[str], rows: list[list[str]]) -> Table:
 def _memory(s: dict[str, Any]) -> Table:
     """GB by part and pipeline stage."""
     m = s["memory"]
-    stages = map(str, range(len(m["stages"])))
-    table = _table("Memory of a GPU by pipeline stage, GB", ["", *stages], memory_rows(s))
+    stages = range(len(m["stages"]))
+    shown = [i for i in stages if len(stages) <= _STAGES or i in (0, 1, m["peak_stage"], stages[-1])]
+    rows = [[row[0], *(row[1 + i] for i in shown)] for row in memory_rows(s)]
+    title = "Memory of a rank by pipeline stage, GB" + f" ({len(shown)} of {len(stages)})" * (len(shown) < len(stages))
+    table = _table(title, ["", *map(str, shown)], rows)
     limit = f" of {gigabytes(m['host']['limit'])}" if m["host"]["limit"] else ""
-    seconds = f" in {duration(m['disk']['seconds'])}" if m["disk"]["seconds"] else ""
+    seconds = f", {duration(m['disk']['seconds'])} in all" if m["disk"]["seconds"] else ""
     table.caption = (
         f"host: {gigabytes(m['host']['total'])}{limit} GB a node (optimizer {gigabytes(m['host']['optimizer'])}, copy of the "
         f"weights {gigabytes(m['host']['weights_copy'])}, Ray's object store {gigabytes(m['host']['object_store'])}); a save "
-        f"writes {gigabytes(m['disk']['checkpoint'])} GB{seconds}, the export {gigabytes(m['disk']['export'])} GB"
+        f"writes {gigabytes(m['disk']['checkpoint'])} GB, the export {gigabytes(m['disk']['export'])} GB{seconds}"
     )
     table.caption_justify = "left"
     return table
@@ -75,7 +79,7 @@ def _time_rows(time: dict[str, Any]) -> Iterator[list[str]]:
     for name, seconds in time["parts"].items():
         if seconds > 0.0005 * time["seconds"]:
             yield [name, duration(seconds), f"{seconds / time['seconds']:.0%}"]
-    yield ["the whole run", duration(time["seconds"]), f"{time['gpu_hours']:.1f} GPU-hours"]
+    yield ["all optimizer steps", duration(time["seconds"]), f"{time['gpu_hours']:.1f} GPU-hours"]
     if time["cost"] is not None:
         yield ["cost, in the currency of gpu.hour_price", f"{time['cost']:,.2f}", ""]
     yield ["tokens a second and GPU", f"{time['tokens_per_second_per_gpu']:,.0f}", f"MFU {time['mfu']:.0%}"]

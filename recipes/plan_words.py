@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from recipes.config import Recipe
+from recipes.layout import data_parallel
+
 _SHOWN = 24  # learning rates printed; plan.json has all
 
 
@@ -31,15 +34,30 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
+def degrees_of(r: Recipe) -> dict[str, Any]:
+    """The choices of a layout that decide its memory and its time, as plain values."""
+    names = (
+        "tp",
+        "pp",
+        "vpp",
+        "cp",
+        "ep",
+        "etp",
+        "first_stage_layers",
+        "last_stage_layers",
+        "recompute",
+        "optimizer_state",
+    )
+    values = {name: getattr(r.layout, name) for name in names}
+    return {k: getattr(v, "value", v) for k, v in values.items()} | {"dp": data_parallel(r)}
+
+
 def degrees(layout: dict[str, Any]) -> str:
     """A layout on one line, what is 1 or none left out."""
-    names = ("tp", "pp", "vpp", "cp", "ep", "etp", "dp")
-    words = [f"{n} {layout[n]}" for n in names if layout[n] != 1]
-    ends = [layout["first_stage_layers"], layout["last_stage_layers"]]
-    if any(ends):
-        words.append(f"ends {ends[0] or 'alike'}/{ends[1] or 'alike'}")
+    words = [f"{n} {layout[n]}" for n in ("tp", "pp", "vpp", "cp", "ep", "etp", "dp") if layout[n] != 1]
+    words += [f"{end} stage {n} layers" for end in ("first", "last") if (n := layout[f"{end}_stage_layers"])]
     words += [f"recompute {layout['recompute']}"] * (layout["recompute"] != "none")
-    words += [layout["optimizer_state"].replace("_", " ")] * (layout["optimizer_state"] != "resident")
+    words += [f"optimizer {layout['optimizer_state']}".replace("_", " ")] * (layout["optimizer_state"] != "resident")
     return ", ".join(words) or "one GPU"
 
 
@@ -54,11 +72,11 @@ def layout_rows(s: dict[str, Any]) -> list[list[str]]:
     """Axis, value, why."""
     p = s["layout"]
     meaning = {
-        "tp": "tensor parallel", "pp": "pipeline stages", "vpp": "chunks a stage", "cp": "context parallel",
-        "ep": "expert parallel", "etp": "tensor parallel of experts", "dp": "data parallel", "recompute": "recomputation",
-        "optimizer_state": "optimizer state",
+        "tp": "tp: tensor parallel", "pp": "pp: pipeline stages", "vpp": "vpp: chunks a stage", "cp": "cp: context parallel",
+        "ep": "ep: expert parallel", "etp": "etp: experts' tensor parallel", "dp": "dp: data parallel",
+        "recompute": "recompute: done again backward", "optimizer_state": "optimizer_state: where it lies",
     }  # fmt: skip
-    rows = [[f"{n}: {words}", str(p[n]).replace("_", " "), p["reasons"].get(n, "")] for n, words in meaning.items()]
+    rows = [[words, str(p[n]).replace("_", " "), p["reasons"].get(n, "")] for n, words in meaning.items()]
     if p["first_stage_layers"] or p["last_stage_layers"]:
         rows.append(["layers of first and last stage", f"{p['first_stage_layers']}, {p['last_stage_layers']}", ""])
     cap = p["max_tokens_per_gpu"]
@@ -70,7 +88,7 @@ def memory_rows(s: dict[str, Any]) -> list[list[str]]:
     m = s["memory"]
     stages = m["stages"]
     rows = [[part, *(gigabytes(stage[part]) for stage in stages)] for part in stages[0]]
-    rows[-1][0] = "total: of working and loss the larger"
+    rows[-1][0] = "total (working or loss)"
     return [*rows, ["of the GPU", *(f"{stage['total'] / m['limit']:.0%}" for stage in stages)]]
 
 
@@ -105,7 +123,7 @@ def released_rows(s: dict[str, Any]) -> list[list[str]]:
     if s["time"]:
         one = s["time"]["seconds"] * s["sequences"]["tokens"] / steps["tokens"]
         rows += [
-            ["the whole run", duration(s["time"]["seconds"]), duration(theirs["seconds"])],
+            ["all optimizer steps", duration(s["time"]["seconds"]), duration(theirs["seconds"])],
             [
                 "as many tokens as an epoch",
                 duration(one),

@@ -16,7 +16,7 @@ from recipes.config import Recipe, Rope
 from recipes.context import check_context
 from recipes.dimensions import flops, parameters
 from recipes.errors import ConfigError
-from recipes.layout import data_parallel, round_up, world_size
+from recipes.layout import check_layout, data_parallel, round_up, world_size
 from recipes.learning_rate import learning_rate
 from recipes.memory import (
     HostMemory,
@@ -29,9 +29,10 @@ from recipes.memory import (
     memory_limit,
     verdict,
 )  # fmt: skip
+from recipes.plan_words import degrees_of
 from recipes.published import calibration
 from recipes.schedule import Schedule, Step, schedule_of
-from recipes.search import Found, Sequences, search
+from recipes.search import Found, Option, Sequences, search
 from recipes.step_time import Clock, predictable
 
 
@@ -79,7 +80,7 @@ class RunPlan:
 
     @cached_property
     def clock(self) -> Clock | None:
-        return Clock(self.recipe) if predictable(self.recipe.gpu) else None
+        return Clock(self.recipe) if predictable(self.recipe) else None
 
     @cached_property
     def step_seconds(self) -> list[dict[str, float]]:
@@ -125,7 +126,7 @@ def plan(r: Recipe, sequences: Sequences) -> RunPlan:
     check_context(r.model, longest)
     found = None
     if r.layout.search:
-        if not predictable(r.gpu):
+        if not predictable(r):
             raise ConfigError(
                 "layout=auto compares predicted times, and nothing is predicted for a CPU; write layout=data_parallel, or "
                 "cluster=h100x8"
@@ -138,11 +139,16 @@ def plan(r: Recipe, sequences: Sequences) -> RunPlan:
 def released(p: RunPlan) -> RunPlan | str:
     """The public LIMI recipe of this model on the same cluster and data, or why there is none."""
     r = p.recipe
+    size = [f"cluster.nodes={r.cluster.nodes}", f"cluster.gpus_per_node={r.cluster.gpus_per_node}"]
     try:
-        theirs = compose_recipe([f"model={r.model.name}", "experiment=released", f"cluster={r.cluster.name}"])
-        return plan(replace(theirs, cluster=r.cluster, gpu=r.gpu, engine=r.engine, data=r.data), p.sequences)
+        theirs = compose_recipe([f"model={r.model.name}", "experiment=released", f"cluster={r.cluster.name}", *size])
+        theirs = replace(theirs, cluster=r.cluster, gpu=r.gpu, engine=r.engine, data=r.data)
+        check_layout(theirs)
+        made = plan(theirs, p.sequences)
+        made.schedule.check()
     except ConfigError as error:
         return str(error)
+    return made
 
 
 def refuse_too_large(p: RunPlan) -> None:
@@ -151,17 +157,16 @@ def refuse_too_large(p: RunPlan) -> None:
         return
     totals = [s.total for s in p.memory]
     stage, limit, host = totals.index(max(totals)), memory_limit(p.recipe), p.recipe.cluster.host_memory_gb
-    text = f"the fullest GPU, of stage {stage}, needs {max(totals) / 1e9:,.1f} GB of {limit / 1e9:,.1f} GB"
+    text = f"the fullest rank, of stage {stage}, needs {max(totals) / 1e9:,.1f} GB of {limit / 1e9:,.1f} GB"
     if host:
         text += f", a node's host {p.host.total / 1e9:,.0f} GB of {host:,.0f} GB"
-    instead = "choose a smaller model or shorter trajectories (data.max_tokens)"
-    if predictable(p.recipe.gpu):
+    instead = "choose a smaller model, shorter trajectories (data.max_tokens), or GPUs (cluster=h100x64)"
+    if predictable(p.recipe):
         try:
             found = search(replace(p.recipe, layout=replace(p.recipe.layout, search=True, fixed=[])), p.sequences)
-            words = [
-                f"layout.{k}={v}" for k, v in _degrees(found.chosen.recipe).items() if v not in (None, 1) and k != "dp"
-            ]
-            instead = f"write layout=auto, which finds {' '.join(words)}"
+            instead = (
+                f"write layout=auto and no other layout. words; it finds {degrees(degrees_of(found.chosen.recipe))}"
+            )
         except ConfigError as error:
             instead = str(error)
     raise ConfigError(f"{p.recipe.model.name} does not fit: {text}; {instead}")
@@ -178,7 +183,7 @@ def warnings(p: RunPlan) -> Iterator[str]:
     if optim.warmup_fraction is not None:
         yield (
             f"warmup_fraction {optim.warmup_fraction:g} wins over warmup_steps {optim.warmup_steps}, and the first step's rate "
-            "is zero: it changes nothing"
+            "is zero: that step changes nothing"
         )
     if optim.batch_size > rows:
         yield f"optim.batch_size {optim.batch_size} is more than the {rows} trajectories of an epoch: every step holds all"
@@ -196,6 +201,10 @@ def warnings(p: RunPlan) -> Iterator[str]:
             f"positions unscaled (the longest {longest / r.model.native_context:.2f} times); model.rope=yarn "
             f"model.rope_factor={-(-100 * longest // r.model.native_context) / 100:g} scales them"
         )
+    if p.step_seconds and sum(s["bubbles"] for s in p.step_seconds) > 0.3 * sum(
+        sum(s.values()) for s in p.step_seconds
+    ):
+        yield "pipeline stages wait for more than 30% of the time; raise optim.batch_size, or take fewer GPUs"
     if layout.tp > r.cluster.gpus_per_node:
         yield f"tp {layout.tp} spans nodes of {r.cluster.gpus_per_node} GPUs: each layer waits for the network"
     seen = p.seen()
@@ -212,16 +221,14 @@ def warnings(p: RunPlan) -> Iterator[str]:
 def reasons(found: Found) -> dict[str, str]:
     """For every axis of a layout that was searched for, what the best layout with another value would cost."""
     return {
-        name: "nothing else fits"
-        if other is None
-        else f"{_value(other.recipe, name)}: {other.seconds / found.chosen.seconds:.2f} x the time"
+        name: "nothing else fits" if other is None else _reason(found.chosen, other, name)
         for name, other in found.other.items()
     }
 
 
-def _value(r: Recipe, name: str) -> Any:
-    value = getattr(r.layout, name)
-    return getattr(value, "value", value)
+def _reason(chosen: Option, other: Option, name: str) -> str:
+    risk = f", {other.verdict.value}" if other.verdict is not chosen.verdict else ""
+    return f"{degrees_of(other.recipe)[name]}: {other.seconds / chosen.seconds:.2f} x the time{risk}"
 
 
 def summary(p: RunPlan, other: RunPlan | str) -> dict[str, Any]:
@@ -253,7 +260,7 @@ def summary(p: RunPlan, other: RunPlan | str) -> dict[str, Any]:
         "schedule": _gantt(p),
         "warnings": [*warnings(p)],
         "alternatives": [
-            {"layout": _degrees(o.recipe), "seconds_an_epoch": o.seconds / _factor(r), "gpu_share": o.gpu_share}
+            {"layout": degrees_of(o.recipe), "seconds_an_epoch": o.seconds / _factor(r), "gpu_share": o.gpu_share}
             for o in (p.found.best if p.found else [])
         ],
         "released": other if isinstance(other, str) else _released(p, other),
@@ -262,22 +269,6 @@ def summary(p: RunPlan, other: RunPlan | str) -> dict[str, Any]:
 
 def _factor(r: Recipe) -> float:
     return calibration(r.gpu).factor
-
-
-def _degrees(r: Recipe) -> dict[str, Any]:
-    names = (
-        "tp",
-        "pp",
-        "vpp",
-        "cp",
-        "ep",
-        "etp",
-        "first_stage_layers",
-        "last_stage_layers",
-        "recompute",
-        "optimizer_state",
-    )
-    return {name: _value(r, name) for name in names} | {"dp": data_parallel(r)}
 
 
 def _memory(p: RunPlan) -> dict[str, Any]:
@@ -330,7 +321,7 @@ def _gantt(p: RunPlan) -> list[dict[str, Any]]:
 
 def _released(p: RunPlan, other: RunPlan) -> dict[str, Any]:
     return {
-        "layout": _degrees(other.recipe), "steps": len(other.steps), "seen": [min(other.seen()), max(other.seen())],
+        "layout": degrees_of(other.recipe), "steps": len(other.steps), "seen": [min(other.seen()), max(other.seen())],
         "peak": max(s.total for s in other.memory), "verdict": other.verdict.value, "host": other.host.total,
         "seconds": other.seconds, "seconds_an_epoch": other.seconds_an_epoch, "warnings": [*warnings(other)],
         "learning_rates": other.learning_rates(),

@@ -67,14 +67,17 @@ class Calibration:
 
 
 def calibration(gpu: Gpu) -> Calibration:
-    """On the first of the comparable figures; the others are its test. H100 only: all of them are."""
-    if gpu.name != "h100":
+    """On the first of the comparable figures; the others are its test. All are of the H100, whose chip the H200 has too."""
+    if gpu.name not in ("h100", "h200"):
         return Calibration(1.0, f"uncalibrated: no figure of long training on {gpu.name} was found")
     comparable = [f for f in figures() if f.recipe is not None]
     fitted, *held = comparable
     factor = fitted.tflops / predicted(fitted)
     errors = [f"{predicted(f) * factor / f.tflops - 1:+.0%} on {f.name}" for f in held]
-    return Calibration(factor, f"calibrated on {fitted.name}: {factor:.2f} x the model; {', '.join(errors)}")
+    text = f"calibrated on {fitted.name}, which attains {factor:.2f} of the model's speed; predicted with that: {', '.join(errors)}"
+    if gpu.name == "h200":
+        text = f"uncalibrated: no figure on h200 was found, the same chip's is taken: {text}"
+    return Calibration(factor, text)
 
 
 def rows() -> list[tuple[str, str, str, str]]:

@@ -154,6 +154,13 @@ class Schedule:
 def schedule_of(r: Recipe, trajectory: Sequence[int], lengths: Sequence[int]) -> Schedule:
     """The steps of a run over these sequences. trajectory, lengths: as `Schedule` takes them."""
     p, cost = r.layout, flops(r.model)
+    longest = round_up(round_up(max(lengths, default=0), sequence_multiple(p)), batch_multiple(p, r.engine.name))
+    if r.optim.sampling is Sampling.epochs and longest > p.max_tokens_per_gpu * p.cp:
+        raise ConfigError(
+            f"the longest sequence has {longest:,} tokens with padding, over the cap of {p.max_tokens_per_gpu * p.cp:,} a "
+            f"micro-batch (layout.max_tokens_per_gpu {p.max_tokens_per_gpu:,} x cp {p.cp}); write "
+            f"layout.max_tokens_per_gpu={-(-longest // p.cp)}, or a larger layout.cp"
+        )
     return Schedule(
         trajectory=trajectory,
         lengths=lengths,

@@ -8,20 +8,22 @@ import contextlib
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from recipes.candidates import states_of, topologies, values_of
 from recipes.config import EngineName, Layout, OptimizerState, Recipe, Recompute
 from recipes.errors import ConfigError
 from recipes.layout import batch_multiple, data_parallel, faults, round_up, sequence_multiple, world_size
 from recipes.memory import FITS, RISKY, Load, Verdict, gpu_memory, host_memory, memory_limit, verdict
+from recipes.partition import Placed, placed
+from recipes.plan_words import degrees, degrees_of
 from recipes.schedule import schedule_of
 from recipes.step_time import Clock, Parts
 
 EXACTLY = 24  # layouts that are scheduled and simulated
-CAP_MULTIPLE = 1024  # of a micro-batch's cap
-VPPS = (1, 2, 4)
 AXES = ("tp", "pp", "vpp", "cp", "ep", "etp", "recompute", "optimizer_state")
 
 
@@ -68,36 +70,51 @@ class Pricing:
         self.steps = [np.array([s for b in alone.step(n).ranks[0] for s in b]) for n in range(alone.steps_per_epoch)]
         self.lengths = np.array(sequences.lengths, dtype=float)
         self.pairs = self.lengths * (self.lengths + 1) / 2
-        self.smallest = min(map(len, self.steps))
+        self.longest, self.smallest = int(self.lengths.max()), min(map(len, self.steps))  # tokens; sequences of a step
         self.tokens = int(max(self.lengths[s].sum() for s in self.steps))
 
     def price(self, topology: Recipe) -> Iterator[Option]:
-        """The degrees of a layout with the recomputation and optimizer state that cost least among those that fit."""
+        """The degrees of a layout with each recomputation and optimizer state that may be the best of those that fit."""
+        where, load = placed(topology), self._load(topology)
         ladder = [
-            replace(topology, layout=replace(topology.layout, recompute=recompute, optimizer_state=state))
-            for recompute in _of(topology, "recompute", [*Recompute])
-            for state in _of(topology, "optimizer_state", _states(topology))
+            [
+                replace(topology, layout=replace(topology.layout, recompute=recompute, optimizer_state=state))
+                for state in states
+            ]
+            for recompute in values_of(topology, "recompute", [*Recompute])
+            for states in [values_of(topology, "optimizer_state", states_of(topology))]
         ]
-        padded = np.ceil(self.lengths / (pad := sequence_multiple(topology.layout))) * pad
-        load = self._load(topology, padded)
-        lean = self.shares(ladder[-1], load)
+        lean = self.shares(ladder[-1][-1], load, where)
         if max(lean) >= RISKY:
-            yield Option(ladder[-1], math.inf, *lean)
+            yield Option(ladder[-1][-1], math.inf, *lean)
             return
-        # From the fastest to the leanest: what comes after one that fits is slower.
-        for r in ladder:
-            shares = self.shares(r, load)
-            if max(shares) < RISKY:
-                yield Option(r, self._seconds(r, padded), *shares)
-            if max(shares) < FITS:
-                return
+        for level in ladder:
+            # From the fastest to the leanest: what comes after one that fits is slower, save that more recomputation may let
+            # the optimizer stay on the GPU.
+            for r in level:
+                shares = self.shares(r, load, where)
+                if max(shares) < RISKY:
+                    yield Option(r, self._seconds(r, where), *shares)
+                if max(shares) < FITS:
+                    if r.layout.optimizer_state is not OptimizerState.offloaded:
+                        return
+                    break
 
-    def _seconds(self, r: Recipe, padded: np.ndarray) -> float:
+    def estimate(self, r: Recipe) -> Option:
+        """Of one layout, whether it fits or not."""
+        where = placed(r)
+        return Option(r, self._seconds(r, where), *self.shares(r, self._load(r), where))
+
+    def _padded(self, p: Layout) -> np.ndarray:
+        pad = sequence_multiple(p)
+        return np.ceil(self.lengths / pad) * pad
+
+    def _seconds(self, r: Recipe, where: Placed) -> float:
         """An estimate of an epoch's time: what the busiest stage does and waits, or the longest sequence on its own."""
-        p, clock = r.layout, Clock(r)
+        p, clock, padded = r.layout, Clock(r, where), self._padded(r.layout)
         times = {s: _total(*clock.passes(s, padded, self.pairs)) for s in clock.rates}
         busiest = max(times.values(), key=lambda one: float(one.sum()))
-        through = np.add.reduce([times[s] for s in clock.kind])
+        through = np.add.reduce([times[s] for s in where.kind])
         seconds = 0.0
         for step in self.steps:
             mean = busiest[step].sum() / len(step)
@@ -105,13 +122,14 @@ class Pricing:
             seconds += max(filled, through[step].max()) + sum(clock.after.values())
         return float(seconds)
 
-    def shares(self, r: Recipe, load: Load) -> tuple[float, float]:
+    def shares(self, r: Recipe, load: Load, where: Placed) -> tuple[float, float]:
         """Of the fullest GPU's memory and of a node's host memory."""
-        gpu = max(s.total for s in gpu_memory(r, load)) / memory_limit(r)
+        gpu = max(s.total for s in gpu_memory(r, load, where)) / memory_limit(r)
         host = r.cluster.host_memory_gb
-        return gpu, host_memory(r, self.tokens).total / (host * 1e9) if host else 0.0
+        return gpu, host_memory(r, self.tokens, where).total / (host * 1e9) if host else 0.0
 
-    def _load(self, r: Recipe, padded: np.ndarray) -> Load:
+    def _load(self, r: Recipe) -> Load:
+        padded = self._padded(r.layout)
         if r.layout.pp == 1:
             return Load([[r.layout.max_tokens_per_gpu * r.layout.cp]])
         batches = max(1, max(map(len, self.steps)) // data_parallel(r))
@@ -128,16 +146,16 @@ def _both(sequences: Sequences) -> tuple[Sequence[int], Sequence[int]]:
     return sequences.trajectory, sequences.lengths
 
 
-def exact(r: Recipe, sequences: Sequences, pricing: Pricing) -> Option:
+def exact(r: Recipe, pricing: Pricing) -> Option:
     """An epoch's steps scheduled and simulated. Raises `ConfigError` where they cannot be spread over the ranks."""
-    schedule = replace(schedule_of(r, *_both(sequences)), rounds=0)
-    clock = Clock(r)
+    schedule = replace(schedule_of(r, *_both(pricing.sequences)), rounds=0)
+    where = placed(r)
+    clock = Clock(r, where)
     seconds, gpu, host = 0.0, 0.0, 0.0
     for number in range(schedule.steps_per_epoch):
-        step = schedule.step(number)
-        tokens, pairs = schedule.loads(step)
+        tokens, pairs = schedule.loads(schedule.step(number))
         seconds += sum(clock.step(tokens, pairs).values())
-        here, host = pricing.shares(r, Load(tokens.tolist()))
+        here, host = pricing.shares(r, Load(tokens.tolist()), where)
         gpu = max(gpu, here)
     return Option(r, seconds, gpu, host)
 
@@ -146,132 +164,105 @@ def search(r: Recipe, sequences: Sequences) -> Found:
     """The fastest layout that fits, or that fits at a risk where none does. Raises `ConfigError` with the leanest one, and with
     what would make the model fit, where none does."""
     pricing = Pricing(r, sequences)
-    options = [o for one in topologies(r, pricing) for o in pricing.price(one)]
+    options = [o for one in topologies(r, pricing.longest, pricing.smallest) for o in pricing.price(one)]
     if not options:
-        raise ConfigError(
-            f"no layout of {world_size(r)} GPUs runs steps of {pricing.smallest} sequences with "
-            f"{', '.join(f'layout.{name}={getattr(r.layout, name)}' for name in r.layout.fixed) or 'any degrees'}; leave "
-            "layout. options out, or raise optim.batch_size"
-        )
-    best = _simulated(options, sequences, pricing, EXACTLY)
+        raise ConfigError(_none_legal(r, pricing))
+    best = _simulated(options, pricing, EXACTLY)
     if not best:
         raise ConfigError(_too_large(r, sequences, options))
-    other = {}
-    for name in AXES:
-        mine = getattr(best[0].recipe.layout, name)
-        unlike = [o for o in options if getattr(o.recipe.layout, name) != mine]
-        if unlike:
-            other[name] = next(iter(_simulated(unlike, sequences, pricing, EXACTLY // len(AXES))), None)
-    return Found(best[0], best[:10], other)
+    return Found(best[0], best[:10], {name: _other(name, options, best, pricing) for name in _free(r)})
 
 
-def _simulated(options: list[Option], sequences: Sequences, pricing: Pricing, most: int) -> list[Option]:
-    """The best `most` options that fit, or at a risk where none does; exactly, fastest first."""
-    for limit in (FITS, RISKY):
-        within = sorted((o for o in options if max(o.gpu_share, o.host_share) < limit), key=lambda o: o.seconds)
+def _free(r: Recipe) -> list[str]:
+    """Axes that the search may turn."""
+    axes = AXES if r.model.experts else [a for a in AXES if a not in ("ep", "etp")]
+    return [a for a in axes if a not in r.layout.fixed]
+
+
+def _other(name: str, options: list[Option], best: list[Option], pricing: Pricing) -> Option | None:
+    """The fastest layout found that fits with another value on this axis."""
+    mine = getattr(best[0].recipe.layout, name)
+    unlike = [o for o in options if getattr(o.recipe.layout, name) != mine]
+    if name in ("recompute", "optimizer_state"):
+        # The search leaves out what is slower at the same degrees: here it is.
+        choices = {"recompute": [*Recompute], "optimizer_state": states_of(best[0].recipe)}
+        for option in best[:3]:
+            for value in choices[name]:
+                changed = copy(option.recipe.layout)
+                setattr(changed, name, value)
+                if value != mine:
+                    unlike.append(pricing.estimate(replace(option.recipe, layout=changed)))
+    return next(iter(_simulated(unlike, pricing, EXACTLY // len(AXES))), None)
+
+
+def _simulated(options: list[Option], pricing: Pricing, most: int) -> list[Option]:
+    """The best `most` options that fit, or at a risk where none does, of the host before that of the GPU; exactly, fastest
+    first."""
+    for gpu, host in itertools.product((FITS, RISKY), repeat=2):
+        within = sorted((o for o in options if o.gpu_share < gpu and o.host_share < host), key=lambda o: o.seconds)
         found = []
         for option in within[:most]:
             # Its steps may not spread over its ranks.
             with contextlib.suppress(ConfigError):
-                found.append(exact(option.recipe, sequences, pricing))
-        if kept := [o for o in found if max(o.gpu_share, o.host_share) < limit]:
+                found.append(exact(option.recipe, pricing))
+        if kept := [o for o in found if o.gpu_share < gpu and o.host_share < host]:
             return sorted(kept, key=lambda o: o.seconds)
     return []
 
 
-def topologies(r: Recipe, pricing: Pricing) -> Iterator[Recipe]:
-    """Every legal layout of the cluster's GPUs in which `layout.fixed` keeps its values; recomputation and optimizer state are
-    left as they are."""
-    for layout in _degrees(r, pricing):
-        one = replace(r, layout=layout)
-        if next(faults(one), None) is not None:
-            continue
-        yield one
-
-
-def _of(r: Recipe, name: str, values: Sequence) -> list:
-    """The values an axis may take: its own where the command line fixed it."""
-    return [getattr(r.layout, name)] if name in r.layout.fixed else [*values]
-
-
-def _states(r: Recipe) -> list[OptimizerState]:
-    # Precision-aware and offloaded states are Transformer Engine's.
-    slime = r.engine.name is EngineName.slime
-    return [*OptimizerState] if slime else [OptimizerState.resident]
-
-
-def _degrees(r: Recipe, pricing: Pricing) -> Iterator[Layout]:
-    m, world = r.model, world_size(r)
-    longest = int(pricing.lengths.max())
-    powers = [2**i for i in range(world.bit_length()) if world % 2**i == 0]
-    tps = [t for t in powers if t <= r.cluster.gpus_per_node and m.kv_heads % t == 0]
-    pps = [n for n in range(1, world + 1) if world % n == 0 and n <= m.layers]
-    for tp, cp, pp in itertools.product(_of(r, "tp", tps), _of(r, "cp", powers), _of(r, "pp", pps)):
-        if world % (tp * cp * pp):
-            continue
-        dp = world // (tp * cp * pp)
-        if pricing.smallest < dp:
-            continue
-        cap = r.layout.max_tokens_per_gpu
-        if "max_tokens_per_gpu" not in r.layout.fixed:
-            whole = round_up(round_up(longest, 2 * cp), batch_multiple(replace(r.layout, tp=tp, cp=cp), r.engine.name))
-            cap = round_up(-(-whole // cp), CAP_MULTIPLE)
-        base = replace(
-            r.layout, search=False, tp=tp, sp=tp > 1 if "sp" not in r.layout.fixed else r.layout.sp, cp=cp, pp=pp,
-            dp=None, max_tokens_per_gpu=cap, loss_chunk=r.layout.loss_chunk if r.engine.name is EngineName.slime else None,
-        )  # fmt: skip
-        for (first, last), vpp in itertools.product(_splits(r, pp), _of(r, "vpp", VPPS)):
-            if vpp > 1 and (pp == 1 or pricing.smallest < pp * dp):
-                continue
-            for ep, etp in _expert_degrees(r, world // pp, tp):
-                yield replace(base, first_stage_layers=first, last_stage_layers=last, vpp=vpp, ep=ep, etp=etp)
-
-
-def _splits(r: Recipe, pp: int) -> list[tuple[int | None, int | None]]:
-    """Layers of the first and the last stage: alike, or the last with fewer, as it also has the output layer."""
-    fixed = {"first_stage_layers", "last_stage_layers"} & {*r.layout.fixed}
-    if fixed or pp == 1:
-        return [(r.layout.first_stage_layers, r.layout.last_stage_layers)]
-    layers = r.model.layers
-    splits: list[tuple[int | None, int | None]] = [(None, None)] if layers % pp == 0 else []
-    for others in range(layers // pp, layers // pp + 3):
-        if 0 < (last := layers - others * (pp - 1)) < others:
-            splits.append((None, last))
-        ends = layers - others * (pp - 2)
-        if pp > 2 and 0 < ends // 2 < others:
-            splits.append((ends - ends // 2, ends // 2))
-    return splits
-
-
-def _expert_degrees(r: Recipe, ranks: int, tp: int) -> list[tuple[int, int]]:
-    if not r.model.experts:
-        return [(r.layout.ep, r.layout.etp)]
-    eps = [e for e in range(1, ranks + 1) if ranks % e == 0 and r.model.experts % e == 0]
-    return [
-        (ep, etp)
-        for ep, etp in itertools.product(_of(r, "ep", eps), _of(r, "etp", (1, tp) if tp > 1 else (1,)))
-        if ranks % (ep * etp) == 0
-    ]
+def _none_legal(r: Recipe, pricing: Pricing) -> str:
+    """Why no layout is legal: a rule that the fixed values break by themselves, the cap, or too few sequences in a step."""
+    fixed = " ".join(
+        f"layout.{name}={getattr(getattr(r.layout, name), 'value', getattr(r.layout, name))}" for name in r.layout.fixed
+    )
+    plain = replace(
+        r.layout, search=False, loss_chunk=r.layout.loss_chunk if r.engine.name is EngineName.slime else None
+    )
+    if "sp" not in r.layout.fixed:
+        plain = replace(plain, sp=plain.tp > 1)
+    if (fault := next(faults(replace(r, layout=plain)), None)) is not None and r.layout.fixed:
+        return f"layout=auto with {fixed}: {fault}"
+    cap = r.layout.max_tokens_per_gpu
+    if "max_tokens_per_gpu" in r.layout.fixed and cap * world_size(r) < pricing.longest:
+        return f"no cp lets layout.max_tokens_per_gpu={cap} hold the longest sequence of {pricing.longest:,} tokens; leave it out"
+    return (
+        f"no layout of {world_size(r)} GPUs runs steps of {pricing.smallest} sequences"
+        + (f" with {fixed}; leave out some of these, or" if fixed else ";")
+        + " raise optim.batch_size"
+    )
 
 
 def _too_large(r: Recipe, sequences: Sequences, options: list[Option]) -> str:
-    """What the leanest layout lacks, and the number of nodes with which one fits."""
+    """What the leanest layout lacks, and the cluster on which one fits."""
     leanest = min(options, key=lambda o: max(o.gpu_share, o.host_share))
-    p = leanest.recipe.layout
-    where = (
-        f"{leanest.gpu_share:.0%} of a GPU's {memory_limit(r) / 2**30:.0f} GiB and {leanest.host_share:.0%} of a node's "
-        f"{r.cluster.host_memory_gb:,.0f} GB"
-        if r.cluster.host_memory_gb
-        else f"{leanest.gpu_share:.0%} of the memory"
-    )
+    where = f"{leanest.gpu_share:.0%} of a GPU's {memory_limit(r) / 1e9:.1f} GB"
+    if r.cluster.host_memory_gb:
+        where += f" and {leanest.host_share:.0%} of a node's {r.cluster.host_memory_gb:,.0f} GB"
     text = (
         f"{r.model.name} with sequences of {max(sequences.lengths):,} tokens does not fit {world_size(r)} x {r.gpu.name}: the "
-        f"leanest layout (tp {p.tp}, pp {p.pp}, cp {p.cp}, ep {p.ep}, recompute {p.recompute.value}, optimizer "
-        f"{p.optimizer_state.value}) takes {where}"
+        f"leanest layout ({degrees(degrees_of(leanest.recipe))}) takes {where}"
     )
-    for nodes in (2, 4, 8, 16, 32):
-        more = replace(r, cluster=replace(r.cluster, nodes=r.cluster.nodes * nodes))
+    for more, words in _larger(r):
         pricing = Pricing(more, sequences)
-        if any(o.verdict is Verdict.fits for one in topologies(more, pricing) for o in pricing.price(one)):
-            return f"{text}; it fits with cluster.nodes={more.cluster.nodes}"
+        if any(
+            o.verdict is Verdict.fits
+            for one in topologies(more, pricing.longest, pricing.smallest)
+            for o in pricing.price(one)
+        ):
+            return f"{text}; it fits with {words}"
     return f"{text}; choose a smaller model or shorter trajectories (data.max_tokens)"
+
+
+def _larger(r: Recipe) -> Iterator[tuple[Recipe, str]]:
+    """Larger clusters and what to type for them: more nodes, or whole nodes instead of one GPU each."""
+    if r.cluster.gpus_per_node == 1:
+        for nodes in (1, 2, 4, 8):
+            cluster = replace(r.cluster, nodes=nodes, gpus_per_node=8, host_memory_gb=2048.0)
+            yield (
+                replace(r, cluster=cluster),
+                f"cluster.nodes={nodes} cluster.gpus_per_node=8 cluster.host_memory_gb=2048",
+            )
+        return
+    for nodes in range(r.cluster.nodes + 1, 9 * r.cluster.nodes):
+        if nodes < 5 or nodes % r.cluster.nodes == 0:
+            yield replace(r, cluster=replace(r.cluster, nodes=nodes)), f"cluster.nodes={nodes}"

@@ -1,7 +1,8 @@
 """How long a step takes: computation at attained rates, communication on every axis, the pipeline, the optimizer.
 
 Peaks and bandwidths come from `hydra_conf/gpu` and `hydra_conf/cluster`, allowances are named here, and `published.py` compares
-the whole with what others have measured. Nothing is taken to overlap but context parallelism's ring with attention.
+the whole with what others have measured. Nothing is taken to overlap but context parallelism's ring with attention, and an
+offloaded optimizer's transfers with its arithmetic.
 """
 
 from dataclasses import dataclass, replace
@@ -9,11 +10,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from recipes.activations import IMBALANCE, activations
-from recipes.config import Gpu, OptimizerState, Recipe, Recompute
+from recipes.config import OptimizerState, Recipe, Recompute
 from recipes.dimensions import flops
 from recipes.layout import world_size
 from recipes.memory import element_size
-from recipes.partition import Buffer, Chunk, buffers, stages
+from recipes.partition import Buffer, Chunk, Placed, placed
 from recipes.pipeline import Pipeline
 
 LINK = 0.8  # allowance: share of a link's peak that collectives of this size reach
@@ -41,23 +42,21 @@ class Rates:
     pair_backward: float
 
 
-def predictable(gpu: Gpu) -> bool:
-    """Whether the GPU's figures are known; nothing is predicted for a CPU."""
-    return gpu.bf16_tflops is not None
+def predictable(r: Recipe) -> bool:
+    """Whether all figures of the machines are known; nothing is predicted for a CPU."""
+    g, known = r.gpu, (r.cluster.network_gb_s, *(v for k, v in vars(r.gpu).items() if k not in ("name", "hour_price")))
+    return g.bf16_tflops is not None and None not in known
 
 
 class Clock:
     """Times of one recipe on its cluster."""
 
-    def __init__(self, r: Recipe) -> None:
+    def __init__(self, r: Recipe, where: Placed | None = None) -> None:
         self.r, self.world = r, world_size(r)
-        self.stages = stages(r.model, r.layout)
-        # Stages are mostly alike: `kind` of each is the first one like it.
-        self.kind = [self.stages.index(chunks) for chunks in self.stages]
-        self.rates = {s: self._rates(self.stages[s]) for s in {*self.kind}}
+        self.where = where or placed(r)
+        self.rates = {k: self._rates(self.where.stages[k]) for k in self.where.buffers}
         # After the last backward pass, of the slowest stage.
-        ends = [self._after(buffers(r.model, r.layout, self.stages[s], self.world)) for s in self.rates]
-        self.after = max(ends, key=lambda parts: sum(parts.values()))
+        self.after = max(map(self._after, self.where.buffers.values()), key=lambda parts: sum(parts.values()))
 
     def _link(self, ranks: int, stride: int = 1) -> float:
         """Bytes a second of one GPU, in one direction, in a group of so many ranks of which every `stride`-th."""
@@ -91,7 +90,7 @@ class Clock:
             mlps=mlps * product,
             head=2 * m.vocab * m.hidden * product if output else 0.0,
             elementwise=(touched + logits) * memory,
-            tensor=(4 * dense + 3 * moe) * row * (1 - 1 / p.tp) / self._link(p.tp),
+            tensor=(4 * dense + (4 if m.shared_experts else 2) * moe) * row * (1 - 1 / p.tp) / self._link(p.tp),
             experts=moe * exchanged / self._link(p.ep * p.etp),
             ring=layers * (p.cp - 1) * keys / self._link(p.cp, p.tp),
             message=sent / self._link(p.pp, self.world // p.pp) if p.pp > 1 else 0.0,
@@ -117,7 +116,7 @@ class Clock:
 
     def passes(self, stage: int, tokens: np.ndarray, pairs: np.ndarray) -> tuple[Parts, Parts]:
         """(forward, backward) passes of micro-batches with so many padded tokens and causal pairs."""
-        a, recompute = self.rates[self.kind[stage]], self.r.layout.recompute
+        a, recompute = self.rates[self.where.kind[stage]], self.r.layout.recompute
         again = {Recompute.none: 0.0, Recompute.selective: 0.5, Recompute.full: 1.0}[recompute]
         attention, back = a.pair * pairs, a.pair_backward * pairs
         ring = np.maximum(0.0, a.ring * tokens - attention)
@@ -152,15 +151,25 @@ class Clock:
     def step(self, tokens: np.ndarray, pairs: np.ndarray) -> dict[str, float]:
         """Seconds of a step by part: [ranks, micro-batches] padded tokens and causal pairs. The parts are those of the
         slowest rank's busiest stage; `bubbles` is what it waits."""
-        times = [self.passes(s, tokens, pairs) for s in range(len(self.stages))]
-        forward = np.stack([sum(f.values()) for f, _ in times])
-        backward = np.stack([sum(b.values()) for _, b in times])
+        times = [self.passes(s, tokens, pairs) for s in range(self.r.layout.pp)]
+        forward = self._together(np.stack([sum(f.values()) for f, _ in times]))
+        backward = self._together(np.stack([sum(b.values()) for _, b in times]))
         ends = self.pipeline.makespan(forward, backward)
         rank = int(ends.argmax())
         stage = int((forward + backward)[:, rank].sum(axis=1).argmax())
         down, up = times[stage]
         parts = {name: float((down[name] + up[name])[rank].sum()) for name in down}
-        return parts | {"bubbles": float(ends[rank]) - sum(parts.values())} | self.after
+        return parts | {"bubbles": max(0.0, float(ends[rank]) - sum(parts.values()))} | self.after
+
+    def _together(self, times: np.ndarray) -> np.ndarray:
+        """[stages, ranks, micro-batches]: data-parallel ranks that exchange tokens with each other's experts wait for the
+        slowest of them in every micro-batch."""
+        p = self.r.layout
+        _, ranks, batches = times.shape
+        spanned = -(-p.ep * p.etp // (p.tp * p.cp))
+        groups = ranks // spanned if spanned and ranks % spanned == 0 else 1
+        slowest = times.reshape(p.pp, groups, -1, batches).max(axis=2, keepdims=True)
+        return np.broadcast_to(slowest, (p.pp, groups, ranks // groups, batches)).reshape(times.shape)
 
     @property
     def pipeline(self) -> Pipeline:

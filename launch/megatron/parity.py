@@ -62,6 +62,7 @@ LAYOUTS: dict[str, tuple[list[str], int, str]] = {
     "GLM TP2 SP EP2": (GLM, 2, f"{_SP} {_EP}"),
     "GLM TP2 SP": (GLM, 2, _SP),
     "GLM TP2 SP DP2": (GLM, 4, _SP),
+    "GLM TP2 SP CP2 ETP4": (GLM, 4, f"{_SP} layout.cp=2 layout.etp=4"),
     "GLM TP2 SP ETP2": (GLM, 2, f"{_SP} layout.etp=2"),
     "GLM TP2 SP DP2 EP4": (GLM, 4, f"{_SP} layout.ep=4"),
     "GLM TP2 SP CP2 EP2": (GLM, 4, f"{_SP} layout.cp=2 {_EP}"),

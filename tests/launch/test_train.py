@@ -52,7 +52,7 @@ def test_the_run_folder_is_complete(default_run):
     assert [m["step"] for m in steps] == list(range(1, plan["steps"]["count"] + 1))
     assert [m["lr"] for m in steps] == plan["steps"]["learning_rates"]
     assert {m["step"] for m in lines if "heldout_loss" in m} == {0, 100, 200, 300, 400}
-    assert sum(m["supervised_tokens"] for m in steps) == plan["epochs"] * plan["data"]["supervised"]
+    assert sum(m["supervised_tokens"] for m in steps) == plan["steps"]["epochs"] * plan["data"]["supervised"]
     assert [p.name for p in sorted((default_run / "checkpoints").iterdir())] == ["step_000300", "step_000400"]
 
 

@@ -24,7 +24,10 @@ def refused(*words: str) -> str:
         (["layout.etp=2"], "has none; write layout.etp=1"),
         (["layout.tp=2", "model.vocab=1023"], "vocabulary"),
         (["layout.tp=2", "model.ffn=191"], "191 columns of the MLP"),
-        (["layout.pp=2", "model.layers=5"], "write layout.pp=1 layout.vpp=1, or layout.last_stage_layers=1"),
+        (
+            ["layout.pp=2", "model.layers=5"],
+            "write layout.pp=1 layout.vpp=1, or layout.vpp=1 layout.last_stage_layers=2",
+        ),
         (["layout.first_stage_layers=1"], "need a pipeline"),
         (
             ["layout.pp=2", "layout.first_stage_layers=1", "layout.last_stage_layers=2"],
@@ -47,6 +50,7 @@ def test_dense_rules(words, says):
         (["layout.ep=4"], "does not divide 2 ranks"),
         (["layout.tp=2"], "layout.sp=true"),
         (["cluster.gpus_per_node=4", "layout.tp=2", "layout.sp=true", "layout.etp=2"], "does not run on gloo"),
+        (["layout.ep=1", "layout.etp=2"], "does not run on gloo"),
     ],
 )
 def test_expert_rules(words, says):
@@ -85,3 +89,19 @@ def test_stages_hold_the_layers_that_megatron_gives_them():
 def test_slime_pads_to_128_a_rank_and_tp():
     r = compose_recipe(["model=qwen3-32b", "layout=released-qwen3"])
     assert batch_multiple(r.layout, r.engine.name) == 128 * 8 * 2
+
+
+SLIME = ["model=glm4.5-air", "layout=released-glm4.5-air"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["layout.ep=1"], "write layout.etp=8, or layout.ep=2"),
+        (["engine.dtype=fp32"], "write engine.dtype=bf16"),
+        (["cluster.nodes=1"], "write cluster.nodes=8 or smaller degrees"),
+        (["layout.pp=23"], "write cluster.nodes=92 or smaller degrees"),
+    ],
+)
+def test_rules_of_a_cluster(words, says):
+    assert says in refused(*SLIME, *words)

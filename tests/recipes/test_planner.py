@@ -93,15 +93,22 @@ def test_the_released_recipe_stands_beside_ours_with_the_speed_up():
     assert summary["released"]["speed_up"] > 1
     assert summary["layout"]["reasons"]["tp"].endswith("x the time")
     assert len(summary["alternatives"]) == 10
-    assert planner.released(planned("model=qwen3-8b")) != "", "64 GPUs do not lie on 8"
+    assert "does not divide 8 ranks" in planner.released(planned("model=qwen3-8b"))
+    few = planner.plan(compose_recipe(["model=glm4.5"]), sequences(*[15_000] * 9))
+    assert "no batch of 64 from 18 rows" in planner.released(few)
+    odd = planned("model=qwen3-32b", "cluster.nodes=12")
+    assert "does not divide 96 ranks" in planner.released(odd)
+    same = planned("model=qwen3-8b", "cluster.nodes=8")
+    assert not isinstance(planner.released(same), str)
 
 
 def test_a_model_that_cannot_fit_says_what_would():
-    with pytest.raises(ConfigError, match=r"glm4\.5-air .* does not fit 8 x h100: .* it fits with cluster\.nodes=4"):
+    with pytest.raises(ConfigError, match=r"glm4\.5-air .* does not fit 8 x h100: .* it fits with cluster\.nodes=3"):
         planned("model=glm4.5-air", "cluster=h100x8")
     made = planned("model=qwen3-14b", "layout=data_parallel", "layout.tp=8", "layout.max_tokens_per_gpu=155648")
     with pytest.raises(
-        ConfigError, match=r"does not fit: the fullest GPU, of stage 0, needs .*layout=auto, which finds layout\."
+        ConfigError,
+        match=r"does not fit: the fullest rank, of stage 0, needs .*layout=auto and no other layout\. words; it finds tp",
     ):
         planner.refuse_too_large(made)
 
@@ -129,7 +136,7 @@ def test_table_and_page_show_the_plan(words):
     for said in (
         "fits",
         "Layout",
-        "Memory of a GPU",
+        "Memory of a rank",
         "learning rate by step",
         "The best layouts",
         "released",

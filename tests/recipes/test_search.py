@@ -3,12 +3,13 @@ from dataclasses import replace
 import pytest
 
 from recipes import lengths
+from recipes.candidates import topologies
 from recipes.compose import compose_recipe
 from recipes.config import OptimizerState, Recompute
 from recipes.errors import ConfigError
-from recipes.layout import check_layout, world_size
+from recipes.layout import check_layout, data_parallel, world_size
 from recipes.memory import Verdict
-from recipes.search import Pricing, Sequences, exact, search, topologies
+from recipes.search import Pricing, Sequences, exact, search
 
 LIMI = Sequences(range(78), lengths.quantiles(), "LIMI's")
 
@@ -25,7 +26,7 @@ def glm():
 
 def test_every_layout_it_tries_is_legal(glm):
     r, _ = glm
-    tried = list(topologies(r, Pricing(r, LIMI)))
+    tried = list(topologies(r, 152_000, 15))
     for one in tried:
         check_layout(one)
         assert world_size(one) == 64
@@ -53,12 +54,12 @@ def test_it_finds_what_trying_everything_exactly_finds():
     r = recipe("qwen3-8b")
     pricing = Pricing(r, LIMI)
     fastest = None
-    for one in topologies(r, pricing):
+    for one in topologies(r, pricing.longest, pricing.smallest):
         for recompute in Recompute:
             for state in OptimizerState:
                 tried = replace(one, layout=replace(one.layout, recompute=recompute, optimizer_state=state))
                 try:
-                    option = exact(tried, LIMI, pricing)
+                    option = exact(tried, pricing)
                 except ConfigError:
                     continue
                 if option.verdict is Verdict.fits and (fastest is None or option.seconds < fastest.seconds):
@@ -75,7 +76,22 @@ def test_a_fixed_value_stays(name):
 
 
 def test_degrees_that_leave_nothing_are_named():
-    with pytest.raises(
-        ConfigError, match=r"no layout of 8 GPUs .* layout\.tp=8, layout\.pp=8; leave layout\. options out"
-    ):
+    with pytest.raises(ConfigError, match=r"layout=auto with layout\.tp=8 layout\.pp=8: .* does not divide 8 ranks"):
         search(recipe("qwen3-8b", "layout.tp=8", "layout.pp=8"), LIMI)
+    with pytest.raises(
+        ConfigError, match=r"no cp lets layout\.max_tokens_per_gpu=1024 hold the longest .* 152,000 tokens"
+    ):
+        search(recipe("qwen3-8b", "layout.max_tokens_per_gpu=1024"), LIMI)
+    with pytest.raises(ConfigError, match="steps of 15 sequences with layout.dp=64; leave out some"):
+        search(recipe("qwen3-32b", "layout.dp=64"), LIMI)
+
+
+def test_a_fixed_dp_and_cap_are_kept():
+    found = search(recipe("qwen3-32b", "layout.dp=2", "layout.max_tokens_per_gpu=40960"), LIMI)
+    assert {data_parallel(o.recipe) for o in found.best} == {2}
+    assert {o.recipe.layout.max_tokens_per_gpu for o in found.best} == {40_960}
+
+
+def test_600_gpus_are_not_slower_than_64():
+    many = search(recipe("qwen3-32b", "cluster.nodes=75"), LIMI).chosen
+    assert many.seconds < search(recipe("qwen3-32b"), LIMI).chosen.seconds / 3

@@ -72,3 +72,12 @@ def test_a_pipeline_waits_and_interleaving_waits_less():
 def test_an_optimizer_on_the_host_takes_longer():
     ends = [one_rank(tp=8, sp=True, optimizer_state=s).after["optimizer"] for s in OptimizerState]
     assert ends[0] == ends[1] < ends[2]
+
+
+def test_ranks_that_share_experts_wait_for_each_other_in_every_micro_batch():
+    tokens = np.array([[1e5, 1e4], [1e4, 1e5]])  # each rank's long micro-batch is the other's short one
+    pairs = tokens * (tokens + 1) / 2
+    alone = clock("model=glm4.5-air", "layout=expert_parallel", tp=8, sp=True, ep=8).step(tokens, pairs)
+    shared = clock("model=glm4.5-air", "layout=expert_parallel", tp=8, sp=True, ep=16).step(tokens, pairs)
+    assert alone["bubbles"] == pytest.approx(0.0, abs=1e-9)
+    assert shared["bubbles"] > 0.5 * shared["attention"]

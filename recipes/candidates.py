@@ -1,0 +1,88 @@
+"""The layouts that `layout=auto` chooses among: every legal combination of degrees on a cluster's GPUs."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from recipes.config import EngineName, Layout, OptimizerState, Recipe
+from recipes.layout import batch_multiple, faults, round_up, world_size
+
+CAP_MULTIPLE = 1024  # of a micro-batch's cap
+VPPS = (1, 2, 4)
+MOST_CP = 64
+
+
+def topologies(r: Recipe, longest: int, smallest: int) -> Iterator[Recipe]:
+    """Every legal layout of the cluster's GPUs in which `layout.fixed` keeps its values; recomputation and optimizer state are
+    left as they are."""
+    for layout in _degrees(r, longest, smallest):
+        one = replace(r, layout=layout)
+        if next(faults(one), None) is not None:
+            continue
+        yield one
+
+
+def values_of(r: Recipe, name: str, values: Sequence) -> list:
+    """The values an axis may take: its own where the command line fixed it."""
+    return [getattr(r.layout, name)] if name in r.layout.fixed else [*values]
+
+
+def states_of(r: Recipe) -> list[OptimizerState]:
+    # Precision-aware and offloaded states are Transformer Engine's.
+    slime = r.engine.name is EngineName.slime
+    return [*OptimizerState] if slime else [OptimizerState.resident]
+
+
+def _degrees(r: Recipe, longest: int, smallest: int) -> Iterator[Layout]:
+    m, world = r.model, world_size(r)
+    tps = [t for t in range(1, r.cluster.gpus_per_node + 1) if world % t == 0 and m.kv_heads % t == 0]
+    cps = [c for c in range(1, MOST_CP + 1) if world % c == 0]
+    pps = [n for n in range(1, world + 1) if world % n == 0 and n <= m.layers]
+    for tp, cp, pp in itertools.product(values_of(r, "tp", tps), values_of(r, "cp", cps), values_of(r, "pp", pps)):
+        if world % (tp * cp * pp):
+            continue
+        dp = world // (tp * cp * pp)
+        if smallest < dp or ("dp" in r.layout.fixed and dp != r.layout.dp):
+            continue
+        whole = round_up(round_up(longest, 2 * cp), batch_multiple(replace(r.layout, tp=tp, cp=cp), r.engine.name))
+        cap = r.layout.max_tokens_per_gpu
+        if "max_tokens_per_gpu" not in r.layout.fixed:
+            cap = round_up(-(-whole // cp), CAP_MULTIPLE)
+        if whole > cap * cp:
+            continue
+        base = replace(
+            r.layout, search=False, tp=tp, sp=tp > 1 if "sp" not in r.layout.fixed else r.layout.sp, cp=cp, pp=pp,
+            dp=None, max_tokens_per_gpu=cap, loss_chunk=r.layout.loss_chunk if r.engine.name is EngineName.slime else None,
+        )  # fmt: skip
+        for (first, last), vpp in itertools.product(_splits(r, pp), values_of(r, "vpp", VPPS)):
+            if vpp > 1 and (pp == 1 or smallest < pp * dp):
+                continue
+            for ep, etp in _expert_degrees(r, world // pp, tp):
+                yield replace(base, first_stage_layers=first, last_stage_layers=last, vpp=vpp, ep=ep, etp=etp)
+
+
+def _splits(r: Recipe, pp: int) -> list[tuple[int | None, int | None]]:
+    """Layers of the first and the last stage: alike, or the last with fewer, as it also has the output layer."""
+    fixed = {"first_stage_layers", "last_stage_layers"} & {*r.layout.fixed}
+    if fixed or pp == 1:
+        return [(r.layout.first_stage_layers, r.layout.last_stage_layers)]
+    layers = r.model.layers
+    splits: list[tuple[int | None, int | None]] = [(None, None)] if layers % pp == 0 else []
+    for others in range(layers // pp, layers // pp + 3):
+        if 0 < (last := layers - others * (pp - 1)) < others:
+            splits.append((None, last))
+        ends = layers - others * (pp - 2)
+        if pp > 2 and 0 < ends // 2 < others:
+            splits.append((ends - ends // 2, ends // 2))
+    return splits
+
+
+def _expert_degrees(r: Recipe, ranks: int, tp: int) -> list[tuple[int, int]]:
+    if not r.model.experts:
+        return [(r.layout.ep, r.layout.etp)]
+    eps = [e for e in range(1, ranks + 1) if ranks % e == 0 and r.model.experts % e == 0]
+    return [
+        (ep, etp)
+        for ep, etp in itertools.product(values_of(r, "ep", eps), values_of(r, "etp", (1, tp) if tp > 1 else (1,)))
+        if ranks % (ep * etp) == 0
+    ]

@@ -1,0 +1,78 @@
+"""Whether the recipe's values are such as a run could have, one by one; `layout.py` looks at how they go together."""
+
+import math
+import os
+import re
+from pathlib import Path
+
+from recipes.config import Recipe, Rope
+from recipes.errors import ConfigError
+
+
+def check_values(r: Recipe) -> None:
+    """Raises `ConfigError` for the first value that no run could have, with the value, the limit and what to type."""
+    if not re.fullmatch(r"[\w.-]{1,100}", r.run) or r.run.startswith("."):
+        raise ConfigError(
+            f"run='{r.run}': a run's name is 1 to 100 letters, digits, '.', '_' and '-'; write run=my-run"
+        )
+    if not os.path.isabs(r.cluster.root):
+        raise ConfigError(
+            f"cluster.root='{r.cluster.root}' is not absolute; write cluster.root={Path(r.cluster.root).absolute()}"
+        )
+    least: dict[str, float] = {
+        "optim.epochs": 1, "optim.batch_size": 1, "optim.copies": 1, "optim.warmup_steps": 0, "optim.eval_steps": 1,
+        "model.native_context": 1, "layout.loss_chunk": 1,
+        "layout.first_stage_layers": 1, "layout.last_stage_layers": 1,
+        "engine.save_steps": 1, "engine.keep_last": 1, "engine.timeout": 1, "sanity.timeout": 1,
+        "data.max_tokens": 2, "data.max_rejected": 0, "data.workers": 1,
+        "cluster.nodes": 1, "cluster.gpus_per_node": 1,
+        "layout.tp": 1, "layout.pp": 1, "layout.vpp": 1, "layout.cp": 1, "layout.ep": 1, "layout.etp": 1,
+    }  # fmt: skip
+    sizes = ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab", "max_position")
+    least |= {f"model.{size}": 1 for size in sizes}
+    for name, limit in least.items():
+        group, key = name.split(".")
+        if (value := getattr(getattr(r, group), key)) is not None and value < limit:
+            raise ConfigError(f"{name}={value} is below {limit}; write {name}={limit} or more")
+    if not r.layout.search and r.layout.max_tokens_per_gpu < 1:
+        raise ConfigError(
+            f"layout.max_tokens_per_gpu={r.layout.max_tokens_per_gpu} is below 1; write layout.max_tokens_per_gpu=1 or more"
+        )
+    if not 0 <= r.optim.min_lr_ratio <= 1:
+        raise ConfigError(f"optim.min_lr_ratio={r.optim.min_lr_ratio} is not a share; write optim.min_lr_ratio=0.1")
+    if not 0 < r.optim.lr < float("inf"):
+        raise ConfigError(f"optim.lr={r.optim.lr} is not a positive number; write for example optim.lr=1e-5")
+    fraction = r.optim.warmup_fraction
+    if fraction is not None and not 0 <= fraction < 1:
+        raise ConfigError(f"optim.warmup_fraction={fraction} leaves no step after it; write optim.warmup_fraction=0.1")
+    _check_rope(r)
+    _check_machines(r)
+
+
+def _check_rope(r: Recipe) -> None:
+    m = r.model
+    if m.rope is not Rope.yarn:
+        if m.rope_factor != 1:
+            raise ConfigError(
+                f"model.rope_factor={m.rope_factor:g} is of YaRN alone, and model.rope={m.rope.value}; write "
+                "model.rope_factor=1, or model.rope=yarn"
+            )
+    elif not 1 < m.rope_factor < float("inf"):
+        needed = math.ceil(100 * r.data.max_tokens / m.native_context) / 100
+        reaching = f"model.rope_factor={needed} for data.max_tokens={r.data.max_tokens}, or " if needed > 1 else ""
+        raise ConfigError(
+            f"model.rope=yarn scales by more than 1, and model.rope_factor={m.rope_factor:g}; write {reaching}"
+            "model.rope=native model.rope_factor=1"
+        )
+
+
+def _check_machines(r: Recipe) -> None:
+    figures = {f"gpu.{k}": v for k, v in vars(r.gpu).items() if k not in ("name", "hour_price")}
+    figures |= {f"cluster.{k}": getattr(r.cluster, k) for k in ("host_memory_gb", "network_gb_s", "disk_gb_s")}
+    for name, value in figures.items():
+        most = 1.0 if name.endswith("efficiency") else math.inf
+        if value is not None and not (0 < value <= most and value < math.inf):
+            limit = "above 0" if most == math.inf else "above 0 and at most 1"
+            raise ConfigError(f"{name}={value} is no figure of a machine; leave {name} out, or write one {limit}")
+    if (price := r.gpu.hour_price) is not None and not 0 <= price < math.inf:
+        raise ConfigError(f"gpu.hour_price={price} is no price; write for example gpu.hour_price=2.5")
