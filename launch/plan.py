@@ -8,7 +8,7 @@ from typing import Any
 
 from data_prep.dataset import Dataset
 from data_prep.files import write_text
-from recipes import planner
+from recipes import plan_summary, planner
 from recipes.config import Recipe, Sampling
 from recipes.layout import world_size
 from recipes.schedule import Schedule, schedule_of
@@ -46,7 +46,7 @@ class Plan:
         """The planner's summary with what is known of the data, for `plan.json`."""
         made = planner.plan(self.recipe, Sequences(self.data.trajectory, self.data.lengths, self.recipe.data.path))
         return {
-            **planner.summary(made, planner.released(made)),
+            **plan_summary.summary(made, planner.released(made)),
             "data": {"folder": str(self.data.folder), **self.data.manifest["counts"]},
             "heldout": {"folder": str(self.heldout.folder), **self.heldout.manifest["counts"]},
         }

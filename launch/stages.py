@@ -61,10 +61,10 @@ def inspect(recipe: Recipe, console: Console) -> None:
 def plan(recipe: Recipe, console: Console) -> None:
     """Layout, memory, steps, time and cost, before a GPU is taken."""
     from data_prep.files import write_text
-    from recipes import plan_page, plan_table, planner
+    from recipes import plan_page, plan_summary, plan_table, planner
 
     made = planner.plan(recipe, _sequences(recipe, console))
-    found = planner.summary(made, planner.released(made))
+    found = plan_summary.summary(made, planner.released(made))
     for part in plan_table.show(found):
         console.print(part)
     folder = Path(recipe.cluster.root) / "plans" / recipe.run

@@ -1,4 +1,4 @@
-"""A plan as one HTML page with plots, from its summary (`planner.summary`)."""
+"""A plan as one HTML page with plots, from its summary (`plan_summary.summary`)."""
 
 import html
 from typing import Any

@@ -1,4 +1,4 @@
-"""A plan in the terminal, from its summary (`planner.summary`)."""
+"""A plan in the terminal, from its summary (`plan_summary.summary`)."""
 
 from collections.abc import Iterator
 from typing import Any

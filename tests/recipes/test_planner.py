@@ -6,7 +6,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from recipes import lengths, plan_page, plan_table, planner
+from recipes import lengths, plan_page, plan_summary, plan_table, planner
 from recipes.compose import CONF, compose_recipe
 from recipes.errors import ConfigError
 from recipes.layout import check_layout
@@ -48,7 +48,7 @@ def test_every_shipped_combination_is_planned_or_refused_for_a_named_reason(mode
         assert any(why in str(error) and allowed(model, cluster, experiment) for why, allowed in REFUSED.items()), error
         return
     check_layout(made.recipe)
-    summary = planner.summary(made, "none")
+    summary = plan_summary.summary(made, "none")
     assert json.loads(json.dumps(summary)) == summary
     assert summary["steps"]["count"] == (8 if experiment == "released" else 20)
     assert summary["time"]["seconds"] > 0
@@ -89,7 +89,7 @@ def test_the_released_recipe_stands_beside_ours_with_the_speed_up():
     made = planned("model=qwen3-32b")
     beside = planner.released(made)
     assert not isinstance(beside, str)
-    summary = planner.summary(made, beside)
+    summary = plan_summary.summary(made, beside)
     assert summary["released"]["speed_up"] > 1
     assert summary["layout"]["reasons"]["tp"].endswith("x the time")
     assert len(summary["alternatives"]) == 10
@@ -121,14 +121,14 @@ def test_what_the_command_line_fixes_stays():
 def test_nothing_is_predicted_for_a_cpu():
     made = planner.plan(compose_recipe([]), sequences(*[500] * 20))
     assert made.clock is None and made.step_seconds == []
-    assert planner.summary(made, "none")["time"] is None
+    assert plan_summary.summary(made, "none")["time"] is None
     assert made.verdict is Verdict.fits
 
 
 @pytest.mark.parametrize("words", [["model=glm4.5"], ["model=qwen3-8b", "gpu.hour_price=2.5"]])
 def test_table_and_page_show_the_plan(words):
     made = planned(*words)
-    summary = planner.summary(made, planner.released(made))
+    summary = plan_summary.summary(made, planner.released(made))
     console = Console(width=100, file=io.StringIO())
     for part in plan_table.show(summary):
         console.print(part)
@@ -151,9 +151,10 @@ def test_table_and_page_show_the_plan(words):
 
 def test_a_plan_needs_neither_torch_nor_ray():
     code = (
-        "import sys; from recipes import planner, plan_page, plan_table, lengths; from recipes.compose import compose_recipe;"
+        "import sys; from recipes import planner, plan_page, plan_summary, plan_table, lengths;"
+        "from recipes.compose import compose_recipe;"
         "from recipes.search import Sequences; l = lengths.quantiles();"
-        "planner.summary(planner.plan(compose_recipe(['model=qwen3-4b']), Sequences(range(78), l, '')), '');"
+        "plan_summary.summary(planner.plan(compose_recipe(['model=qwen3-4b']), Sequences(range(78), l, '')), '');"
         "sys.exit(any(m in sys.modules for m in ('torch', 'ray')))"
     )
     subprocess.run([sys.executable, "-c", code], cwd=REPO, check=True)
