@@ -55,7 +55,7 @@ def main(words: list[str]) -> int:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    """SIGTERM, as `ray job stop` sends it, ends the run as Ctrl-C does: everything started here is ended first."""
+    """SIGTERM, as `ray job stop` sends it, ends a stage as Ctrl-C does, everything started here first; training steps save."""
     raise KeyboardInterrupt
 
 

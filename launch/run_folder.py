@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.dataset import Dataset
-from data_prep.files import sync_tree, write_text
+from data_prep.files import sha256, sync_tree, write_text
 from recipes.compose import run_folder, to_yaml
 from recipes.config import Recipe
 from recipes.errors import CheckpointError, ConfigError, PreflightError
@@ -32,7 +32,8 @@ class RunFolder:
     def open(self) -> tuple[int, Path | None, str | None]:
         """Makes the folder ready: the steps completed so far, the checkpoint to go on from, and what to tell the user.
 
-        A finished run of this name is moved aside. Raises `ConfigError` where an unfinished one has another recipe,
+        A checkpoint whose files are not those that were written is moved aside, and the one before it taken. A finished run of
+        this name is moved aside. Raises `ConfigError` where an unfinished one has another recipe,
         and `PreflightError` where another process is at it.
         """
         note = None
@@ -44,6 +45,7 @@ class RunFolder:
         self.root.mkdir(parents=True, exist_ok=True)
         for leftover in (self.root / "checkpoints").glob(".*"):
             shutil.rmtree(leftover)
+        damaged = self._set_aside_damaged()
         step, last = 0, None
         if checkpoints := self.checkpoints():
             last = checkpoints[-1]
@@ -55,8 +57,22 @@ class RunFolder:
                     f"layout.ep={self.recipe.layout.ep}; write layout.ep={record['ep']}, or run=OTHER to start anew"
                 )
             step, note = int(record["step"]), f"going on from {last}"
+        if damaged:
+            note = "; ".join([*damaged, note or "no earlier checkpoint is whole: starting anew"])
         write_text(self.root / "config.yaml", to_yaml(self.recipe))
         return step, last, note
+
+    def _set_aside_damaged(self) -> list[str]:
+        """Renames the newest checkpoints that are not as they were written, down to the first that is; what to say of them."""
+        said = []
+        for checkpoint in reversed(self.checkpoints()):
+            if (fault := _damage(checkpoint)) is None:
+                break
+            aside = checkpoint.with_name(f"damaged_{checkpoint.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            checkpoint.rename(aside)
+            said.append(f"{checkpoint} is damaged ({fault}) and is now {aside.name}")
+        return said
 
     def _take(self) -> None:
         """Holds the run's name for this process; the lock goes with the process, however it ends."""
@@ -82,7 +98,7 @@ class RunFolder:
         scratch.mkdir(parents=True)
         try:
             yield scratch
-            record = {"step": step, "ep": self.recipe.layout.ep, "fixed": self._fixed}
+            record = {"step": step, "ep": self.recipe.layout.ep, "fixed": self._fixed, "files": _hashes(scratch)}
             write_text(scratch / RECORD, json.dumps(record, indent=2) + "\n")
             sync_tree(scratch)
             scratch.rename(target)
@@ -112,6 +128,23 @@ class RunFolder:
                 f"'{self.root}' holds an unfinished run of another recipe ({'; '.join(different)}); write run=OTHER, or "
                 "remove that folder"
             )
+
+
+def _hashes(checkpoint: Path) -> dict[str, str]:
+    """SHA-256 of every file of a checkpoint but its record, by its path inside."""
+    files = sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != RECORD)
+    return {str(p.relative_to(checkpoint)): sha256(p) for p in files}
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """What of a checkpoint is not as it was written."""
+    try:
+        written = json.loads((checkpoint / RECORD).read_text())["files"]
+    except (ValueError, KeyError):
+        return f"its {RECORD} cannot be read"
+    there = _hashes(checkpoint)
+    different = sorted(name for name in written.keys() | there.keys() if written.get(name) != there.get(name))
+    return f"{different[0]} is not the file that was written" if different else None
 
 
 def _fixed(r: Recipe, data: Dataset, heldout: Dataset) -> dict[str, Any]:

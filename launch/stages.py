@@ -144,7 +144,8 @@ def train(recipe: Recipe, console: Console) -> None:
         f"{min(plan.data.lengths):,} to {max(plan.data.lengths):,} tokens"
     )
     run = RunFolder(recipe, plan.data, plan.heldout)
-    engine.train(plan, run, console)
+    if not engine.train(plan, run, console):
+        return
     from launch import report
     from launch.sanity import check
 

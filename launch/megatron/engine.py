@@ -3,8 +3,10 @@
 import contextlib
 import json
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -24,8 +26,10 @@ _KEPT_FILES = (
 )  # fmt: skip
 
 
-def train(plan: Plan, run: RunFolder, console: Console) -> None:
-    """Trains from the last whole checkpoint (or the base) to the last step, and exports to `hf/`.
+def train(plan: Plan, run: RunFolder, console: Console) -> bool:
+    """Trains from the last whole checkpoint (or the base) to the last step, and exports to `hf/`; whether it came so far.
+
+    SIGTERM, by which a scheduler takes its machines back, lets the step end, saves, and leaves the rest to the next start.
 
     Raises `TrainError` where a rank died, hung or met a number that is not finite; the checkpoints stay.
     """
@@ -42,12 +46,32 @@ def train(plan: Plan, run: RunFolder, console: Console) -> None:
                 completed = ranks.call("load", str(checkpoint))[0]
         metrics = Metrics(run.root, completed)
         with contextlib.closing(metrics), _progress(console, plan.schedule.num_steps, completed) as advance:
-            _steps(plan, run, ranks, metrics, completed, advance)
+            done = _steps(plan, run, ranks, metrics, completed, advance)
+        if done < plan.schedule.num_steps:
+            console.print(f"SIGTERM: saved after step {done} of {plan.schedule.num_steps}; the same command goes on")
+            return False
         with console.status("Exporting to Hugging Face format"):
             _export(recipe, run, ranks)
+    return True
 
 
-def _steps(plan: Plan, run: RunFolder, ranks: Ranks, metrics: Metrics, completed: int, advance: Any) -> None:
+class _Sigterm:
+    """A context in which SIGTERM is noted and ends nothing."""
+
+    def __enter__(self) -> "_Sigterm":
+        self.came = False
+        self._before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.came = True
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+
+
+def _steps(plan: Plan, run: RunFolder, ranks: Ranks, metrics: Metrics, completed: int, advance: Any) -> int:
+    """Runs the steps that are left, or up to SIGTERM; returns the number of those completed, the last of them saved."""
     recipe, total = plan.recipe, plan.schedule.num_steps
 
     def evaluate(step: int) -> None:
@@ -55,16 +79,20 @@ def _steps(plan: Plan, run: RunFolder, ranks: Ranks, metrics: Metrics, completed
 
     if completed == 0:
         evaluate(0)
-    for step in range(completed, total):
-        line = ranks.call("train_step", step)[0]
-        metrics.add(line)
-        done = step + 1
-        if done % recipe.optim.eval_steps == 0 or done == total:
-            evaluate(done)
-        if done % recipe.engine.save_steps == 0 or done == total:
-            with run.new_checkpoint(done) as folder:
-                ranks.call("save", str(folder), done)
-        advance(line)
+    with _Sigterm() as sigterm:
+        for step in range(completed, total):
+            line = ranks.call("train_step", step)[0]
+            metrics.add(line)
+            done = step + 1
+            if done % recipe.optim.eval_steps == 0 or done == total:
+                evaluate(done)
+            if done % recipe.engine.save_steps == 0 or done == total or sigterm.came:
+                with run.new_checkpoint(done) as folder:
+                    ranks.call("save", str(folder), done)
+            advance(line)
+            if sigterm.came:
+                return done
+    return total
 
 
 @contextlib.contextmanager

@@ -71,7 +71,7 @@ def test_a_job_trains_in_place_and_stopping_it_ends_everything(head):
         time.sleep(0.2)
     subprocess.run(["ray", "job", "stop", "stopped"], env=env, check=True, capture_output=True)
     logs = subprocess.run(["ray", "job", "logs", "stopped"], env=env, capture_output=True, text=True).stdout
-    assert "Interrupted" in logs
+    assert "SIGTERM: saved after step" in logs
     time.sleep(3)
     left = subprocess.run(["pgrep", "-f", "launch/limi.py run=stopped"], capture_output=True, text=True).stdout
     assert not left

@@ -76,12 +76,46 @@ def test_a_killed_rank_ends_the_run_cleanly_and_it_resumes_exactly(root, uninter
     assert metrics_of(run) == uninterrupted, "bit for bit"
 
 
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
-def test_an_interruption_ends_everything_that_was_started(root, sign):
-    process = start(root, f"run=interrupted-{sign.name}")
-    wait_for_step(root / "runs" / f"interrupted-{sign.name}", 2, process)
+def test_sigterm_saves_and_exits_with_0_and_the_run_goes_on_exactly(root, uninterrupted):
+    run = root / "runs" / "preempted"
+    process = start(root, "run=preempted")
+    wait_for_step(run, 8, process)
     children = descendants(process.pid)
-    process.send_signal(sign)
+    sent = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    code, output = finish(process)
+    assert code == 0, output
+    assert time.monotonic() - sent < 30, "the usual grace of a scheduler"
+    assert not alive(children)
+    newest = max(p.name for p in (run / "checkpoints").iterdir())
+    assert newest > "step_000006"
+    assert f"saved after step {int(newest[-6:])} of" in output
+    code, output = finish(start(root, "run=preempted"))
+    assert code == 0, output
+    assert newest in output
+    assert metrics_of(run) == uninterrupted, "bit for bit"
+
+
+def test_a_truncated_checkpoint_is_noticed_and_the_one_before_it_goes_on_exactly(root, uninterrupted):
+    run = root / "runs" / "truncated"
+    process = start(root, "run=truncated")
+    wait_for_step(run, 14, process)
+    process.send_signal(signal.SIGINT)
+    finish(process)
+    newest = run / "checkpoints" / "step_000012"
+    largest = max(newest.rglob("*.distcp"), key=lambda p: p.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
+    code, output = finish(start(root, "run=truncated"))
+    assert code == 0, output
+    assert "step_000012 is damaged" in output and "step_000006" in output
+    assert metrics_of(run) == uninterrupted, "bit for bit"
+
+
+def test_an_interruption_ends_everything_that_was_started(root):
+    process = start(root, "run=interrupted")
+    wait_for_step(root / "runs" / "interrupted", 2, process)
+    children = descendants(process.pid)
+    process.send_signal(signal.SIGINT)
     code, output = finish(process)
     assert code == 130, output
     assert "goes on from what is whole" in output

@@ -71,3 +71,46 @@ def test_a_finished_run_is_moved_aside(root):
     moved = next(root.glob("runs/done.*"))
     assert str(moved) in note
     assert (moved / "checkpoints" / "step_000010" / "weights").read_text() == "10"
+
+
+def spoil_content(folder):
+    (folder / "weights").write_text("0")
+
+
+def spoil_size(folder):
+    (folder / "weights").write_text("")
+
+
+def spoil_by_removal(folder):
+    (folder / "weights").unlink()
+
+
+def spoil_record(folder):
+    record = folder / "limi.json"
+    record.write_text(record.read_text()[:40])
+
+
+@pytest.mark.parametrize("spoil", [spoil_content, spoil_size, spoil_by_removal, spoil_record])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_taken(root, spoil):
+    name = spoil.__name__
+    run, _ = opened(root, f"run={name}", "engine.keep_last=3")
+    for step in (10, 20, 30):
+        save(run, step)
+    run._lock.close()
+    spoil(run.root / "checkpoints" / "step_000030")
+    again, (step, last, note) = opened(root, f"run={name}", "engine.keep_last=3")
+    assert (step, last.name) == (20, "step_000020")
+    assert "step_000030 is damaged" in note and "going on from" in note
+    assert (run.root / "checkpoints" / "damaged_step_000030").is_dir()
+    save(again, 30)
+    assert again.checkpoints()[-1].name == "step_000030"
+
+
+def test_where_no_checkpoint_is_whole_a_run_starts_anew(root):
+    run, _ = opened(root, "run=none")
+    save(run, 10)
+    run._lock.close()
+    spoil_content(run.root / "checkpoints" / "step_000010")
+    _, (step, last, note) = opened(root, "run=none")
+    assert (step, last) == (0, None)
+    assert "starting anew" in note

@@ -4,8 +4,19 @@ import pytest
 
 from tests.recipes.measure import CASES, compared
 
+QUICK = [
+    "Qwen3, DP 2",
+    "Qwen3, PP 2 of 1 and 3 layers",
+    "Qwen3, TP 2, PP 2, VPP 2",
+    "GLM, TP 2 with SP, CP 2, EP 4",
+    "GLM of 16 experts, TP 2 with SP, EP 2",
+    "wider Qwen3, selective recomputation",
+]
 
-@pytest.mark.parametrize("name", CASES)
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+)
 def test_a_rank_holds_what_the_formulas_say(name):
     for ratios in compared(name):
         assert {*ratios["weights"], *ratios["gradients"]} == {1.0}
