@@ -24,7 +24,7 @@ from recipes.memory import (
     host_memory,
     memory_limit,
     verdict,
-)  # fmt: skip
+)
 from recipes.plan_words import degrees, degrees_of
 from recipes.published import calibration
 from recipes.schedule import Schedule, Step, schedule_of
