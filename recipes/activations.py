@@ -1,16 +1,17 @@
 """Bytes that one micro-batch keeps on a rank from its forward pass to its backward pass.
 
-Counted are the tensors that autograd saves in the project's layer spec, which are those that Transformer Engine 2.16 saves:
-a norm keeps its input and a number a row, a linear layer its input, SwiGLU its input, flash attention its queries, keys,
-values, output and log-sum-exp. `tests/recipes/test_activations.py` measures them in a real forward pass.
+Counted are the tensors that autograd saves in the project's layer spec, which is made to save what Transformer Engine does: a
+norm its input and a number a row, a linear layer its input, SwiGLU its input, flash attention its queries, keys, values, output
+and log-sum-exp. `tests/recipes/test_memory_measured.py` measures them in a real forward pass; Transformer Engine's were read, not
+measured.
 
 All counts are bytes a token of the rank: t tokens after context parallelism, t / tp where sequence parallelism cuts them.
 """
 
 from dataclasses import dataclass
 
-from recipes.config import Dtype, EngineName, Model, Recipe, Recompute
-from recipes.partition import Chunk
+from recipes.config import EngineName, Model, Recipe, Recompute
+from recipes.partition import Chunk, element_size
 
 IMBALANCE = 1.25  # tokens that the busiest rank's experts get, over the mean
 
@@ -50,7 +51,7 @@ class Activations:
 def activations(r: Recipe, imbalance: float = IMBALANCE) -> Activations:
     """For the recipe's model, layout and precision. imbalance: tokens of this rank's experts over the mean."""
     m, p = r.model, r.layout
-    size = 2 if r.engine.dtype is Dtype.bf16 else 4
+    size = element_size(r)
     cut = 1 / p.tp if p.sp else 1.0  # of tokens, between the blocks
     hidden = cut * m.hidden * size
     rows = cut * 4  # one fp32 number a token

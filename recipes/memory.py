@@ -13,7 +13,7 @@ import psutil
 from recipes.activations import IMBALANCE, Activations, activations
 from recipes.config import Dtype, EngineName, OptimizerState, Recipe, Recompute
 from recipes.dimensions import parameters
-from recipes.partition import Buffer, Chunk, Placed, placed
+from recipes.partition import Buffer, Chunk, Placed, element_size, placed
 from recipes.pipeline import in_flight
 
 RUNTIME = 3 * 2**30  # allowance: CUDA context, NCCL's communicators, cuBLAS and cuDNN workspaces
@@ -106,11 +106,6 @@ def _stage(r: Recipe, chunks: list[Chunk], a: Activations, load: Load, held: lis
         fragmentation=FRAGMENTATION * (activation + max(working, loss) + communication),
         runtime=RUNTIME if r.gpu.memory_mib else RUNTIME_CPU,
     )
-
-
-def element_size(r: Recipe) -> int:
-    """Bytes of a weight."""
-    return 2 if r.engine.dtype is Dtype.bf16 else 4
 
 
 def optimizer_bytes(r: Recipe) -> int:

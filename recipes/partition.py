@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from recipes.config import Layout, Model, Recipe
+from recipes.config import Dtype, Layout, Model, Recipe
 from recipes.layout import round_up, stage_layers, world_size
 
 Tensors = tuple[int, int]  # elements of one on this rank, how many such
@@ -22,6 +22,11 @@ class Chunk:
     @property
     def layers(self) -> int:
         return self.dense + self.moe
+
+
+def element_size(r: Recipe) -> int:
+    """Bytes of a weight."""
+    return 2 if r.engine.dtype is Dtype.bf16 else 4
 
 
 def stages(m: Model, p: Layout) -> list[list[Chunk]]:

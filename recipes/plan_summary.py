@@ -3,8 +3,6 @@
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from recipes.activations import IMBALANCE
 from recipes.config import Recipe
 from recipes.dimensions import flops, parameters
@@ -106,9 +104,7 @@ def _gantt(p: RunPlan) -> list[dict[str, Any]]:
     """The passes of the first step's slowest pipeline, in seconds; nothing where no time is predicted."""
     if p.clock is None:
         return []
-    tokens, pairs = p.loads[0]
-    times = [p.clock.passes(s, tokens, pairs) for s in range(p.recipe.layout.pp)]
-    forward, backward = (np.stack([np.add.reduce([*t[i].values()]) for t in times]) / _factor(p.recipe) for i in (0, 1))
+    forward, backward = (seconds / _factor(p.recipe) for seconds in p.clock.times(*p.loads[0]))
     rank = int(p.clock.pipeline.makespan(forward, backward).argmax())
     return [
         {"stage": one.stage, "chunk": one.chunk, "micro_batch": one.micro_batch, "forward": one.forward,

@@ -13,8 +13,7 @@ from recipes.activations import IMBALANCE, activations
 from recipes.config import OptimizerState, Recipe, Recompute
 from recipes.dimensions import flops
 from recipes.layout import world_size
-from recipes.memory import element_size
-from recipes.partition import Buffer, Chunk, Placed, placed
+from recipes.partition import Buffer, Chunk, Placed, element_size, placed
 from recipes.pipeline import Pipeline
 
 LINK = 0.8  # allowance: share of a link's peak that collectives of this size reach
@@ -151,15 +150,19 @@ class Clock:
     def step(self, tokens: np.ndarray, pairs: np.ndarray) -> dict[str, float]:
         """Seconds of a step by part: [ranks, micro-batches] padded tokens and causal pairs. The parts are those of the
         slowest rank's busiest stage; `bubbles` is what it waits."""
-        times = [self.passes(s, tokens, pairs) for s in range(self.r.layout.pp)]
-        forward = self._together(np.stack([sum(f.values()) for f, _ in times]))
-        backward = self._together(np.stack([sum(b.values()) for _, b in times]))
+        forward, backward = self.times(tokens, pairs)
         ends = self.pipeline.makespan(forward, backward)
         rank = int(ends.argmax())
         stage = int((forward + backward)[:, rank].sum(axis=1).argmax())
-        down, up = times[stage]
+        down, up = self.passes(stage, tokens, pairs)
         parts = {name: float((down[name] + up[name])[rank].sum()) for name in down}
         return parts | {"bubbles": max(0.0, float(ends[rank]) - sum(parts.values()))} | self.after
+
+    def times(self, tokens: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(forward, backward) [stages, ranks, micro-batches] seconds of every pass."""
+        found = [self.passes(s, tokens, pairs) for s in range(self.r.layout.pp)]
+        forward, backward = (np.stack([np.add.reduce([*one[i].values()]) for one in found]) for i in (0, 1))
+        return self._together(forward), self._together(backward)
 
     def _together(self, times: np.ndarray) -> np.ndarray:
         """[stages, ranks, micro-batches]: data-parallel ranks that exchange tokens with each other's experts wait for the

@@ -35,7 +35,7 @@ from launch.megatron.place import Place
 from launch.model import hf
 from launch.model.gpt import build_chunks, transformer_config
 from launch.model.safetensors_folder import SafetensorsFolder
-from recipes.config import Dtype, Recipe
+from recipes.config import Dtype, Layout, Recipe
 from recipes.errors import CheckpointError
 from recipes.layout import world_size
 from recipes.learning_rate import learning_rate
@@ -57,7 +57,6 @@ class Rank:
         self._build()
 
     def _meet(self) -> None:
-        p = self.recipe.layout
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         else:
@@ -71,14 +70,7 @@ class Rank:
             rank=self.place.rank,
             timeout=timeout,
         )
-        parallel_state.initialize_model_parallel(
-            tensor_model_parallel_size=p.tp,
-            pipeline_model_parallel_size=p.pp,
-            virtual_pipeline_model_parallel_size=p.vpp if p.vpp > 1 else None,
-            context_parallel_size=p.cp,
-            expert_model_parallel_size=p.ep,
-            expert_tensor_parallel_size=p.etp,
-        )
+        initialize_parallel(self.recipe.layout)
 
     def _build(self) -> None:
         r = self.recipe
@@ -190,6 +182,18 @@ class Rank:
         )
         total, supervised, tokens = sums.tolist()
         return total / supervised, round(supervised), round(tokens)
+
+
+def initialize_parallel(p: Layout) -> None:
+    """Megatron's process groups for a layout, over the process group that all ranks have joined."""
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=p.tp,
+        pipeline_model_parallel_size=p.pp,
+        virtual_pipeline_model_parallel_size=p.vpp if p.vpp > 1 else None,
+        context_parallel_size=p.cp,
+        expert_model_parallel_size=p.ep,
+        expert_tensor_parallel_size=p.etp,
+    )
 
 
 def wrap(r: Recipe, config: TransformerConfig, chunks: list[GPTModel]) -> tuple[list[DistributedDataParallel], Any]:

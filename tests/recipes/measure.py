@@ -111,20 +111,12 @@ def _rank(rank: int, ranks: int, words: list[str], folder: str) -> None:
     cpu.install()
     from megatron.core import parallel_state, tensor_parallel
 
-    from launch.megatron.rank import wrap
+    from launch.megatron.rank import initialize_parallel, wrap
     from launch.model.gpt import build_chunks, transformer_config
 
     r = compose_recipe(words)
-    p = r.layout
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
-    parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=p.tp,
-        pipeline_model_parallel_size=p.pp,
-        virtual_pipeline_model_parallel_size=p.vpp if p.vpp > 1 else None,
-        context_parallel_size=p.cp,
-        expert_model_parallel_size=p.ep,
-        expert_tensor_parallel_size=p.etp,
-    )
+    initialize_parallel(r.layout)
     tensor_parallel.model_parallel_cuda_manual_seed(0, inference_rng_tracker=True)
     config = transformer_config(r)
     chunks = build_chunks(r, config)
