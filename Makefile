@@ -1,5 +1,5 @@
 # One command a stage. `make` sets itself up: one virtual environment, every version pinned by constraints.txt.
-# Every `name=value` on make's command line goes to Hydra; MODEL=x is short for model=x.
+# Every `name=value` on make's command line goes to Hydra; MODEL=x is short for model=x, STEP=n for step=n.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -10,11 +10,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 # What make and this file read themselves; everything else the user wrote is an override for Hydra.
-OWN := MODEL PYTHON SHELL MAKEFLAGS __o
+OWN := MODEL STEP PYTHON SHELL MAKEFLAGS __o
 __escape = '$(subst ','\'',$(1))'
 # By name, not $(MAKEOVERRIDES): that one breaks on quotes and parentheses.
 OVERRIDES = $(foreach __o,$(filter-out $(OWN),$(.VARIABLES)),$(if $(filter command line,$(origin $(__o))),$(call __escape,$(__o)=$(value $(__o)))))
-LIMI = $(BIN)/python launch/limi.py $(1) $(if $(MODEL),$(call __escape,model=$(MODEL))) $(OVERRIDES)
+LIMI = $(BIN)/python launch/limi.py $(1) $(if $(MODEL),$(call __escape,model=$(MODEL))) $(if $(STEP),$(call __escape,step=$(STEP))) $(OVERRIDES)
 # Overrides must not reach a make that a stage or a test runs.
 export MAKEFLAGS :=
 export MAKEOVERRIDES :=
@@ -57,6 +57,10 @@ plan: $(READY) ## Layout, memory, steps, time and cost of MODEL on cluster=NAME,
 .PHONY: train
 train: $(READY) ## Data, training, export, sanity check and report
 	@$(call LIMI,train)
+
+.PHONY: replay
+replay: $(READY) ## Repeat step STEP of a run, whole and sequence by sequence: what made it diverge, and whether it does so again
+	@$(call LIMI,replay)
 
 .PHONY: parity
 parity: $(READY) ## Train the tiny models in every layout beside one rank, and compare (15 minutes)

@@ -34,6 +34,17 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
+def completed(root: Path) -> int:
+    """Steps that the run's metrics hold; 0 where there are none yet."""
+    path = root / "metrics.jsonl"
+    return max((m["step"] for m in read(path)), default=0) if path.exists() else 0
+
+
+def losses(root: Path) -> list[float]:
+    """The losses of the run's steps, in order."""
+    return [m["loss"] for m in read(root / "metrics.jsonl") if "loss" in m]
+
+
 def heldout_losses(path: Path) -> dict[int, float]:
     """{completed steps: held-out loss}, in order."""
     return {m["step"]: m["heldout_loss"] for m in read(path) if "heldout_loss" in m}

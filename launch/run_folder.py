@@ -11,12 +11,12 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from data_prep.dataset import Dataset
 from data_prep.files import sha256, sync_tree, write_text
 from recipes.compose import run_folder, to_yaml
-from recipes.config import Recipe
+from recipes.config import Recipe, Resume
 from recipes.errors import CheckpointError, ConfigError, PreflightError
 
 RECORD = "limi.json"  # beside a checkpoint's own files: its step and what it was trained on
@@ -28,6 +28,7 @@ class RunFolder:
         self.root = run_folder(recipe)
         self.hf = self.root / "hf"
         self._fixed = _fixed(recipe, data, heldout)
+        self._lock: TextIO | None = None
 
     def open(self) -> tuple[int, Path | None, str | None]:
         """Makes the folder ready: the steps completed so far, the checkpoint to go on from, and what to tell the user.
@@ -51,12 +52,15 @@ class RunFolder:
             last = checkpoints[-1]
             record = json.loads((last / RECORD).read_text())
             self._compare(record["fixed"])
-            if record["ep"] != self.recipe.layout.ep:
+            exact = self.recipe.engine.resume is Resume.exact
+            if exact and record["ep"] != self.recipe.layout.ep:
                 raise ConfigError(
                     f"'{last}' was written with layout.ep={record['ep']}, and its optimizer state cannot be spread over "
-                    f"layout.ep={self.recipe.layout.ep}; write layout.ep={record['ep']}, or run=OTHER to start anew"
+                    f"layout.ep={self.recipe.layout.ep}; write layout.ep={record['ep']}, or engine.resume=weights to take the "
+                    "weights alone, with a new optimizer"
                 )
-            step, note = int(record["step"]), f"going on from {last}"
+            what = "" if exact else "the weights alone of "
+            step, note = int(record["step"]), f"going on from {what}{last}"
         if damaged:
             note = "; ".join([*damaged, note or "no earlier checkpoint is whole: starting anew"])
         write_text(self.root / "config.yaml", to_yaml(self.recipe))
@@ -76,23 +80,42 @@ class RunFolder:
 
     def _take(self) -> None:
         """Holds the run's name for this process; the lock goes with the process, however it ends."""
+        if self._lock is not None:
+            return
         self.root.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = self.root.with_name(f".{self.root.name}.lock").open("w")
+        lock = self.root.with_name(f".{self.root.name}.lock").open("w")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            lock.close()
             raise PreflightError(
                 f"run={self.recipe.run} is being trained by another process; wait for it, or write run=OTHER"
             ) from error
+        self._lock = lock
 
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
         return sorted(p.parent for p in self.root.glob(f"checkpoints/step_*/{RECORD}"))
 
+    def before(self, step: int) -> tuple[int, Path | None]:
+        """Of an earlier start, the last whole checkpoint before step `step` (the first is 1) and its completed steps."""
+        if not self.root.is_dir():
+            raise ConfigError(f"there is no run '{self.root}'; write run=NAME, one of {self.root.parent}")
+        for checkpoint in reversed(self.checkpoints()):
+            record = json.loads((checkpoint / RECORD).read_text())
+            self._compare(record["fixed"])
+            if record["step"] < step and _damage(checkpoint) is None:
+                return int(record["step"]), checkpoint
+        return 0, None
+
+    def checkpoint(self, step: int) -> Path | None:
+        """The checkpoint of `step` completed steps, where there is one."""
+        return next((c for c in self.checkpoints() if c.name == _name(step)), None)
+
     @contextlib.contextmanager
     def new_checkpoint(self, step: int) -> Iterator[Path]:
         """A folder for all ranks to write into, which becomes `step_NNNNNN` when the block ends without an error."""
-        target = self.root / "checkpoints" / f"step_{step:06}"
+        target = self.root / "checkpoints" / _name(step)
         scratch = target.with_name(f".{target.name}")
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
@@ -128,6 +151,10 @@ class RunFolder:
                 f"'{self.root}' holds an unfinished run of another recipe ({'; '.join(different)}); write run=OTHER, or "
                 "remove that folder"
             )
+
+
+def _name(step: int) -> str:
+    return f"step_{step:06}"
 
 
 def _hashes(checkpoint: Path) -> dict[str, str]:

@@ -155,6 +155,20 @@ def train(recipe: Recipe, console: Console) -> None:
     check.refuse_failed(done, run)
 
 
+def replay(recipe: Recipe, console: Console) -> None:
+    """Repeats one step of a run, `step`, whole and sequence by sequence."""
+    from launch.megatron import replay
+    from launch.plan import Plan
+    from launch.run_folder import RunFolder
+
+    plan = Plan(recipe, *_packed(recipe, console).values())
+    if recipe.step is None or recipe.step > plan.schedule.num_steps:
+        raise ConfigError(
+            f"step={recipe.step}: the run has steps 1 to {plan.schedule.num_steps}; write step=N (make: STEP=N)"
+        )
+    replay.replay(plan, RunFolder(recipe, plan.data, plan.heldout), recipe.step, console)
+
+
 def parity(recipe: Recipe, console: Console) -> None:
     """Trains the tiny models in every layout of the embedded engine, beside one rank."""
     import tempfile
@@ -232,6 +246,7 @@ def _make_base(recipe: Recipe, console: Console) -> None:
 
 STAGES: dict[str, Stage] = {
     "train": train,
+    "replay": replay,
     "data": data,
     "inspect": inspect,
     "plan": plan,

@@ -107,6 +107,13 @@ class TooLong(Enum):
     split = "split"
 
 
+class Resume(Enum):
+    """What a run takes from its last checkpoint: everything, bit for bit, or the weights alone, with a new optimizer."""
+
+    exact = "exact"
+    weights = "weights"
+
+
 class EngineName(Enum):
     megatron = "megatron"
     slime = "slime"
@@ -247,6 +254,9 @@ class Engine:
     save_steps: int = MISSING  # a checkpoint every so many steps, and one after the last
     keep_last: int = MISSING  # older checkpoints are removed
     timeout: int = MISSING  # longest wait for a step, a save or the start of the ranks
+    max_retries: int = MISSING  # new starts from the last checkpoint after a rank died or hung
+    resume: Resume = Resume.exact
+    spike: float | None = MISSING  # stop where a step's loss is over this many times the largest of the ten before it
 
 
 @dataclass
@@ -263,6 +273,7 @@ class Recipe:
     seed: int = MISSING
     dry_run: bool = False  # print the resolved recipe and what would run
     id: str | None = None  # of the trajectory that `inspect` shows
+    step: int | None = None  # that `replay` repeats, the first being 1
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     optim: Optim = field(default_factory=Optim)

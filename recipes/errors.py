@@ -25,5 +25,9 @@ class TrainError(LimiError):
     """Training ended early: a rank died or hung, or a number stopped being finite."""
 
 
+class DivergedError(TrainError):
+    """A step's loss or gradient is not finite, or the loss leapt; nothing was updated."""
+
+
 class SanityError(LimiError):
     """The trained checkpoint cannot be served, or a check on it failed."""

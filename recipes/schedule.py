@@ -36,6 +36,11 @@ class Step:
     trajectories: tuple[int, ...]
     ranks: tuple[tuple[MicroBatch, ...], ...]
 
+    @property
+    def sequences(self) -> list[int]:
+        """Every sequence of the step once, in the order of the data set."""
+        return sorted({s for rank in self.ranks for micro_batch in rank for s in micro_batch})
+
 
 @dataclass(frozen=True)
 class Schedule:

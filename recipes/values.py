@@ -23,7 +23,8 @@ def check_values(r: Recipe) -> None:
         "optim.epochs": 1, "optim.batch_size": 1, "optim.copies": 1, "optim.warmup_steps": 0, "optim.eval_steps": 1,
         "model.native_context": 1, "layout.loss_chunk": 1,
         "layout.first_stage_layers": 1, "layout.last_stage_layers": 1,
-        "engine.save_steps": 1, "engine.keep_last": 1, "engine.timeout": 1, "sanity.timeout": 1,
+        "engine.save_steps": 1, "engine.keep_last": 1, "engine.timeout": 1, "engine.max_retries": 0,
+        "sanity.timeout": 1,
         "data.max_tokens": 2, "data.max_rejected": 0, "data.workers": 1,
         "cluster.nodes": 1, "cluster.gpus_per_node": 1,
         "layout.tp": 1, "layout.pp": 1, "layout.vpp": 1, "layout.cp": 1, "layout.ep": 1, "layout.etp": 1,
@@ -42,6 +43,12 @@ def check_values(r: Recipe) -> None:
         raise ConfigError(f"optim.min_lr_ratio={r.optim.min_lr_ratio} is not a share; write optim.min_lr_ratio=0.1")
     if not 0 < r.optim.lr < float("inf"):
         raise ConfigError(f"optim.lr={r.optim.lr} is not a positive number; write for example optim.lr=1e-5")
+    if r.engine.spike is not None and not r.engine.spike > 1:
+        raise ConfigError(
+            f"engine.spike={r.engine.spike:g} would stop an even loss; write engine.spike=5, or engine.spike=null"
+        )
+    if r.step is not None and r.step < 1:
+        raise ConfigError(f"step={r.step}: the first step is 1; write step=1 or more")
     fraction = r.optim.warmup_fraction
     if fraction is not None and not 0 <= fraction < 1:
         raise ConfigError(f"optim.warmup_fraction={fraction} leaves no step after it; write optim.warmup_fraction=0.1")

@@ -18,30 +18,49 @@ def save(folder: Path, chunks: list[Any], optimizer: Any, step: int) -> None:
     dist_checkpointing.save(_state(chunks, optimizer, step, is_loading=False), str(folder))
 
 
+def load_weights(folder: Path, chunks: list[Any], optimizer: Any) -> int:
+    """Sets the model alone; the optimizer's copy of it follows, its moments start anew. Returns the completed steps."""
+    state = dist_checkpointing.load({**_model(chunks), "step": 0}, str(folder))
+    _set(chunks, state)
+    optimizer.reload_model_params()
+    return int(state["step"])
+
+
 def load(folder: Path, chunks: list[Any], optimizer: Any) -> int:
     """Sets model and optimizer from a checkpoint; returns its number of completed steps."""
     for part in _parts(optimizer):
         if not part.optimizer.state:  # state_dict() asserts that Adam's state exists
             part._init_optimizer_states_with_dummy_values()
     state = dist_checkpointing.load(_state(chunks, optimizer, 0, is_loading=True), str(folder))
-    for key, chunk in _named(chunks):
-        chunk.load_state_dict(state[key])
+    _set(chunks, state)
     optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])
 
 
 def _state(chunks: list[Any], optimizer: Any, step: int, *, is_loading: bool) -> dict[str, Any]:
-    metadata = {
+    model = _model(chunks)
+    return {
+        **model,
+        "optimizer": optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=_metadata()),
+        "step": step,
+    }
+
+
+def _model(chunks: list[Any]) -> dict[str, Any]:
+    return {key: chunk.sharded_state_dict(metadata=_metadata()) for key, chunk in _named(chunks)}
+
+
+def _metadata() -> dict[str, Any]:
+    return {
         "distrib_optim_sharding_type": "fully_reshardable",
         "chained_optim_avoid_prefix": True,
         "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
     }
-    model = {key: chunk.sharded_state_dict(metadata=metadata) for key, chunk in _named(chunks)}
-    return {
-        **model,
-        "optimizer": optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=metadata),
-        "step": step,
-    }
+
+
+def _set(chunks: list[Any], state: dict[str, Any]) -> None:
+    for key, chunk in _named(chunks):
+        chunk.load_state_dict(state[key])
 
 
 def _named(chunks: list[Any]) -> list[tuple[str, Any]]:

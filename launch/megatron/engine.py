@@ -1,7 +1,11 @@
 """The embedded engine's driver: every step of the schedule on all ranks, checkpoints, and the export."""
 
+import collections
 import contextlib
+import itertools
 import json
+import math
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -13,12 +17,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from data_prep.files import whole_folder, write_text
+from launch import metrics
 from launch.megatron.ranks import Ranks
-from launch.metrics import Metrics
 from launch.plan import Plan
 from launch.run_folder import RunFolder
 from recipes.checkpoint_config import exported
 from recipes.config import Recipe
+from recipes.errors import DivergedError, TrainError
 
 _KEPT_FILES = (
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json", "vocab.json", "merges.txt",
@@ -29,30 +34,61 @@ _KEPT_FILES = (
 def train(plan: Plan, run: RunFolder, console: Console) -> bool:
     """Trains from the last whole checkpoint (or the base) to the last step, and exports to `hf/`; whether it came so far.
 
-    SIGTERM, by which a scheduler takes its machines back, lets the step end, saves, and leaves the rest to the next start.
+    After a rank died or hung it starts again from the last checkpoint, `engine.max_retries` times at most, and not where the
+    same step failed in the same way twice. SIGTERM, by which a scheduler takes its machines back, lets the step end, saves,
+    and leaves the rest to the next start.
 
-    Raises `TrainError` where a rank died, hung or met a number that is not finite; the checkpoints stay.
+    Raises `TrainError` where it cannot go on; the checkpoints stay.
     """
-    recipe = plan.recipe
+    before: tuple[int, str] | None = None
+    for retry in itertools.count(1):
+        try:
+            return _attempt(plan, run, console)
+        except DivergedError:
+            raise
+        except TrainError as error:
+            first = str(error).splitlines()[0]
+            failure = metrics.completed(run.root), re.sub(r"\d+", "", first)
+            again = "run the same command to go on from the last checkpoint"
+            if failure == before:
+                raise TrainError(
+                    f"{error}\nAfter step {failure[0]} twice, so it was not tried a third time; {again}"
+                ) from error
+            if retry > plan.recipe.engine.max_retries:
+                raise TrainError(
+                    f"{error}\nengine.max_retries={plan.recipe.engine.max_retries} are used up; {again}"
+                ) from error
+            console.print(f"{first}; retry {retry} of {plan.recipe.engine.max_retries}", style="yellow")
+            before = failure
+    raise AssertionError("an endless loop ended")
+
+
+def _attempt(plan: Plan, run: RunFolder, console: Console) -> bool:
     completed, checkpoint, note = run.open()
     if note:
         console.print(note)
     plan.write(run.root / "plan.json")
-    with Ranks(recipe) as ranks:
-        with console.status(f"Starting {plan.world_size} ranks"):
-            folders = (str(plan.data.folder), str(plan.heldout.folder))
-            ranks.build(folders, (plan.schedule, plan.heldout_schedule))
-            if checkpoint is not None:
-                completed = ranks.call("load", str(checkpoint))[0]
-        metrics = Metrics(run.root, completed)
-        with contextlib.closing(metrics), _progress(console, plan.schedule.num_steps, completed) as advance:
-            done = _steps(plan, run, ranks, metrics, completed, advance)
+    with started(plan, checkpoint, console) as ranks:
+        log = metrics.Metrics(run.root, completed)
+        with contextlib.closing(log), _progress(console, plan.schedule.num_steps, completed) as advance:
+            done = _steps(plan, run, ranks, log, completed, advance)
         if done < plan.schedule.num_steps:
             console.print(f"SIGTERM: saved after step {done} of {plan.schedule.num_steps}; the same command goes on")
             return False
         with console.status("Exporting to Hugging Face format"):
-            _export(recipe, run, ranks)
+            _export(plan.recipe, run, ranks)
     return True
+
+
+@contextlib.contextmanager
+def started(plan: Plan, checkpoint: Path | None, console: Console) -> Iterator[Ranks]:
+    """All ranks with the base's weights, or a checkpoint's state."""
+    with Ranks(plan.recipe) as ranks:
+        with console.status(f"Starting {plan.world_size} ranks"):
+            ranks.build((str(plan.data.folder), str(plan.heldout.folder)), (plan.schedule, plan.heldout_schedule))
+            if checkpoint is not None:
+                ranks.call("load", str(checkpoint))
+        yield ranks
 
 
 class _Sigterm:
@@ -70,29 +106,56 @@ class _Sigterm:
         signal.signal(signal.SIGTERM, self._before)
 
 
-def _steps(plan: Plan, run: RunFolder, ranks: Ranks, metrics: Metrics, completed: int, advance: Any) -> int:
+def _steps(plan: Plan, run: RunFolder, ranks: Ranks, log: metrics.Metrics, completed: int, advance: Any) -> int:
     """Runs the steps that are left, or up to SIGTERM; returns the number of those completed, the last of them saved."""
     recipe, total = plan.recipe, plan.schedule.num_steps
+    recent = collections.deque(metrics.losses(run.root), maxlen=10)
 
     def evaluate(step: int) -> None:
-        metrics.add({"step": step, "heldout_loss": ranks.call("heldout_loss")[0]})
+        log.add({"step": step, "heldout_loss": ranks.call("heldout_loss")[0]})
 
     if completed == 0:
         evaluate(0)
     with _Sigterm() as sigterm:
         for step in range(completed, total):
-            line = ranks.call("train_step", step)[0]
-            metrics.add(line)
+            limit = recipe.engine.spike * max(recent) if recipe.engine.spike and recent else math.inf
+            try:
+                line = ranks.call("train_step", step, limit)[0]
+            except DivergedError as error:
+                raise _diverged(plan, run, ranks, step, limit, error) from None
+            log.add(line)
+            recent.append(line["loss"])
             done = step + 1
             if done % recipe.optim.eval_steps == 0 or done == total:
                 evaluate(done)
             if done % recipe.engine.save_steps == 0 or done == total or sigterm.came:
-                with run.new_checkpoint(done) as folder:
-                    ranks.call("save", str(folder), done)
+                _save(run, ranks, done)
             advance(line)
             if sigterm.came:
                 return done
     return total
+
+
+def _save(run: RunFolder, ranks: Ranks, done: int) -> None:
+    with run.new_checkpoint(done) as folder:
+        ranks.call("save", str(folder), done)
+
+
+def _diverged(plan: Plan, run: RunFolder, ranks: Ranks, step: int, limit: float, error: DivergedError) -> DivergedError:
+    """Saves the state before the step and what the step was, for `make replay`; returns what to raise."""
+    if step and not run.checkpoint(step):
+        _save(run, ranks, step)
+    of_step = plan.schedule.step(step).sequences
+    sequences = [{"id": plan.data.ids[s], "segment": plan.data.segments[s]} for s in of_step]
+    record = {"step": step + 1, "figures": str(error), "limit": str(limit), "sequences": sequences}
+    write_text(run.root / "diverged.json", json.dumps(record, indent=2) + "\n")
+    over = f", over {limit:.4g} = engine.spike {plan.recipe.engine.spike:g} x the largest loss of the ten steps before"
+    names = ", ".join(dict.fromkeys(plan.data.ids[s] for s in of_step))
+    return DivergedError(
+        f"step {step + 1}: {error}{over if math.isfinite(limit) else ''}. Nothing was updated, and the state before the step "
+        f"is saved. It trained on {names}. To see it sequence by sequence: `make replay STEP={step + 1}` with the same words; "
+        "to go on: engine.spike=null if the figures are finite, else a smaller optim.lr with run=OTHER"
+    )
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ Imported by `worker.py` after `cpu.install()`, so that megatron.core runs on a C
 """
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -35,8 +36,8 @@ from launch.megatron.place import Place
 from launch.model import hf
 from launch.model.gpt import build_chunks, transformer_config
 from launch.model.safetensors_folder import SafetensorsFolder
-from recipes.config import Dtype, Layout, Recipe
-from recipes.errors import CheckpointError
+from recipes.config import Dtype, Layout, Recipe, Resume
+from recipes.errors import CheckpointError, DivergedError
 from recipes.layout import world_size
 from recipes.learning_rate import learning_rate
 from recipes.schedule import MicroBatch, Schedule
@@ -85,8 +86,9 @@ class Rank:
         self.config.grad_scale_func = self.optimizer.scale_loss
 
     def load(self, folder: str) -> int:
-        """Goes on from a checkpoint; returns its number of completed steps."""
-        return checkpoint.load(Path(folder), self.chunks, self.optimizer)
+        """Goes on from a checkpoint, as `engine.resume` says; returns its number of completed steps."""
+        load = checkpoint.load_weights if self.recipe.engine.resume is Resume.weights else checkpoint.load
+        return load(Path(folder), self.chunks, self.optimizer)
 
     def save(self, folder: str, step: int) -> None:
         with self._writing():
@@ -120,31 +122,39 @@ class Rank:
         except (OSError, RuntimeError, CheckpointException, SafetensorError) as error:
             raise CheckpointError(f"rank {self.place.rank}: {error}") from error
 
-    def train_step(self, step: int) -> dict[str, Any]:
+    def train_step(self, step: int, limit: float = math.inf) -> dict[str, Any]:
         """Runs optimizer step `step`, from 0. Returns its metrics: `loss` a supervised token, `grad_norm` before
-        clipping, `step` the number of steps then completed."""
+        clipping, `step` the number of steps then completed.
+
+        Raises `DivergedError` on every rank, with nothing updated, where the loss is over `limit` or a figure not finite.
+        """
         started = time.perf_counter()
+        figures = self.gradient(step)
+        if not (figures["loss"] <= limit and math.isfinite(figures["loss"] + figures["grad_norm"])):
+            raise DivergedError(f"loss {figures['loss']!r}, gradient norm {figures['grad_norm']!r}")
         lr = learning_rate(self.recipe.optim, step, self.schedule.num_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        return {"step": step + 1, "lr": lr, **figures, "time": {"step_s": time.perf_counter() - started}}
+
+    def gradient(self, step: int) -> dict[str, Any]:
+        """The gradient of step `step` without an update: loss, norm and tokens."""
+        return self._gradient(self.schedule.step(step).ranks[parallel_state.get_data_parallel_rank()])
+
+    def sequence_gradient(self, sequence: int) -> dict[str, Any]:
+        """As `gradient`, of one sequence of the training data alone, which all data-parallel ranks run."""
+        return self._gradient(((sequence,),) * self.schedule.micro_batch_multiple)
+
+    def _gradient(self, micro_batches: tuple[MicroBatch, ...]) -> dict[str, Any]:
         for chunk in self.model:
             chunk.train()
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        micro_batches = self.schedule.step(step).ranks[parallel_state.get_data_parallel_rank()]
         loss, supervised, tokens = self._run(self.train, micro_batches, forward_only=False)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        updated, grad_norm, _ = self.optimizer.step()
-        if not updated:
-            raise FloatingPointError(f"step {step}: the gradient is not finite, the optimizer skipped it")
-        return {
-            "step": step + 1,
-            "loss": loss,
-            "lr": lr,
-            "grad_norm": float(grad_norm),
-            "tokens": tokens,
-            "supervised_tokens": supervised,
-            "time": {"step_s": time.perf_counter() - started},
-        }
+        self.optimizer.prepare_grads()
+        grad_norm = float(self.optimizer.get_grad_norm())
+        return {"loss": loss, "grad_norm": grad_norm, "tokens": tokens, "supervised_tokens": supervised}
 
     def heldout_loss(self) -> float:
         """Mean loss a supervised token over the whole held-out data set, without dropout or gradients."""

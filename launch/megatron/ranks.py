@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from launch.megatron.place import Place
 from launch.megatron.worker import Worker
@@ -18,6 +18,8 @@ from recipes.compose import REPO, in_ray_job
 from recipes.config import Recipe
 from recipes.errors import LimiError, TrainError
 from recipes.layout import world_size
+
+DEATH_S = 5.0  # within which Ray reports a rank's death
 
 
 class Ranks:
@@ -59,6 +61,8 @@ class Ranks:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        # Ray's processes of a killed driver, and a driver whose Ray was killed, wait so long before they end.
+        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
         ray.init(
             address="local",
             num_cpus=world_size(self.recipe),
@@ -114,22 +118,37 @@ class Ranks:
                     f"rank {', '.join(map(str, stuck))} did not finish '{what}' within engine.timeout="
                     f"{self.recipe.engine.timeout} s; raise it, or look at the ranks' logs in /tmp/ray/session_latest/logs"
                 )
-            self._result(calls, done[0], what)
+            self._check(calls, done[0], pending, what)
         return [ray.get(c) for c in calls]
 
-    def _result(self, calls: list[Any], call: Any, what: str) -> None:
+    def _check(self, calls: list[Any], call: Any, pending: list[Any], what: str) -> None:
+        """Raises what a finished call raised."""
+        rank = calls.index(call)
         try:
             ray.get(call)
         except RayActorError as error:
-            raise TrainError(
-                f"rank {calls.index(call)} died in '{what}'; run the same command to go on from the last checkpoint"
-            ) from error
+            raise TrainError(f"rank {rank} died in '{what}'") from error
         except RayTaskError as error:
-            cause = error.as_instanceof_cause()
-            if isinstance(cause, LimiError):
-                raise cause from None
-            # Another rank's end shows first as a broken connection here: say so, the first cause is in its log.
-            raise TrainError(f"rank {calls.index(call)} failed in '{what}': {_last_line(error)}\n{error}") from error
+            if isinstance(error.cause, LimiError):
+                raise error.cause from None
+            # Another rank's death shows here as a broken connection, and often sooner than Ray reports it.
+            if pending:
+                others, _ = ray.wait(pending, num_returns=len(pending), timeout=DEATH_S)
+                for dead in filter(_died, others):
+                    raise TrainError(f"rank {calls.index(dead)} died in '{what}'") from error
+            raise TrainError(f"rank {rank} failed in '{what}': {_last_line(error)}\n{error}") from error
+        except RayError as error:
+            raise TrainError(f"Ray ended in '{what}': {_last_line(error)}") from error
+
+
+def _died(call: Any) -> bool:
+    try:
+        ray.get(call)
+    except RayActorError:
+        return True
+    except RayError:
+        return False
+    return False
 
 
 def _last_line(error: Exception) -> str:

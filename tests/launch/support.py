@@ -2,8 +2,10 @@
 
 import contextlib
 import json
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,40 @@ def metrics_of(run: Path) -> list[dict[str, Any]]:
     """A run's metrics without their timings."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k != "time"} for line in lines]
+
+
+SHORT = ["optim.epochs=4", "engine.save_steps=6", "optim.eval_steps=5", "engine.keep_last=10"]
+
+
+def start(root: Path, *words: str) -> subprocess.Popen[str]:
+    """Training without the sanity check, 20 short steps unless the words say otherwise, as a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "tests/launch/train_only.py", f"cluster.root={root}", *SHORT, *words],
+        cwd=REPO,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        # Where the tests run in the background, SIGINT is ignored, and a child would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Its exit status and what it wrote."""
+    output, _ = process.communicate(timeout=180)
+    return process.returncode, output
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
+    """Waits until the run's metrics reach a step."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(FileNotFoundError):
+            if any(line["step"] >= step for line in metrics_of(run)):
+                return
+        time.sleep(0.02)
+    raise AssertionError(f"step {step} never came: {finish(process)}")
 
 
 def descendants(pid: int) -> list[psutil.Process]:

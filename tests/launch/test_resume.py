@@ -4,45 +4,13 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.conftest import REPO
-from tests.launch.support import alive, descendants, metrics_of
-
-SHORT = ["optim.epochs=4", "engine.save_steps=6", "optim.eval_steps=5", "engine.keep_last=10"]
-
-
-def start(root: Path, *words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "tests/launch/train_only.py", f"cluster.root={root}", *SHORT, *words],
-        cwd=REPO,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        # Where the tests run in the background, SIGINT is ignored, and a child would inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    output, _ = process.communicate(timeout=180)
-    return process.returncode, output
-
-
-def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(FileNotFoundError):
-            if any(line["step"] >= step for line in metrics_of(run)):
-                return
-        time.sleep(0.02)
-    raise AssertionError(f"step {step} never came: {finish(process)}")
+from data_prep.files import sha256
+from tests.launch.support import alive, descendants, finish, metrics_of, start, wait_for_step
 
 
 @pytest.fixture(scope="module")
@@ -61,19 +29,52 @@ def rank_processes(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 def test_a_killed_rank_ends_the_run_cleanly_and_it_resumes_exactly(root, uninterrupted):
     run = root / "runs" / "killed"
-    process = start(root, "run=killed")
+    process = start(root, "run=killed", "engine.max_retries=0")
     wait_for_step(run, 8, process)
     children = descendants(process.pid)
     rank_processes(process)[1].send_signal(signal.SIGKILL)
     code, output = finish(process)
     assert code == 1, output
-    assert "TrainError: rank" in output
+    assert "TrainError: rank 1 died in " in output and "engine.max_retries=0 are used up" in output
     assert not alive(children)
     assert [p.name for p in (run / "checkpoints").iterdir()] == ["step_000006"]
     code, output = finish(start(root, "run=killed"))
     assert code == 0, output
     assert "going on from" in output
     assert metrics_of(run) == uninterrupted, "bit for bit"
+
+
+def test_a_hanging_rank_is_noticed_and_the_run_starts_again_by_itself(root, uninterrupted):
+    run = root / "runs" / "hanging"
+    process = start(root, "run=hanging", "engine.timeout=20")
+    wait_for_step(run, 8, process)
+    stopped = rank_processes(process)[0]
+    stopped.suspend()
+    sent = time.monotonic()
+    code, output = finish(process)
+    assert code == 0, output
+    assert "did not finish 'train_step' within engine.timeout=20 s" in output and "retry 1 of 3" in output
+    assert "going on from" in output and "step_000006" in output
+    assert time.monotonic() - sent < 90
+    assert not alive([stopped])
+    assert metrics_of(run) == uninterrupted, "bit for bit"
+
+
+def test_what_fails_twice_alike_is_not_tried_a_third_time(root):
+    code, output = finish(start(root, "run=twice", "engine.timeout=1"))
+    assert code == 1, output
+    assert output.count("did not finish 'start' within engine.timeout=1 s") == 2, output
+    assert "retry 1 of 3" in output and "retry 2" not in output
+    assert "twice, so it was not tried a third time" in output
+
+
+def test_the_same_recipe_twice_gives_the_same_metrics_and_the_same_bytes(root, uninterrupted):
+    code, output = finish(start(root, "run=again"))
+    assert code == 0, output
+    assert metrics_of(root / "runs" / "again") == uninterrupted, "bit for bit"
+    whole, again = (sorted((root / "runs" / name / "hf").iterdir()) for name in ("whole", "again"))
+    assert [p.name for p in whole] == [p.name for p in again]
+    assert [sha256(p) for p in whole] == [sha256(p) for p in again]
 
 
 def test_sigterm_saves_and_exits_with_0_and_the_run_goes_on_exactly(root, uninterrupted):

@@ -1,0 +1,64 @@
+"""One step of a run again, whole and sequence by sequence: what made it diverge, and whether it does so again."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from launch import metrics
+from launch.megatron.engine import started
+from launch.plan import Plan
+from launch.run_folder import RunFolder
+
+
+def replay(plan: Plan, run: RunFolder, step: int, console: Console) -> None:
+    """Goes from the last checkpoint before step `step` (the first is 1) up to it, and shows its figures beside those of the
+    run, then the loss and gradient norm of each of its sequences alone. Nothing is updated or written.
+
+    Raises `ConfigError` where the run is of another recipe.
+    """
+    completed, checkpoint = run.before(step)
+    console.print(f"from {checkpoint or plan.recipe.model.checkpoint}, {step - 1 - completed} steps before step {step}")
+    with started(plan, checkpoint, console) as ranks:
+        for earlier in _track(range(completed, step - 1), "Steps before", console):
+            ranks.call("train_step", earlier)
+        whole = ranks.call("gradient", step - 1)[0]
+        console.print(f"step {step}: {figures(whole)}; {_compared(run.root, step, whole)}")
+        sequences = plan.schedule.step(step - 1).sequences
+        rows = [(s, ranks.call("sequence_gradient", s)[0]) for s in _track(sequences, "Sequences", console)]
+    console.print(_table(plan, rows))
+
+
+def _track(numbers: Sequence[int], what: str, console: Console) -> Iterable[int]:
+    return track(numbers, what, console=console, transient=True, disable=not console.is_terminal)
+
+
+def figures(found: dict[str, Any]) -> str:
+    """Loss and gradient norm to the last bit."""
+    return f"loss {found['loss']!r}, gradient norm {found['grad_norm']!r}"
+
+
+def _compared(root: Path, step: int, found: dict[str, Any]) -> str:
+    recorded = {m["step"]: figures(m) for m in metrics.read(root / "metrics.jsonl") if "loss" in m}
+    if (root / "diverged.json").exists():
+        diverged = json.loads((root / "diverged.json").read_text())
+        recorded.setdefault(diverged["step"], diverged["figures"])
+    if step not in recorded:
+        return "the run has no figures of it"
+    return "the same in the run, bit for bit" if recorded[step] == figures(found) else f"{recorded[step]} in the run"
+
+
+def _table(plan: Plan, rows: list[tuple[int, dict[str, Any]]]) -> Table:
+    """Sequences, those with the largest gradient first."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("id", "segment", "tokens", "supervised", "loss", "gradient norm"):
+        table.add_column(column, justify="left" if column == "id" else "right")
+    for s, found in sorted(rows, key=lambda row: -row[1]["grad_norm"]):
+        counts = f"{plan.data.segments[s]}", f"{plan.data.lengths[s]:,}", f"{plan.data.supervised[s]:,}"
+        table.add_row(plan.data.ids[s], *counts, f"{found['loss']:.4f}", f"{found['grad_norm']:.4g}")
+    return table
