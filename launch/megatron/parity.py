@@ -29,6 +29,7 @@ QWEN, UNTIED, GLM = (
     ["model=qwen3-tiny", "model.tied=false"],
     ["model=glm4.5-tiny", "layout=data_parallel"],
 )
+# A step of one rank is one micro-batch, unless a row caps it: the smallest cap is the longest sequence's tokens.
 _SP, _EP = "layout.tp=2 layout.sp=true", "layout.ep=2"
 # Name: model, ranks, words.
 LAYOUTS: dict[str, tuple[list[str], int, str]] = {
@@ -50,6 +51,7 @@ LAYOUTS: dict[str, tuple[list[str], int, str]] = {
     "Qwen3 TP2 PP2 CP2": (QWEN, 8, "layout.tp=2 layout.pp=2 layout.cp=2"),
     "Qwen3 full recomputation": (QWEN, 1, "layout.recompute=full"),
     "Qwen3 selective recomputation": (QWEN, 1, "layout.recompute=selective"),
+    "Qwen3 smallest micro-batches": (QWEN, 1, "layout.max_tokens_per_gpu=1784"),
     "Qwen3 untied PP2": (UNTIED, 2, "layout.pp=2"),
     "Qwen3 untied TP2 SP": (UNTIED, 2, _SP),
     "GLM DP2": (GLM, 2, ""),
@@ -66,6 +68,7 @@ LAYOUTS: dict[str, tuple[list[str], int, str]] = {
     "GLM TP2 SP ETP2": (GLM, 2, f"{_SP} layout.etp=2"),
     "GLM TP2 SP DP2 EP4": (GLM, 4, f"{_SP} layout.ep=4"),
     "GLM TP2 SP CP2 EP2": (GLM, 4, f"{_SP} layout.cp=2 {_EP}"),
+    "GLM smallest micro-batches": (GLM, 1, "layout.max_tokens_per_gpu=1538"),
     "GLM EP2 full recomputation": (GLM, 2, f"{_EP} layout.recompute=full"),
     "GLM EP2 selective recomputation": (GLM, 2, f"{_EP} layout.recompute=selective"),
 }

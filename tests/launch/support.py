@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from launch.model import tiny
 from launch.plan import Plan
 from recipes.compose import compose_recipe
 from recipes.config import Recipe
+from recipes.schedule import MicroBatch, Schedule
 from tests.conftest import REPO
 
 
@@ -35,6 +37,14 @@ def ranks_of(root: Path, *words: str) -> Iterator[tuple[Plan, Ranks]]:
     with Ranks(plan.recipe) as ranks:
         ranks.build((str(plan.data.folder), str(plan.heldout.folder)), (plan.schedule, plan.heldout_schedule))
         yield plan, ranks
+
+
+@dataclass(frozen=True)
+class OneByOne(Schedule):
+    """The same steps on one rank, each sequence a micro-batch of its own."""
+
+    def assign(self, sequences: Sequence[int]) -> tuple[tuple[MicroBatch, ...], ...]:
+        return (tuple((s,) for s in sequences),)
 
 
 def limi(*words: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:

@@ -1,13 +1,15 @@
 """Every layout trains as one rank does, and one rank starts where transformers is."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from launch.megatron import parity
 from launch.model.safetensors_folder import SafetensorsFolder
-from tests.launch.support import ranks_of
+from launch.plan import Plan
+from tests.launch.support import OneByOne, ranks_of
 
 QUICK = ["Qwen3 PP2 of 1 and 3 layers", "Qwen3 CP2", "GLM TP2 SP"]
 
@@ -22,6 +24,27 @@ def one_rank(root):
 def test_a_layout_follows_one_rank(root, one_rank, name):
     run, one = parity.train(root, [*parity.words_of(name), "optim.eps=1e-4"]), one_rank[parity.LAYOUTS[name][0][0]]
     found = parity.difference(run, run, one, one)
+    assert found.passed, found
+
+
+@pytest.mark.parametrize("model", [parity.QWEN, parity.GLM], ids=["qwen3", "glm"])
+def test_packed_trains_as_one_by_one(root, one_rank, monkeypatch, model):
+    """The reference packs each step into one micro-batch; here each sequence is one."""
+    shapes = []
+
+    def split(recipe, data, heldout):
+        plan = Plan(recipe, data, heldout)
+        packed = plan.schedule
+        shapes.extend([len(b) for b in packed.step(n).ranks[0]] for n in range(parity.STEPS))
+        given = {f.name: getattr(packed, f.name) for f in fields(packed) if f.init}
+        object.__setattr__(plan, "schedule", OneByOne(**given))
+        return plan
+
+    monkeypatch.setattr(parity, "Plan", split)
+    words = [*model, *parity.COMMON, "cluster.gpus_per_node=1", "optim.eps=1e-4"]
+    run, one = parity.train(root, words), one_rank[model[0]]
+    found = parity.difference(run, run, one, one)
+    assert shapes == [[4]] * parity.STEPS
     assert found.passed, found
 
 
