@@ -4,7 +4,7 @@ import difflib
 import itertools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -175,15 +175,22 @@ def parity(recipe: Recipe, console: Console) -> None:
 
     from launch.megatron import parity as layouts
 
-    head = "| layout | ranks | loss | gradient norm | gradients | weights | loss, own Adam |"
-    console.print(f"{head}\n|---|---|---|---|---|---|---|")
-    failed = []
-    with tempfile.TemporaryDirectory() as folder:
-        for name, ranks, d in layouts.compared(Path(folder), list(layouts.LAYOUTS)):
-            figures = (d.loss, d.norm, d.gradient[0], d.weight[0], d.own_loss)
+    def table(title: str, last: str, found: Iterator[tuple[str, int, layouts.Difference, layouts.Limits]]) -> list[str]:
+        head = f"| {title} | ranks | loss | gradient norm | gradients | weights |{last}"
+        console.print(f"{head}\n{'|---' * (head.count('|') - 1)}|")
+        failed = []
+        for name, ranks, d, limits in found:
+            figures = [d.loss, d.norm, d.gradient[0], d.weight[0], *([d.own_loss] if last else [])]
             console.print(f"| {name} | {ranks} | {' | '.join(f'{x:.1e}' for x in figures)} |")
-            if not d.passed:
+            if not d.within(limits):
                 failed.append(f"{name} ({d.gradient[1]}, {d.weight[1]})")
+        console.print()
+        return failed
+
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        failed = table("layout", " loss, own Adam |", layouts.compared(root, layouts.LAYOUTS))
+        failed += table("bf16", "", layouts.compared_bf16(root, layouts.BF16_LAYOUTS))
     if failed:
         raise TrainError(f"{len(failed)} layouts do not train as one rank does: {'; '.join(failed)}")
 

@@ -4,10 +4,12 @@ Five fp32 steps on the same packed batches. Compared are each step's loss and gr
 step, and every weight after the last; and once more the losses alone, under the recipe's own Adam. Weights are compared under
 Adam with eps 1e-4: with 1e-8, rounding noise becomes whole steps where the exact gradient is zero, as in the unrotated half of
 GLM's key bias.
+
+In bf16, whose rounding depends on the order of sums, one rank is compared with fp32, and some layouts with bf16 on one rank.
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +23,24 @@ from launch.plan import Plan
 from recipes.compose import compose_recipe
 
 STEPS = 5
-LOSS, NORM, TENSOR = 1e-5, 1e-4, 1e-4
+EPS = "optim.eps=1e-4"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest `Difference` that passes: gradient and weight relative to the tensor's norm."""
+
+    loss: float
+    norm: float
+    gradient: float
+    weight: float
+
+
+FP32 = Limits(loss=1e-5, norm=1e-4, gradient=1e-4, weight=1e-4)
+# Two to three times the largest measured. GLM's is wider: rounding sends a token to another expert now and then, and the
+# norm of its second step is 28. Experts that are not reduced over their ranks are off by 0.5 in gradients.
+BF16_QWEN = Limits(loss=6e-3, norm=7e-2, gradient=6e-2, weight=4e-2)
+BF16_GLM = Limits(loss=1.2e-2, norm=1.0, gradient=1.2e-1, weight=4e-2)
 # Both tiny models with four layers, so that pipelines divide them, and without a warm-up, so that steps are large.
 COMMON = ["model.layers=4", "optim.warmup_steps=0"]
 QWEN, UNTIED, GLM = (
@@ -72,6 +91,17 @@ LAYOUTS: dict[str, tuple[list[str], int, str]] = {
     "GLM EP2 full recomputation": (GLM, 2, f"{_EP} layout.recompute=full"),
     "GLM EP2 selective recomputation": (GLM, 2, f"{_EP} layout.recompute=selective"),
 }
+BF16_LAYOUTS = {
+    "Qwen3 DP2": BF16_QWEN,
+    "Qwen3 TP2 SP": BF16_QWEN,
+    "Qwen3 PP2": BF16_QWEN,
+    "Qwen3 CP2": BF16_QWEN,
+    "Qwen3 full recomputation": BF16_QWEN,
+    "GLM EP2": BF16_GLM,
+    "GLM TP2 SP EP2": BF16_GLM,
+    "GLM EP2 full recomputation": BF16_GLM,
+}
+_BF16 = "engine.dtype=bf16"
 
 
 @dataclass(frozen=True)
@@ -95,18 +125,22 @@ class Difference:
     weight: tuple[float, str]
     own_loss: float
 
-    @property
-    def passed(self) -> bool:
+    def within(self, limits: Limits) -> bool:
         return (
-            max(self.loss, self.own_loss) <= LOSS
-            and self.norm <= NORM
-            and max(self.gradient[0], self.weight[0]) <= TENSOR
+            max(self.loss, self.own_loss) <= limits.loss
+            and self.norm <= limits.norm
+            and self.gradient[0] <= limits.gradient
+            and self.weight[0] <= limits.weight
         )
 
 
 def words_of(name: str) -> list[str]:
     model, ranks, words = LAYOUTS[name]
     return [*model, *COMMON, f"cluster.gpus_per_node={ranks}", *words.split()]
+
+
+def one_rank(root: Path, model: list[str], *words: str) -> Run:
+    return train(root, [*model, *COMMON, "cluster.gpus_per_node=1", *words])
 
 
 def train(root: Path, words: list[str]) -> Run:
@@ -155,15 +189,28 @@ def _tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> tuple[fl
     return max((float((a[n] - b[n]).norm() / b[n].norm().clamp(min=1e-12)), n) for n in b)
 
 
-def compared(root: Path, names: list[str]) -> Iterator[tuple[str, int, Difference]]:
-    """Name, ranks and difference of each layout, as soon as it is known; one rank of each model is trained once."""
+def compared(root: Path, names: Iterable[str]) -> Iterator[tuple[str, int, Difference, Limits]]:
+    """Name, ranks, difference and limits of each layout, as soon as it is known; one rank of each model is trained once."""
     reference: dict[str, tuple[Run, Run]] = {}
     for name in names:
         model, ranks, _ = LAYOUTS[name]
         key = " ".join(model)
         if key not in reference:
-            alone = [*model, *COMMON, "cluster.gpus_per_node=1"]
-            reference[key] = train(root, [*alone, "optim.eps=1e-4"]), train(root, alone)
+            reference[key] = one_rank(root, model, EPS), one_rank(root, model)
         words = words_of(name)
-        run, own = train(root, [*words, "optim.eps=1e-4"]), train(root, words)
-        yield name, ranks, difference(run, own, *reference[key])
+        run, own = train(root, [*words, EPS]), train(root, words)
+        yield name, ranks, difference(run, own, *reference[key]), FP32
+
+
+def compared_bf16(root: Path, names: Iterable[str]) -> Iterator[tuple[str, int, Difference, Limits]]:
+    """As `compared`, in bf16 and without the recipe's own Adam; each model's one rank comes first, beside fp32."""
+    reference: dict[str, Run] = {}
+    for name in names:
+        model, ranks, _ = LAYOUTS[name]
+        key, limits = model[0], BF16_LAYOUTS[name]
+        if key not in reference:
+            one, exact = one_rank(root, model, EPS, _BF16), one_rank(root, model, EPS)
+            reference[key] = one
+            yield f"{name.split()[0]} one rank, beside fp32", 1, difference(one, one, exact, exact), limits
+        run, one = train(root, [*words_of(name), EPS, _BF16]), reference[key]
+        yield name, ranks, difference(run, run, one, one), limits

@@ -1,5 +1,6 @@
 """Every layout trains as one rank does, and one rank starts where transformers is."""
 
+import functools
 import json
 from dataclasses import fields
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from launch.megatron import parity
 from launch.model.safetensors_folder import SafetensorsFolder
 from launch.plan import Plan
+from tests.launch import faulty
 from tests.launch.support import OneByOne, ranks_of
 
 QUICK = ["Qwen3 PP2 of 1 and 3 layers", "Qwen3 CP2", "GLM TP2 SP"]
@@ -16,15 +18,50 @@ QUICK = ["Qwen3 PP2 of 1 and 3 layers", "Qwen3 CP2", "GLM TP2 SP"]
 
 @pytest.fixture(scope="module")
 def one_rank(root):
-    alone = [*parity.COMMON, "cluster.gpus_per_node=1", "optim.eps=1e-4"]
-    return {model[0]: parity.train(root, [*model, *alone]) for model in (parity.QWEN, parity.GLM)}
+    return {model[0]: parity.one_rank(root, model, parity.EPS) for model in (parity.QWEN, parity.GLM)}
+
+
+@pytest.fixture(scope="module")
+def compare(root, one_rank):
+    """The difference from one rank of a layout, given by its name, or of a run in it."""
+
+    def compare(name, run=None):
+        run = run or right(name)
+        one = one_rank[parity.LAYOUTS[name][0][0]]
+        return parity.difference(run, run, one, one)
+
+    @functools.cache
+    def right(name):
+        return parity.train(root, [*parity.words_of(name), parity.EPS])
+
+    return compare
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_a_layout_follows_one_rank(root, one_rank, name):
-    run, one = parity.train(root, [*parity.words_of(name), "optim.eps=1e-4"]), one_rank[parity.LAYOUTS[name][0][0]]
-    found = parity.difference(run, run, one, one)
-    assert found.passed, found
+def test_a_layout_follows_one_rank(compare, name):
+    found = compare(name)
+    assert found.within(parity.FP32), found
+
+
+def test_experts_reduced_as_megatron_marks_them_train_wrongly(root, compare, monkeypatch):
+    """Without expert parallelism: over the ranks that hold the same attention, here one."""
+    name = "GLM TP2 SP"
+    assert compare(name).within(parity.FP32)
+    monkeypatch.setattr("launch.megatron.ranks.Worker", faulty.UnreducedExperts)
+    found = compare(name, parity.train(root, [*parity.words_of(name), parity.EPS]))
+    assert found.loss > 1e-3, found
+    assert found.gradient[0] > 0.3 and ".experts." in found.gradient[1], found
+
+
+def test_interleaved_pipelines_with_batched_messages_train_wrongly(root, compare, monkeypatch):
+    """Where all micro-batches have one length; where not, what arrives does not fit and raises."""
+    name = "Qwen3 PP2 VPP2"
+    found = {}
+    for worker in (faulty.EqualLengths, faulty.BatchedP2P):
+        monkeypatch.setattr("launch.megatron.ranks.Worker", worker)
+        found[worker] = compare(name, parity.train(root, [*parity.words_of(name), parity.EPS]))
+    assert found[faulty.EqualLengths].within(parity.FP32), found
+    assert found[faulty.BatchedP2P].loss > 1e-3, found
 
 
 @pytest.mark.parametrize("model", [parity.QWEN, parity.GLM], ids=["qwen3", "glm"])
@@ -41,17 +78,46 @@ def test_packed_trains_as_one_by_one(root, one_rank, monkeypatch, model):
         return plan
 
     monkeypatch.setattr(parity, "Plan", split)
-    words = [*model, *parity.COMMON, "cluster.gpus_per_node=1", "optim.eps=1e-4"]
-    run, one = parity.train(root, words), one_rank[model[0]]
+    run, one = parity.one_rank(root, model, parity.EPS), one_rank[model[0]]
     found = parity.difference(run, run, one, one)
     assert shapes == [[4]] * parity.STEPS
-    assert found.passed, found
+    assert found.within(parity.FP32), found
 
 
 @pytest.mark.slow
 def test_every_layout_follows_one_rank(root):
-    for name, _, found in parity.compared(root, list(parity.LAYOUTS)):
-        assert found.passed, (name, found)
+    for name, _, found, limits in parity.compared(root, parity.LAYOUTS):
+        assert found.within(limits), (name, found)
+
+
+def test_bf16_stays_in_its_band(root):
+    """One rank beside fp32, then tensor, sequence and expert parallelism beside one rank."""
+    for name, _, found, limits in parity.compared_bf16(root, ["GLM TP2 SP EP2"]):
+        assert found.within(limits), (name, found)
+
+
+@pytest.mark.slow
+def test_every_bf16_row_stays_in_its_band(root):
+    for name, _, found, limits in parity.compared_bf16(root, parity.BF16_LAYOUTS):
+        assert found.within(limits), (name, found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "name", "limits"),
+    [
+        (faulty.UnreducedExperts, "GLM TP2 SP", parity.BF16_GLM),
+        (faulty.ShiftedLabels, "GLM smallest micro-batches", parity.BF16_GLM),
+        (faulty.ShiftedLabels, "Qwen3 smallest micro-batches", parity.BF16_QWEN),
+    ],
+)
+def test_the_bf16_band_lets_no_fault_through(root, compare, monkeypatch, fault, name, limits):
+    words = [*parity.words_of(name), parity.EPS, "engine.dtype=bf16"]
+    right = compare(name, parity.train(root, words))
+    assert right.within(limits), right
+    monkeypatch.setattr("launch.megatron.ranks.Worker", fault)
+    wrong = compare(name, parity.train(root, words))
+    assert not wrong.within(limits), wrong
 
 
 def test_what_differs_is_found():
@@ -61,10 +127,11 @@ def test_what_differs_is_found():
     def run(loss=1.0, norm=1.0, gradient=1.0, weight=1.0):
         return parity.Run([loss], [norm], {"g": torch.tensor([gradient, 1.0])}, {"w": torch.tensor([weight, 1.0])})
 
-    assert parity.difference(run(), run(), run(), run()).passed
+    fp32 = parity.FP32
+    assert parity.difference(run(), run(), run(), run()).within(fp32)
     for changed in (run(loss=1.00002), run(norm=1.0002), run(gradient=1.001), run(weight=1.001)):
-        assert not parity.difference(changed, run(), run(), run()).passed
-    assert not parity.difference(run(), run(loss=1.00002), run(), run()).passed
+        assert not parity.difference(changed, run(), run(), run()).within(fp32)
+    assert not parity.difference(run(), run(loss=1.00002), run(), run()).within(fp32)
     with pytest.raises(KeyError):
         parity.difference(run(), run(), parity.Run([1.0], [1.0], {}, {}), run())
 

@@ -1,0 +1,89 @@
+"""Workers that undo one thing the engine does, each of which trains wrongly without an error. A test puts one in the place of
+`launch.megatron.ranks.Worker`; Ray's processes import it from here."""
+
+from dataclasses import replace
+
+from launch.megatron import cpu
+from launch.megatron.worker import Worker
+
+
+class _Faulty(Worker):
+    def build(self, *arguments):
+        cpu.install()  # megatron.core may be imported now
+        self.spoil()
+        super().build(*arguments)
+
+
+class EqualLengths(_Faulty):
+    """Right still: pads every sequence to the same length, where batched messages that are mixed up raise nothing."""
+
+    def spoil(self):
+        from launch.megatron import batch
+
+        batch.sequence_multiple = lambda layout: 1792  # above the longest of the sample
+
+
+class BatchedP2P(EqualLengths):
+    """Interleaved pipelines send their messages in batches, which gloo mixes up."""
+
+    def spoil(self):
+        super().spoil()
+        from launch.megatron import rank
+
+        original = rank.transformer_config
+
+        def config_of(recipe):
+            config = original(recipe)
+            config.batch_p2p_comm, config.overlap_p2p_comm = True, False
+            return config
+
+        rank.transformer_config = config_of
+
+
+class UnreducedExperts(_Faulty):
+    """Experts marked as Megatron marks its own (moe/experts.py): without expert parallelism, reduced over the ranks that hold
+    the same attention."""
+
+    def spoil(self):
+        from launch.model.layers import GroupedLinear
+
+        original = GroupedLinear.__init__
+
+        def init(self, *sizes, config, **kwargs):
+            original(self, *sizes, config=config, **kwargs)
+            for weight in self.parameters():
+                weight.allreduce = config.expert_model_parallel_size == 1
+
+        GroupedLinear.__init__ = init
+
+
+class SharedStep(_Faulty):
+    """A load leaves all parameters Adam's one `step` tensor; the checkpoint's lack of it still raises nothing."""
+
+    def spoil(self):
+        from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+        original = DistributedOptimizer._set_main_param_and_optimizer_states
+        from launch.megatron import checkpoint  # noqa: F401 - mends the method as it is imported
+
+        def set_states(self, model_param, tensors):
+            group, order = self.model_param_group_index_map[model_param]
+            state = self.optimizer.state[self.optimizer.param_groups[group]["params"][order]]
+            original(self, model_param, {**tensors, "step": state["step"]})
+
+        DistributedOptimizer._set_main_param_and_optimizer_states = set_states
+
+
+class ShiftedLabels(_Faulty):
+    """A token's label is the token itself."""
+
+    def spoil(self):
+        from launch.megatron import rank
+
+        original = rank.pack
+
+        def pack(*arguments):
+            batch = original(*arguments)
+            return replace(batch, labels=batch.tokens)
+
+        rank.pack = pack
