@@ -134,7 +134,7 @@ def test_one_step_tensor_for_all_parameters_goes_on_wrongly(root, tmp_path, monk
     monkeypatch.setattr("launch.megatron.ranks.Worker", faulty.SharedStep)
     wrong = resumed()
     assert wrong[0] == uninterrupted[0]
-    assert abs(wrong[2] - uninterrupted[2]) > 1e-3, (wrong, uninterrupted)
+    assert abs(wrong[1] - uninterrupted[1]) > 1e-2, (wrong, uninterrupted)
 
 
 def test_an_interruption_ends_everything_that_was_started(root):
