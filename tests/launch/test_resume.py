@@ -113,6 +113,7 @@ def test_a_truncated_checkpoint_is_noticed_and_the_one_before_it_goes_on_exactly
     assert metrics_of(run) == uninterrupted, "bit for bit"
 
 
+@pytest.mark.slow
 def test_one_step_tensor_for_all_parameters_goes_on_wrongly(root, tmp_path, monkeypatch):
     """What Megatron's own load leaves: the first loss after it does not show it."""
     words = ["model=qwen3-tiny", "cluster.gpus_per_node=1", "optim.warmup_steps=0"]
