@@ -4,18 +4,27 @@ Every rank calls `save` and `load` together. Which checkpoints exist and when on
 """
 
 import queue
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
 from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
 from megatron.core.optimizer import ChainedOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+from launch.megatron.optimizer_state import sharded
 
 
 def save(folder: Path, chunks: list[Any], optimizer: Any, step: int) -> None:
     """Writes the state after `step` completed steps into an existing, empty folder."""
-    dist_checkpointing.save(_state(chunks, optimizer, step, is_loading=False), str(folder))
+    # Each rank writes its share of the weights that all of a group hold.
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    shared = FullyParallelSaveStrategyWrapper(get_default_save_sharded_strategy(), group)
+    dist_checkpointing.save(_state(chunks, optimizer, step, is_loading=False), str(folder), shared)
 
 
 def load_weights(folder: Path, chunks: list[Any], optimizer: Any) -> int:
@@ -92,27 +101,27 @@ def _keep_steps_apart() -> None:
 
 def _write_in_this_process() -> None:
     """The writer forks a process for each file and spawns a manager that imports the main module anew: seconds a
-    save, and forking under a running gloo is not safe. Write the same buckets here."""
+    save, and forking under a running gloo is not safe. Write the same buckets here, each in a thread."""
     writer = filesystem_async.FileSystemWriterAsync
 
+    def write_one(transforms: Any, number: int, bucket: Any) -> Any:
+        done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        count: queue.Queue[int] = queue.Queue()
+        count.put(number)
+        writer.write_preloaded_data(transforms, number, bucket, done, count, True)
+        return done.get()[1]
+
     def write(transforms: Any, use_msc: bool, rank: int, buckets: list[Any], results: Any) -> None:
-        outcome: Any = {}  # {bucket: result}, or the exception
-        for number, bucket in enumerate(buckets):
-            done: queue.SimpleQueue[Any] = queue.SimpleQueue()
-            count: queue.Queue[int] = queue.Queue()
-            count.put(number)
-            writer.write_preloaded_data(transforms, number, bucket, done, count, True)
-            _, result = done.get()
-            if isinstance(result, Exception):
-                outcome = result
-                break
-            outcome[number] = result
-        results.put(outcome)
+        with ThreadPoolExecutor(len(buckets)) as pool:
+            written = list(pool.map(partial(write_one, transforms), range(len(buckets)), buckets))
+        failed = [r for r in written if isinstance(r, Exception)]
+        results.put(failed[0] if failed else dict(enumerate(written)))
 
     results: queue.Queue[Any] = queue.Queue()
     writer.write_preloaded_data_multiproc = staticmethod(write)
     filesystem_async._get_write_results_queue = lambda: results
 
 
+DistributedOptimizer.sharded_param_state_fully_reshardable = sharded
 _keep_steps_apart()
 _write_in_this_process()

@@ -4,6 +4,7 @@ Imported by `worker.py` after `cpu.install()`, so that megatron.core runs on a C
 """
 
 import contextlib
+import gc
 import math
 import os
 import time
@@ -56,6 +57,7 @@ class Rank:
         self.device = torch.device("cuda", place.local_rank) if torch.cuda.is_available() else CPU
         self._meet()
         self._build()
+        gc.freeze()  # Megatron collects garbage at every checkpoint: not among all that imports have made
 
     def _meet(self) -> None:
         if self.device.type == "cuda":

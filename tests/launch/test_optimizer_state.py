@@ -1,0 +1,48 @@
+"""A checkpoint holds the whole optimizer state, whichever ranks wrote it: any layout goes on from it."""
+
+import contextlib
+
+import pytest
+
+from launch.megatron import parity
+from tests.launch.support import ranks_of
+
+# Layout that saves, layout that goes on. Tensors reach over two and over four data-parallel ranks.
+PAIRS = [("Qwen3 DP4", "Qwen3 TP2 PP2"), ("Qwen3 TP2 SP", "Qwen3 DP2"), ("GLM TP2 SP CP2 EP2", "GLM EP2")]
+MORE = [
+    ("Qwen3 CP2 PP2", "Qwen3 DP4"),
+    ("Qwen3 untied PP2", "Qwen3 untied TP2 SP"),
+    ("GLM DP2", "GLM TP2 SP ETP2"),
+    ("GLM TP2 SP DP2", "GLM TP2 SP"),
+    ("GLM TP2 SP CP2 ETP4", "GLM TP2 SP"),
+    ("GLM TP2 SP DP2 EP4", "GLM EP4"),
+    ("GLM EP2 PP2", "GLM TP2 SP EP2"),
+]
+
+
+@contextlib.contextmanager
+def ranks_in(root, name):
+    base = "untied" if "untied" in name else name.split()[0]
+    with ranks_of(root, *parity.words_of(name), f"model.checkpoint={root}/models/{base}") as (_, ranks):
+        yield ranks
+
+
+def steps(ranks, first):
+    lines = [ranks.call("train_step", step)[0] for step in range(first, first + 2)]
+    return [(line["loss"], line["grad_norm"]) for line in lines]
+
+
+@pytest.mark.parametrize(("saves", "goes_on"), [*PAIRS, *(pytest.param(*p, marks=pytest.mark.slow) for p in MORE)])
+def test_any_layout_goes_on_from_a_checkpoint(root, tmp_path, saves, goes_on):
+    with ranks_in(root, saves) as ranks:
+        steps(ranks, 0)
+        ranks.call("save", str(tmp_path), 2)
+        wanted = steps(ranks, 2)
+    for name in (saves, goes_on):
+        with ranks_in(root, name) as ranks:
+            assert ranks.call("load", str(tmp_path))[0] == 2
+            found = steps(ranks, 2)
+        if name == saves:
+            assert found == wanted, "bit for bit"
+        for one, other in zip(found, wanted, strict=True):
+            assert one == pytest.approx(other, abs=parity.LOSS * 10)
