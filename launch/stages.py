@@ -196,8 +196,11 @@ def parity(recipe: Recipe, console: Console) -> None:
 
 
 def bench(recipe: Recipe, console: Console) -> None:
-    """Measures the assignment inside a step, planning, and the data stage against the tokenizer alone."""
+    """Measures the assignment inside a step, planning, the embedded engine, and the data stage against the tokenizer alone."""
+    import tempfile
+
     from data_prep import bench as data_bench
+    from launch.megatron import bench as engine_bench
     from recipes import bench as recipe_bench
     from recipes import published
 
@@ -211,6 +214,15 @@ def bench(recipe: Recipe, console: Console) -> None:
     console.print("\n| TFLOP/s a GPU | published | predicted | error |\n|---|---|---|---|")
     for figures in published.rows():
         console.print(f"| {' | '.join(figures)} |")
+    root = Path(recipe.cluster.root)
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root, prefix=".bench.") as folder:
+        console.print("\n| embedded engine | measured | to reach |\n|---|---|---|")
+        for engine_row in engine_bench.rows(Path(folder)):
+            console.print(f"| {' | '.join(engine_row)} |")
+        console.print("\n| layout | ranks | tokens/s |\n|---|---|---|")
+        for layout_row in engine_bench.layout_rows(Path(folder), engine_bench.names_here()):
+            console.print(f"| {' | '.join(layout_row)} |")
     console.print()
     _make_base(recipe, console)
     data_bench.run(recipe, console)

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import math
 import os
+import resource
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -86,6 +87,16 @@ class Rank:
         self.model, self.optimizer = wrap(r, self.config, self.chunks)
         self.config.finalize_model_grads_func = finalize_model_grads
         self.config.grad_scale_func = self.optimizer.scale_loss
+
+    def leave(self) -> None:
+        """Undoes what building the rank did to its process, in which another can then be built."""
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+        gc.unfreeze()
+
+    def peak_memory(self) -> int:
+        """Bytes of this process's largest resident set so far, its libraries' pages included."""
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def load(self, folder: str) -> int:
         """Goes on from a checkpoint, as `engine.resume` says; returns its number of completed steps."""

@@ -1,0 +1,24 @@
+"""Every kind of row of the engine's bench, measured for real on little."""
+
+from launch.megatron import bench
+
+
+def test_layouts_of_one_process_are_measured_one_after_the_other(root):
+    names = ["Qwen3 DP2", "Qwen3 untied TP2 SP", "GLM EP2"]
+    rows = list(bench.layout_rows(root, names))
+    assert [row[:2] for row in rows] == [(name, "2") for name in names]
+    assert all(int(row[2].replace(",", "")) > 0 for row in rows)
+
+
+def test_a_checkpoint_is_measured_beside_a_copy(root):
+    copy, save, load = bench.checkpoint_rows(root, ["model=qwen3-tiny", "run=benched", "engine.keep_last=1"], rounds=1)
+    assert " MB, synced" in copy[0]
+    assert all("×" in row[1] and row[2] == "at most 2 ×" for row in (save, load))
+    assert not (root / "copy").exists()
+
+
+def test_the_parts_of_a_start_are_seen_and_the_run_ends(root):
+    bench.plan_of(root, ["model=qwen3-tiny"], "qwen3-tiny")
+    parts = bench._start(root)
+    assert list(parts) == ["imports and data", "plan", "ranks", "held-out loss", "first step"]
+    assert all(seconds > 0 for seconds in parts.values())
