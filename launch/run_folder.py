@@ -123,7 +123,11 @@ class RunFolder:
         scratch.mkdir(parents=True)
         try:
             yield scratch
-            record = {"step": step, "ep": self.recipe.layout.ep, "fixed": self._fixed, "files": _hashes(scratch)}
+            with ThreadPoolExecutor(1) as pool:  # the disk writes while the files are hashed
+                synced = pool.submit(sync_tree, scratch)
+                files = _hashes(scratch)
+                synced.result()
+            record = {"step": step, "ep": self.recipe.layout.ep, "fixed": self._fixed, "files": files}
             write_text(scratch / RECORD, json.dumps(record, indent=2) + "\n")
             sync_tree(scratch)
             scratch.rename(target)

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
 from megatron.core.dist_checkpointing.strategies import filesystem_async
@@ -108,7 +109,7 @@ def _write_in_this_process() -> None:
         done: queue.SimpleQueue[Any] = queue.SimpleQueue()
         count: queue.Queue[int] = queue.Queue()
         count.put(number)
-        writer.write_preloaded_data(transforms, number, bucket, done, count, True)
+        writer.write_preloaded_data(transforms, number, bucket, done, count, False)  # run_folder.py syncs all files
         return done.get()[1]
 
     def write(transforms: Any, use_msc: bool, rank: int, buckets: list[Any], results: Any) -> None:
@@ -122,6 +123,7 @@ def _write_in_this_process() -> None:
     filesystem_async._get_write_results_queue = lambda: results
 
 
+torch.serialization.set_crc32_options(False)  # of no use beside the SHA-256 of the files
 DistributedOptimizer.sharded_param_state_fully_reshardable = sharded
 _keep_steps_apart()
 _write_in_this_process()
