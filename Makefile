@@ -67,7 +67,7 @@ parity: $(READY) ## Train the tiny models in every layout beside one rank, and c
 	@$(call LIMI,parity)
 
 .PHONY: bench
-bench: $(READY) ## Measure the schedule and the data stage; model.checkpoint=FOLDER names a real tokenizer
+bench: $(READY) ## Measure the schedule, the embedded engine and the data stage; model.checkpoint=FOLDER names a real tokenizer
 	@$(call LIMI,bench)
 
 .PHONY: lint

@@ -36,7 +36,7 @@ ROUNDS = 5
 STARTS = 3
 TINY = ("qwen3-tiny", "glm4.5-tiny")
 # 56 million parameters, in a checkpoint of 16 bytes each.
-WIDE = ["model=qwen3-tiny", "model.hidden=768", "model.ffn=2304", "model.layers=10", "run=wide", "engine.keep_last=1"]
+WIDE = ["model=qwen3-tiny", "model.hidden=768", "model.ffn=2304", "model.layers=10", "run=wide"]
 
 
 def rows(root: Path) -> Iterator[tuple[str, str, str]]:
@@ -123,7 +123,8 @@ def _start(root: Path) -> dict[str, float]:
 
 
 def checkpoint_rows(root: Path, words: list[str] = WIDE, rounds: int = ROUNDS) -> Iterator[tuple[str, str, str]]:
-    """Saves and loads, as training does them, beside copying the checkpoint's files; medians, the ratios of each round."""
+    """Saves and loads, as training does them, beside copying the checkpoint's files; medians, the ratios of each round. The removal
+    of older ones is in none of them."""
     plan = plan_of(root, words, "wide")
     run = RunFolder(plan.recipe, plan.data, plan.heldout)
     saves, loads, copies = [], [], []
@@ -140,6 +141,8 @@ def checkpoint_rows(root: Path, words: list[str] = WIDE, rounds: int = ROUNDS) -
             ranks.call("load", str(checkpoint))
 
         for step in range(1, rounds + 2):  # the first is not counted: it touches memory and disk for the first time
+            for old in run.checkpoints():
+                shutil.rmtree(old)
             saves.append(_seconds(partial(save, step)))
             checkpoint = run.checkpoints()[-1]
             copies.append(_seconds(partial(_copy, checkpoint, root / "copy")))

@@ -11,7 +11,7 @@ def test_layouts_of_one_process_are_measured_one_after_the_other(root):
 
 
 def test_a_checkpoint_is_measured_beside_a_copy(root):
-    copy, save, load = bench.checkpoint_rows(root, ["model=qwen3-tiny", "run=benched", "engine.keep_last=1"], rounds=1)
+    copy, save, load = bench.checkpoint_rows(root, ["model=qwen3-tiny", "run=benched"], rounds=1)
     assert " MB, synced" in copy[0]
     assert all("×" in row[1] and row[2] == "at most 2 ×" for row in (save, load))
     assert not (root / "copy").exists()
