@@ -34,6 +34,11 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
+def shown(line: dict[str, Any]) -> str:
+    """Loss and gradient norm of a step to the last bit."""
+    return f"loss {line['loss']!r}, gradient norm {line['grad_norm']!r}"
+
+
 def completed(root: Path) -> int:
     """Steps that the run's metrics hold; 0 where there are none yet."""
     path = root / "metrics.jsonl"

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 from data_prep.dataset import Dataset
 from data_prep.files import sha256, sync_tree, write_text
 from recipes.compose import run_folder, to_yaml
-from recipes.config import Recipe, Resume
+from recipes.config import Recipe
 from recipes.errors import CheckpointError, ConfigError, PreflightError
 
 RECORD = "limi.json"  # beside a checkpoint's own files: its step and what it was trained on
@@ -54,15 +54,7 @@ class RunFolder:
             last = checkpoints[-1]
             record = json.loads((last / RECORD).read_text())
             self._compare(record["fixed"])
-            exact = self.recipe.engine.resume is Resume.exact
-            if exact and record["ep"] != self.recipe.layout.ep:
-                raise ConfigError(
-                    f"'{last}' was written with layout.ep={record['ep']}, and its optimizer state cannot be spread over "
-                    f"layout.ep={self.recipe.layout.ep}; write layout.ep={record['ep']}, or engine.resume=weights to take the "
-                    "weights alone, with a new optimizer"
-                )
-            what = "" if exact else "the weights alone of "
-            step, note = int(record["step"]), f"going on from {what}{last}"
+            step, note = int(record["step"]), f"going on from {last}"
         if damaged:
             note = "; ".join([*damaged, note or "no earlier checkpoint is whole: starting anew"])
         write_text(self.root / "config.yaml", to_yaml(self.recipe))
@@ -127,7 +119,7 @@ class RunFolder:
                 synced = pool.submit(sync_tree, scratch)
                 files = _hashes(scratch)
                 synced.result()
-            record = {"step": step, "ep": self.recipe.layout.ep, "fixed": self._fixed, "files": files}
+            record = {"step": step, "fixed": self._fixed, "files": files}
             write_text(scratch / RECORD, json.dumps(record, indent=2) + "\n")
             sync_tree(scratch)
             scratch.rename(target)

@@ -107,13 +107,6 @@ class TooLong(Enum):
     split = "split"
 
 
-class Resume(Enum):
-    """What a run takes from its last checkpoint: everything, bit for bit, or the weights alone, with a new optimizer."""
-
-    exact = "exact"
-    weights = "weights"
-
-
 class EngineName(Enum):
     megatron = "megatron"
     slime = "slime"
@@ -255,7 +248,6 @@ class Engine:
     keep_last: int = MISSING  # older checkpoints are removed
     timeout: int = MISSING  # longest wait for a step, a save or the start of the ranks
     max_retries: int = MISSING  # new starts from the last checkpoint after a rank died or hung
-    resume: Resume = Resume.exact
     spike: float | None = MISSING  # stop where a step's loss is over this many times the largest of the ten before it
 
 

@@ -28,6 +28,13 @@ class TrainError(LimiError):
 class DivergedError(TrainError):
     """A step's loss or gradient is not finite, or the loss leapt; nothing was updated."""
 
+    def __init__(self, figures: str, why: str) -> None:
+        super().__init__(figures, why)
+        self.figures, self.why = figures, why
+
+    def __str__(self) -> str:
+        return f"{self.figures}, {self.why}"
+
 
 class SanityError(LimiError):
     """The trained checkpoint cannot be served, or a check on it failed."""

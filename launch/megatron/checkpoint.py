@@ -14,10 +14,8 @@ from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
-from megatron.core.optimizer import ChainedOptimizer
-from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
-from launch.megatron.optimizer_state import sharded
+from launch.megatron import optimizer_state
 
 
 def save(folder: Path, chunks: list[Any], optimizer: Any, step: int) -> None:
@@ -28,76 +26,27 @@ def save(folder: Path, chunks: list[Any], optimizer: Any, step: int) -> None:
     dist_checkpointing.save(_state(chunks, optimizer, step, is_loading=False), str(folder), shared)
 
 
-def load_weights(folder: Path, chunks: list[Any], optimizer: Any) -> int:
-    """Sets the model alone; the optimizer's copy of it follows, its moments start anew. Returns the completed steps."""
-    state = dist_checkpointing.load({**_model(chunks), "step": 0}, str(folder))
-    _set(chunks, state)
-    optimizer.reload_model_params()
-    return int(state["step"])
-
-
 def load(folder: Path, chunks: list[Any], optimizer: Any) -> int:
-    """Sets model and optimizer from a checkpoint; returns its number of completed steps."""
-    for part in _parts(optimizer):
-        if not part.optimizer.state:  # state_dict() asserts that Adam's state exists
-            part._init_optimizer_states_with_dummy_values()
+    """Sets model and optimizer from a checkpoint of any layout; returns its number of completed steps."""
     state = dist_checkpointing.load(_state(chunks, optimizer, 0, is_loading=True), str(folder))
-    _set(chunks, state)
-    optimizer.load_state_dict(state["optimizer"])
+    for name, chunk in _named(chunks):
+        chunk.load_state_dict(state[name])
+    optimizer_state.put(optimizer, state, state["step"])
     return int(state["step"])
 
 
 def _state(chunks: list[Any], optimizer: Any, step: int, *, is_loading: bool) -> dict[str, Any]:
-    model = _model(chunks)
-    return {
-        **model,
-        "optimizer": optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=_metadata()),
-        "step": step,
-    }
-
-
-def _model(chunks: list[Any]) -> dict[str, Any]:
-    return {key: chunk.sharded_state_dict(metadata=_metadata()) for key, chunk in _named(chunks)}
-
-
-def _metadata() -> dict[str, Any]:
-    return {
-        "distrib_optim_sharding_type": "fully_reshardable",
-        "chained_optim_avoid_prefix": True,
-        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
-    }
-
-
-def _set(chunks: list[Any], state: dict[str, Any]) -> None:
-    for key, chunk in _named(chunks):
-        chunk.load_state_dict(state[key])
+    # Replicas are told apart over these ranks.
+    metadata = {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
+    model = {name: chunk.sharded_state_dict(metadata=metadata) for name, chunk in _named(chunks)}
+    return {**model, **optimizer_state.sharded(optimizer, model, is_loading=is_loading), "step": step}
 
 
 def _named(chunks: list[Any]) -> list[tuple[str, Any]]:
     return [("model" if len(chunks) == 1 else f"model{i}", chunk) for i, chunk in enumerate(chunks)]
 
 
-def _parts(optimizer: Any) -> list[Any]:
-    return optimizer.chained_optimizers if isinstance(optimizer, ChainedOptimizer) else [optimizer]
-
-
 # Faults of megatron-core 0.16.1 without Transformer Engine and Apex, mended once for this process.
-
-
-def _keep_steps_apart() -> None:
-    """A resume gives all parameters ONE `step` tensor (distrib_optimizer.py:825), which every parameter then counts
-    up; and the checkpoint's parameter state lacks `step` (:940)."""
-    original = DistributedOptimizer._set_main_param_and_optimizer_states
-
-    def set_states(self: Any, model_param: Any, tensors: dict[str, Any]) -> None:
-        group, order = self.model_param_group_index_map[model_param]
-        state = self.optimizer.state[self.optimizer.param_groups[group]["params"][order]]
-        if "step" in state:
-            state["step"] = state["step"].clone()
-            tensors = {**tensors, "step": state["step"]}
-        original(self, model_param, tensors)
-
-    DistributedOptimizer._set_main_param_and_optimizer_states = set_states
 
 
 def _write_in_this_process() -> None:
@@ -124,6 +73,4 @@ def _write_in_this_process() -> None:
 
 
 torch.serialization.set_crc32_options(False)  # of no use beside the SHA-256 of the files
-DistributedOptimizer.sharded_param_state_fully_reshardable = sharded
-_keep_steps_apart()
 _write_in_this_process()

@@ -122,7 +122,7 @@ def _steps(plan: Plan, run: RunFolder, ranks: Ranks, log: metrics.Metrics, compl
             try:
                 line = ranks.call("train_step", step, limit)[0]
             except DivergedError as error:
-                raise _diverged(plan, run, ranks, step, limit, error) from None
+                raise _diverged(plan, run, ranks, step, error) from None
             log.add(line)
             recent.append(line["loss"])
             done = step + 1
@@ -141,20 +141,19 @@ def _save(run: RunFolder, ranks: Ranks, done: int) -> None:
         ranks.call("save", str(folder), done)
 
 
-def _diverged(plan: Plan, run: RunFolder, ranks: Ranks, step: int, limit: float, error: DivergedError) -> DivergedError:
+def _diverged(plan: Plan, run: RunFolder, ranks: Ranks, step: int, error: DivergedError) -> DivergedError:
     """Saves the state before the step and what the step was, for `make replay`; returns what to raise."""
     if step and not run.checkpoint(step):
         _save(run, ranks, step)
     of_step = plan.schedule.step(step).sequences
     sequences = [{"id": plan.data.ids[s], "segment": plan.data.segments[s]} for s in of_step]
-    record = {"step": step + 1, "figures": str(error), "limit": str(limit), "sequences": sequences}
+    record = {"step": step + 1, "figures": error.figures, "why": error.why, "sequences": sequences}
     write_text(run.root / "diverged.json", json.dumps(record, indent=2) + "\n")
-    over = f", over {limit:.4g} = engine.spike {plan.recipe.engine.spike:g} x the largest loss of the ten steps before"
     names = ", ".join(dict.fromkeys(plan.data.ids[s] for s in of_step))
     return DivergedError(
-        f"step {step + 1}: {error}{over if math.isfinite(limit) else ''}. Nothing was updated, and the state before the step "
-        f"is saved. It trained on {names}. To see it sequence by sequence: `make replay STEP={step + 1}` with the same words; "
-        "to go on: engine.spike=null if the figures are finite, else a smaller optim.lr with run=OTHER"
+        f"step {step + 1}: {error.figures}",
+        f"{error.why}. Nothing was updated, and the state before the step is saved. It trained on {names}; to see it "
+        f"sequence by sequence: `make replay STEP={step + 1}` with the same words",
     )
 
 

@@ -1,8 +1,10 @@
-"""Which rank writes and reads which part of the distributed optimizer's state, in Megatron's `fully_reshardable` format.
+"""The distributed optimizer's state in a checkpoint: a tensor a parameter and state, each named and placed as its weight is, so
+that any layout reads what any other wrote.
 
-megatron-core 0.16.1 gathers the whole state on every rank of a data-parallel group, where the first writes it all; at a load every
-rank reads all of it. Here a rank writes the parameters whose first element is in its shard, is sent what other shards hold of the
-last of these, and reads the parameters of which it holds a part. The files' content is the same: a tensor a parameter and state.
+megatron-core 0.16.1 has this format too (`fully_reshardable`), and is not used: it gathers the whole state on every rank of a
+data-parallel group, where the first writes it all; a load gives all parameters one `step` tensor; and experts cannot change their
+ranks. Here a rank writes the parameters whose first element is in its shard, is sent what other shards hold of the last of these,
+and reads the parameters of which it holds a part.
 """
 
 from collections.abc import Iterator
@@ -14,34 +16,63 @@ import torch.distributed as dist
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 from megatron.core.dist_checkpointing.utils import extract_sharded_tensors_and_factories
+from megatron.core.optimizer import ChainedOptimizer
 from torch import Tensor
 
 _STATES = ("param", "exp_avg", "exp_avg_sq")
 
 
 @torch.no_grad()
-def sharded(
-    optimizer: Any, model_state: dict[str, Any], is_loading: bool = False, metadata: Any = None
-) -> dict[int, Any]:
-    """{number of a parameter: {state: sharded tensor}} of what this rank writes, or reads; in the place of
-    `DistributedOptimizer.sharded_param_state_fully_reshardable`."""
+def sharded(optimizer: Any, model_state: dict[str, Any], *, is_loading: bool) -> dict[str, Any]:
+    """{name here: sharded tensor} of what this rank writes, or reads. model_state: the weights' own."""
     weights = {s.data: s for s in nested_values(extract_sharded_tensors_and_factories(model_state)[0])}
-    me = optimizer.data_parallel_group.rank()
-    found = {}
-    for number, (parameter, pieces) in enumerate(_pieces(optimizer)):
-        if me not in pieces:
-            continue
+    found: dict[str, Any] = {}
+    for name, part, parameter, pieces in _held(optimizer):
         if is_loading:
-            states = {name: torch.empty_like(parameter, dtype=torch.float32) for name in _STATES}
+            states = {state: torch.empty_like(parameter, dtype=torch.float32) for state in _STATES}
         else:
-            states = _whole(optimizer, parameter, pieces)
-        first = me == min(pieces)
-        found[number] = {name: _described(weights[parameter], name, state, first) for name, state in states.items()}
-    return {number: states for number, states in found.items() if states}
+            states = _whole(part, parameter, pieces)
+        first = part.data_parallel_group.rank() == min(pieces)
+        for state, tensor in states.items():
+            found[f"{name}.{state}"] = _described(weights[parameter], state, tensor, first)
+    return found
+
+
+@torch.no_grad()
+def put(optimizer: Any, loaded: dict[str, Any], step: int) -> None:
+    """Sets the optimizer to what was loaded for `sharded`'s names, after `step` updates."""
+    for name, part, parameter, pieces in _held(optimizer):
+        mine = pieces[part.data_parallel_group.rank()]
+        held = {state: loaded[f"{name}.{state}"].view(-1)[mine] for state in _STATES}
+        main = _main(part, parameter)
+        main.copy_(held.pop("param"))
+        moments = {state: tensor.clone() for state, tensor in held.items()}
+        part.optimizer.state[main] = {"step": torch.tensor(float(step)), **moments}
+
+
+def _held(optimizer: Any) -> Iterator[tuple[str, Any, Tensor, dict[int, slice]]]:
+    """Every parameter of which this rank holds a part, in the same order on all ranks: a name of it here, the optimizer it
+    is in, and as `_pieces` gives it. Experts have an optimizer of their own where their ranks are not those of the attention."""
+    for number, part in enumerate(
+        optimizer.chained_optimizers if isinstance(optimizer, ChainedOptimizer) else [optimizer]
+    ):
+        if part.is_stub_optimizer:
+            continue
+        me = part.data_parallel_group.rank()
+        for order, (parameter, pieces) in enumerate(_pieces(part)):
+            if me in pieces:
+                yield f"optimizer.{number}.{order}", part, parameter, pieces
+
+
+def _main(part: Any, parameter: Tensor) -> Tensor:
+    """This rank's part of the fp32 weights, flat."""
+    group, order = part.model_param_group_index_map[parameter]
+    return part.optimizer.param_groups[group]["params"][order]
 
 
 def _described(weight: Any, name: str, state: Tensor, first: bool) -> Any:
-    """The weight's place in the whole model, with a state in place of its data. first: of the data-parallel ranks."""
+    """The weight's place in the whole model, with a state in place of its data. first: whether this is the first of the
+    data-parallel ranks that hold a part."""
     described = replace(
         weight,
         key=f"optimizer.state.{name}.{weight.key}",
@@ -53,10 +84,10 @@ def _described(weight: Any, name: str, state: Tensor, first: bool) -> Any:
     return described
 
 
-def _pieces(optimizer: Any) -> Iterator[tuple[Tensor, dict[int, slice]]]:
-    """Every parameter, in the order the load numbers them, with the data-parallel ranks that hold a part and that part, flat."""
-    size = optimizer.data_parallel_group.size()
-    for buffer in optimizer.buffers:
+def _pieces(part: Any) -> Iterator[tuple[Tensor, dict[int, slice]]]:
+    """Every parameter with the data-parallel ranks that hold a part, and that part, flat."""
+    size = part.data_parallel_group.size()
+    for buffer in part.buffers:
         for parameter, (start, end, bucket) in buffer.param_index_map.items():
             shard = buffer.buckets[bucket].grad_data.numel() // size
             first = start - buffer.buckets[bucket].offset  # of the parameter, in its bucket
@@ -70,14 +101,15 @@ def _pieces(optimizer: Any) -> Iterator[tuple[Tensor, dict[int, slice]]]:
             )
 
 
-def _whole(optimizer: Any, parameter: Tensor, pieces: dict[int, slice]) -> dict[str, Tensor]:
+def _whole(part: Any, parameter: Tensor, pieces: dict[int, slice]) -> dict[str, Tensor]:
     """A parameter's states in its shape, on the first rank that holds a part; the others send theirs and get nothing.
 
     Called on all ranks of `pieces`, in the same order of parameters.
     """
-    group = optimizer.data_parallel_group
+    group = part.data_parallel_group
     me, owner = group.rank(), min(pieces)
-    held = optimizer._get_main_param_and_optimizer_states(parameter)
+    main = _main(part, parameter)
+    held = {"param": main, **part.optimizer.state[main]}
     if len(pieces) == 1:
         return {name: held[name].detach().view(parameter.shape) for name in _STATES}
     whole = {}

@@ -77,6 +77,7 @@ LAYOUTS: dict[str, tuple[list[str], int, str]] = {
     "GLM EP2": (GLM, 2, _EP),
     "GLM EP4": (GLM, 4, "layout.ep=4"),
     "GLM PP2": (GLM, 2, "layout.pp=2"),
+    "GLM PP4": (GLM, 4, "layout.pp=4"),
     "GLM EP2 PP2": (GLM, 4, f"{_EP} layout.pp=2"),
     "GLM DP2 EP2 PP2": (GLM, 8, f"{_EP} layout.pp=2"),
     "GLM CP2 EP2": (GLM, 2, f"layout.cp=2 {_EP}"),

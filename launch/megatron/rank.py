@@ -35,10 +35,11 @@ from launch.megatron.batch import Batch, pack
 from launch.megatron.cpu import CPU
 from launch.megatron.export import write_shard
 from launch.megatron.place import Place
+from launch.metrics import shown
 from launch.model import hf
 from launch.model.gpt import build_chunks, transformer_config
 from launch.model.safetensors_folder import SafetensorsFolder
-from recipes.config import Dtype, Layout, Recipe, Resume
+from recipes.config import Dtype, Layout, Recipe
 from recipes.errors import CheckpointError, DivergedError
 from recipes.layout import world_size
 from recipes.learning_rate import learning_rate
@@ -99,9 +100,8 @@ class Rank:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def load(self, folder: str) -> int:
-        """Goes on from a checkpoint, as `engine.resume` says; returns its number of completed steps."""
-        load = checkpoint.load_weights if self.recipe.engine.resume is Resume.weights else checkpoint.load
-        return load(Path(folder), self.chunks, self.optimizer)
+        """Goes on from a checkpoint of any layout; returns its number of completed steps."""
+        return checkpoint.load(Path(folder), self.chunks, self.optimizer)
 
     def save(self, folder: str, step: int) -> None:
         with self._writing():
@@ -143,8 +143,14 @@ class Rank:
         """
         started = time.perf_counter()
         figures = self.gradient(step)
-        if not (figures["loss"] <= limit and math.isfinite(figures["loss"] + figures["grad_norm"])):
-            raise DivergedError(f"loss {figures['loss']!r}, gradient norm {figures['grad_norm']!r}")
+        if not math.isfinite(figures["loss"] + figures["grad_norm"]):
+            raise DivergedError(shown(figures), "which is not finite; a smaller optim.lr with run=OTHER may mend it")
+        if figures["loss"] > limit:
+            raise DivergedError(
+                shown(figures),
+                f"over {limit:.4g}, engine.spike={self.recipe.engine.spike} times the largest loss of the ten steps before; "
+                "engine.spike=null goes on all the same",
+            )
         lr = learning_rate(self.recipe.optim, step, self.schedule.num_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr

@@ -28,7 +28,7 @@ def replay(plan: Plan, run: RunFolder, step: int, console: Console) -> None:
         for earlier in _track(range(completed, step - 1), "Steps before", console):
             ranks.call("train_step", earlier)
         whole = ranks.call("gradient", step - 1)[0]
-        console.print(f"step {step}: {figures(whole)}; {_compared(run.root, step, whole)}")
+        console.print(f"step {step}: {metrics.shown(whole)}; {_compared(run.root, step, whole)}")
         sequences = plan.schedule.step(step - 1).sequences
         rows = [(s, ranks.call("sequence_gradient", s)[0]) for s in _track(sequences, "Sequences", console)]
     console.print(_table(plan, rows))
@@ -38,19 +38,16 @@ def _track(numbers: Sequence[int], what: str, console: Console) -> Iterable[int]
     return track(numbers, what, console=console, transient=True, disable=not console.is_terminal)
 
 
-def figures(found: dict[str, Any]) -> str:
-    """Loss and gradient norm to the last bit."""
-    return f"loss {found['loss']!r}, gradient norm {found['grad_norm']!r}"
-
-
 def _compared(root: Path, step: int, found: dict[str, Any]) -> str:
-    recorded = {m["step"]: figures(m) for m in metrics.read(root / "metrics.jsonl") if "loss" in m}
+    recorded = {m["step"]: metrics.shown(m) for m in metrics.read(root / "metrics.jsonl") if "loss" in m}
     if (root / "diverged.json").exists():
         diverged = json.loads((root / "diverged.json").read_text())
         recorded.setdefault(diverged["step"], diverged["figures"])
     if step not in recorded:
         return "the run has no figures of it"
-    return "the same in the run, bit for bit" if recorded[step] == figures(found) else f"{recorded[step]} in the run"
+    return (
+        "the same in the run, bit for bit" if recorded[step] == metrics.shown(found) else f"{recorded[step]} in the run"
+    )
 
 
 def _table(plan: Plan, rows: list[tuple[int, dict[str, Any]]]) -> Table:

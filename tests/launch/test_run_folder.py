@@ -53,18 +53,6 @@ def test_a_refused_start_changes_nothing(root):
     assert (run.root / "config.yaml").read_text() == config
 
 
-def test_experts_spread_otherwise_are_refused(root):
-    run, _ = opened(root, "run=experts", "model=glm4.5-tiny")
-    save(run, 10)
-    run._lock.close()
-    with pytest.raises(ConfigError, match=r"write layout\.ep=2, or engine.resume=weights"):
-        opened(root, "run=experts", "model=glm4.5-tiny", "layout=data_parallel")
-    words = ["run=experts", "model=glm4.5-tiny", "layout=data_parallel", "engine.resume=weights"]
-    _, (step, _, note) = opened(root, *words)
-    assert step == 10
-    assert "the weights alone of" in note
-
-
 def test_a_finished_run_is_moved_aside(root):
     run, _ = opened(root, "run=done")
     save(run, 10)
