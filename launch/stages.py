@@ -174,6 +174,7 @@ def parity(recipe: Recipe, console: Console) -> None:
     import tempfile
 
     from launch.megatron import parity as layouts
+    from launch.megatron.ranks import Pool
 
     def table(title: str, last: str, found: Iterator[tuple[str, int, layouts.Difference, layouts.Limits]]) -> list[str]:
         head = f"| {title} | ranks | loss | gradient norm | gradients | weights |{last}"
@@ -187,10 +188,10 @@ def parity(recipe: Recipe, console: Console) -> None:
         console.print()
         return failed
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, Pool() as pool:
         root = Path(folder)
-        failed = table("layout", " loss, own Adam |", layouts.compared(root, layouts.LAYOUTS))
-        failed += table("bf16", "", layouts.compared_bf16(root, layouts.BF16_LAYOUTS))
+        failed = table("layout", " loss, own Adam |", layouts.compared(pool, root, layouts.LAYOUTS))
+        failed += table("bf16", "", layouts.compared_bf16(pool, root, layouts.BF16_LAYOUTS))
     if failed:
         raise TrainError(f"{len(failed)} layouts do not train as one rank does: {'; '.join(failed)}")
 

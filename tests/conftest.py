@@ -1,6 +1,8 @@
 """Shared by all tests: the reference folder where there is one, and an environment of their own for Ray."""
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,14 @@ def reference() -> Path:
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A `cluster.root` that tests share: tiny models and packed data sets are made in it once."""
     return tmp_path_factory.mktemp("limi")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def pool() -> Iterator[None]:
+    """Ends the ranks that tests kept for one another."""
+    yield
+    if "tests.launch.support" in sys.modules:
+        sys.modules["tests.launch.support"].POOL.close()
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 `make train`, and checkpoints beside a plain copy of their bytes. Everything is made and written under a folder of `cluster.root`.
 """
 
-import contextlib
 import itertools
 import os
 import shutil
@@ -20,7 +19,7 @@ from rich.console import Console
 from data_prep.dataset import prepare
 from data_prep.files import sync_tree
 from launch.megatron import parity
-from launch.megatron.ranks import Ranks
+from launch.megatron.ranks import Pool, Ranks
 from launch.metrics import read
 from launch.model import tiny
 from launch.plan import Plan
@@ -46,21 +45,13 @@ def rows(root: Path) -> Iterator[tuple[str, str, str]]:
 
 def layout_rows(root: Path, names: list[str]) -> Iterator[tuple[str, str, str]]:
     """Layout, ranks, and tokens a second of the median step. Layouts of as many ranks share their processes."""
-    counts = {name: parity.LAYOUTS[name][1] for name in names}
-    for count in sorted(set(counts.values())):
-        ranks = None
-        with contextlib.ExitStack() as stack:
-            for name in (n for n in names if counts[n] == count):
-                with STDERR.status(name):
-                    plan = plan_of(root, parity.words_of(name), name.split()[0] + " untied" * ("untied" in name))
-                    if ranks is None:
-                        ranks = stack.enter_context(Ranks(plan.recipe))
-                    else:
-                        ranks.call("leave")
-                        ranks.recipe = plan.recipe
-                    _build(ranks, plan)
+    with Pool() as pool:
+        for name in sorted(names, key=lambda name: parity.LAYOUTS[name][1]):
+            with STDERR.status(name):
+                plan = plan_of(root, parity.words_of(name), name.split()[0] + " untied" * ("untied" in name))
+                with pool.ranks(plan) as ranks:
                     lines = _steps(ranks)
-                yield name, str(count), f"{statistics.median(n['tokens'] / n['seconds'] for n in lines):,.0f}"
+            yield name, str(plan.world_size), f"{statistics.median(n['tokens'] / n['seconds'] for n in lines):,.0f}"
 
 
 def names_here() -> list[str]:
@@ -73,7 +64,7 @@ def model_rows(root: Path) -> Iterator[tuple[str, str, str]]:
     for model in TINY:
         plan = plan_of(root, [f"model={model}"], model)
         with STDERR.status(model), Ranks(plan.recipe) as ranks:
-            _build(ranks, plan)
+            ranks.build(plan)
             step = statistics.median(line["seconds"] for line in _steps(ranks))
             peak = max(ranks.call("peak_memory"))
             call = statistics.median(_seconds(lambda: ranks.call("peak_memory")) for _ in range(CALLS))
@@ -129,7 +120,7 @@ def checkpoint_rows(root: Path, words: list[str] = WIDE, rounds: int = ROUNDS) -
     run = RunFolder(plan.recipe, plan.data, plan.heldout)
     saves, loads, copies = [], [], []
     with STDERR.status("checkpoint"), Ranks(plan.recipe) as ranks:
-        _build(ranks, plan)
+        ranks.build(plan)
         ranks.call("train_step", 0)  # Adam's moments come with it
 
         def save(step: int) -> None:
@@ -160,10 +151,6 @@ def plan_of(root: Path, words: list[str], base: str) -> Plan:
     recipe = compose_recipe([f"cluster.root={root}", f"model.checkpoint={root}/models/{base}", *words])
     tiny.make(recipe)
     return Plan(recipe, prepare(recipe, recipe.data.path), prepare(recipe, str(recipe.data.heldout)))
-
-
-def _build(ranks: Ranks, plan: Plan) -> None:
-    ranks.build((str(plan.data.folder), str(plan.heldout.folder)), (plan.schedule, plan.heldout_schedule))
 
 
 def _steps(ranks: Ranks) -> list[dict[str, Any]]:

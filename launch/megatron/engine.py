@@ -85,7 +85,7 @@ def started(plan: Plan, checkpoint: Path | None, console: Console) -> Iterator[R
     """All ranks with the base's weights, or a checkpoint's state."""
     with Ranks(plan.recipe) as ranks:
         with console.status(f"Starting {plan.world_size} ranks"):
-            ranks.build((str(plan.data.folder), str(plan.heldout.folder)), (plan.schedule, plan.heldout_schedule))
+            ranks.build(plan)
             if checkpoint is not None:
                 ranks.call("load", str(checkpoint))
         yield ranks

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from data_prep.dataset import prepare
-from launch.megatron.ranks import Ranks
+from launch.megatron.ranks import Pool
 from launch.model import tiny
 from launch.plan import Plan
 from recipes.compose import compose_recipe
@@ -140,11 +140,11 @@ def words_of(name: str) -> list[str]:
     return [*model, *COMMON, f"cluster.gpus_per_node={ranks}", *words.split()]
 
 
-def one_rank(root: Path, model: list[str], *words: str) -> Run:
-    return train(root, [*model, *COMMON, "cluster.gpus_per_node=1", *words])
+def one_rank(pool: Pool, root: Path, model: list[str], *words: str) -> Run:
+    return train(pool, root, [*model, *COMMON, "cluster.gpus_per_node=1", *words])
 
 
-def train(root: Path, words: list[str]) -> Run:
+def train(pool: Pool, root: Path, words: list[str]) -> Run:
     """Five steps with a base and data under `root`, which runs share."""
     recipe = compose_recipe([f"cluster.root={root}", *words])
     checkpoint = f"{root}/models/{recipe.model.name}-{'tied' if recipe.model.tied else 'untied'}"
@@ -152,11 +152,10 @@ def train(root: Path, words: list[str]) -> Run:
     tiny.make(recipe)
     data, heldout = prepare(recipe, recipe.data.path), prepare(recipe, str(recipe.data.heldout))
     plan = Plan(recipe, data, heldout)
-    with Ranks(recipe) as ranks, tempfile.TemporaryDirectory(dir=root) as scratch:
+    with pool.ranks(plan) as ranks, tempfile.TemporaryDirectory(dir=root) as scratch:
         folders = {name: Path(scratch) / name for name in ("gradients", "weights")}
         for folder in folders.values():
             folder.mkdir()
-        ranks.build((str(data.folder), str(heldout.folder)), (plan.schedule, plan.heldout_schedule))
         steps = [ranks.call("train_step", 0)[0]]
         ranks.call("write_gradients", str(folders["gradients"]))
         steps += [ranks.call("train_step", step)[0] for step in range(1, STEPS)]
@@ -190,28 +189,33 @@ def _tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> tuple[fl
     return max((float((a[n] - b[n]).norm() / b[n].norm().clamp(min=1e-12)), n) for n in b)
 
 
-def compared(root: Path, names: Iterable[str]) -> Iterator[tuple[str, int, Difference, Limits]]:
+def _by_ranks(names: Iterable[str]) -> list[str]:
+    """Those of as many ranks together, whose processes the pool keeps."""
+    return sorted(names, key=lambda name: LAYOUTS[name][1])
+
+
+def compared(pool: Pool, root: Path, names: Iterable[str]) -> Iterator[tuple[str, int, Difference, Limits]]:
     """Name, ranks, difference and limits of each layout, as soon as it is known; one rank of each model is trained once."""
     reference: dict[str, tuple[Run, Run]] = {}
-    for name in names:
+    for name in _by_ranks(names):
         model, ranks, _ = LAYOUTS[name]
         key = " ".join(model)
         if key not in reference:
-            reference[key] = one_rank(root, model, EPS), one_rank(root, model)
+            reference[key] = one_rank(pool, root, model, EPS), one_rank(pool, root, model)
         words = words_of(name)
-        run, own = train(root, [*words, EPS]), train(root, words)
+        run, own = train(pool, root, [*words, EPS]), train(pool, root, words)
         yield name, ranks, difference(run, own, *reference[key]), FP32
 
 
-def compared_bf16(root: Path, names: Iterable[str]) -> Iterator[tuple[str, int, Difference, Limits]]:
+def compared_bf16(pool: Pool, root: Path, names: Iterable[str]) -> Iterator[tuple[str, int, Difference, Limits]]:
     """As `compared`, in bf16 and without the recipe's own Adam; each model's one rank comes first, beside fp32."""
     reference: dict[str, Run] = {}
-    for name in names:
+    for name in _by_ranks(names):
         model, ranks, _ = LAYOUTS[name]
         key, limits = model[0], BF16_LAYOUTS[name]
         if key not in reference:
-            one, exact = one_rank(root, model, EPS, _BF16), one_rank(root, model, EPS)
+            one, exact = one_rank(pool, root, model, EPS, _BF16), one_rank(pool, root, model, EPS)
             reference[key] = one
             yield f"{name.split()[0]} one rank, beside fp32", 1, difference(one, one, exact, exact), limits
-        run, one = train(root, [*words_of(name), EPS, _BF16]), reference[key]
+        run, one = train(pool, root, [*words_of(name), EPS, _BF16]), reference[key]
         yield name, ranks, difference(run, run, one, one), limits

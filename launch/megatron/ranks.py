@@ -1,10 +1,12 @@
 """All ranks of a run as Ray actors: started, called together, watched and ended together."""
 
+import contextlib
 import logging
 import os
 import secrets
 import signal
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
@@ -14,6 +16,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from launch.megatron.place import Place
 from launch.megatron.worker import Worker
+from launch.plan import Plan
 from recipes.compose import REPO, in_ray_job
 from recipes.config import Recipe
 from recipes.errors import LimiError, TrainError
@@ -90,14 +93,16 @@ class Ranks:
     def _local(self) -> bool:
         return self.recipe.cluster.nodes == 1
 
-    def build(self, *arguments: Any) -> None:
-        """Builds every rank; `arguments` follow a rank's recipe and place."""
+    def build(self, plan: Plan) -> None:
+        """Builds every rank with the base's weights; those built before, of another recipe for as many ranks, are left."""
+        self.recipe = plan.recipe
+        data = (str(plan.data.folder), str(plan.heldout.folder)), (plan.schedule, plan.heldout_schedule)
         host = "127.0.0.1" if self._local else ray.util.get_node_ip_address()
         port = self._gather([self._workers[0].open_store.remote(host)], "start")[0]
         per_node = self.recipe.cluster.gpus_per_node
         places = [Place(i, i % per_node, host, port) for i in range(len(self._workers))]
         self._gather(
-            [w.build.remote(self.recipe, p, *arguments) for w, p in zip(self._workers, places, strict=True)], "start"
+            [w.build.remote(self.recipe, p, *data) for w, p in zip(self._workers, places, strict=True)], "start"
         )
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
@@ -139,6 +144,40 @@ class Ranks:
             raise TrainError(f"rank {rank} failed in '{what}': {_last_line(error)}\n{error}") from error
         except RayError as error:
             raise TrainError(f"Ray ended in '{what}': {_last_line(error)}") from error
+
+
+class Pool:
+    """Ranks one recipe after the other, whose processes stay where the next takes as many. A context."""
+
+    def __init__(self) -> None:
+        self._ranks: Ranks | None = None
+        self._key: Any = None
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._ranks is not None:
+            self._ranks.__exit__(None, None, None)
+        self._ranks = self._key = None
+
+    @contextlib.contextmanager
+    def ranks(self, plan: Plan) -> Iterator[Ranks]:
+        """Ranks built for a plan. After an error their processes end."""
+        key = plan.world_size, plan.recipe.cluster.env, Worker
+        try:
+            if key != self._key:
+                self.close()
+                self._ranks, self._key = Ranks(plan.recipe).__enter__(), key
+            assert self._ranks is not None
+            self._ranks.build(plan)
+            yield self._ranks
+        except BaseException:
+            self.close()
+            raise
 
 
 def _died(call: Any) -> bool:

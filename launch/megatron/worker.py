@@ -20,6 +20,8 @@ class Worker:
         return port
 
     def build(self, *arguments: Any) -> None:
+        if self._rank is not None:
+            self._rank.leave()
         from launch.megatron import cpu
 
         cpu.install()  # before the first import of megatron.core

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from data_prep.dataset import Dataset, prepare
-from launch.megatron.ranks import Ranks
+from launch.megatron.ranks import Pool, Ranks
 from launch.model import tiny
 from launch.plan import Plan
 from recipes.compose import compose_recipe
@@ -34,8 +34,7 @@ def recipe_of(root: Path, *words: str) -> tuple[Recipe, Dataset, Dataset]:
 def ranks_of(root: Path, *words: str) -> Iterator[tuple[Plan, Ranks]]:
     """Real ranks with the recipe's model loaded."""
     plan = Plan(*recipe_of(root, *words))
-    with Ranks(plan.recipe) as ranks:
-        ranks.build((str(plan.data.folder), str(plan.heldout.folder)), (plan.schedule, plan.heldout_schedule))
+    with POOL.ranks(plan) as ranks:
         yield plan, ranks
 
 
@@ -60,6 +59,7 @@ def metrics_of(run: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k != "time"} for line in lines]
 
 
+POOL = Pool()  # of the test process; conftest.py closes it
 SHORT = ["optim.epochs=4", "engine.save_steps=6", "optim.eval_steps=5", "engine.keep_last=10"]
 
 

@@ -1,6 +1,15 @@
 """Every kind of row of the engine's bench, measured for real on little."""
 
+import pytest
+
 from launch.megatron import bench
+from tests.launch.support import POOL
+
+
+@pytest.fixture(autouse=True)
+def alone():
+    """A process has one Ray at a time, and the bench starts its own."""
+    POOL.close()
 
 
 def test_layouts_of_one_process_are_measured_one_after_the_other(root):
