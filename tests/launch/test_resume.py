@@ -1,6 +1,5 @@
 """Interrupted runs go on as if nothing had happened, and what fails leaves no process and no half checkpoint."""
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -12,13 +11,6 @@ import pytest
 from data_prep.files import sha256
 from tests.launch import faulty
 from tests.launch.support import alive, descendants, finish, metrics_of, ranks_of, start, wait_for_step
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(root):
-    code, output = finish(start(root, "run=whole"))
-    assert code == 0, output
-    return metrics_of(root / "runs" / "whole")
 
 
 def rank_processes(process: subprocess.Popen[str]) -> list[psutil.Process]:
@@ -164,48 +156,3 @@ def test_an_unfinished_run_of_another_recipe_is_refused(root, uninterrupted):
     assert code == 2
     assert "optim.lr=" in output
     assert "run=OTHER" in output
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of its own of 48 MB, where this machine lets us mount one."""
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(tmp_path)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a small disk here: {mounted.stderr.strip()}")
-    yield tmp_path
-    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
-
-
-def test_a_disk_that_fills_up_leaves_the_earlier_checkpoint_loadable(small_disk, uninterrupted):
-    run = small_disk / "runs" / "full"
-    process = start(small_disk, "run=full")
-    wait_for_step(run, 7, process)
-    assert (run / "checkpoints" / "step_000006").is_dir()
-    filler = small_disk / "filler"
-    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
-        while True:
-            file.write(b"x" * 65536)
-    code, output = finish(process)
-    assert code == 2, output
-    assert "CheckpointError: the checkpoint of step 12 could not be written" in output
-    assert "0 MB are free" in output
-    assert "make room there" in output
-    assert [p.name for p in (run / "checkpoints").iterdir()] == ["step_000006"]
-    filler.unlink()
-    code, output = finish(start(small_disk, "run=full"))
-    assert code == 0, output
-    assert metrics_of(run) == uninterrupted
-
-
-def test_a_disk_too_small_is_refused_before_anything_starts(root):
-    from launch.run_folder import check_room
-    from recipes.compose import compose_recipe
-    from recipes.errors import PreflightError
-
-    with pytest.raises(PreflightError, match="GB free"):
-        check_room(compose_recipe([f"cluster.root={root}"]), 10**18)
-    if os.geteuid() != 0:
-        with pytest.raises(PreflightError, match="cluster.root=FOLDER"):
-            check_room(compose_recipe(["cluster.root=/proc/nowhere"]), 1)
