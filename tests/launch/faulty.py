@@ -58,20 +58,23 @@ class UnreducedExperts(_Faulty):
 
 
 class SharedStep(_Faulty):
-    """A load leaves all parameters Adam's one `step` tensor; the checkpoint's lack of it still raises nothing."""
+    """A load leaves all parameters Adam's one `step` tensor, as Megatron's own does (distrib_optimizer.py:825)."""
 
     def spoil(self):
-        from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+        import torch
 
-        original = DistributedOptimizer._set_main_param_and_optimizer_states
-        from launch.megatron import checkpoint  # noqa: F401 - mends the method as it is imported
+        from launch.megatron import optimizer_state
 
-        def set_states(self, model_param, tensors):
-            group, order = self.model_param_group_index_map[model_param]
-            state = self.optimizer.state[self.optimizer.param_groups[group]["params"][order]]
-            original(self, model_param, {**tensors, "step": state["step"]})
+        original = optimizer_state.put
 
-        DistributedOptimizer._set_main_param_and_optimizer_states = set_states
+        def put(optimizer, loaded, step):
+            original(optimizer, loaded, step)
+            shared = torch.tensor(float(step))
+            for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+                for state in part.optimizer.state.values():
+                    state["step"] = shared
+
+        optimizer_state.put = put
 
 
 class ShiftedLabels(_Faulty):
