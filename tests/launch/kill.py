@@ -26,18 +26,19 @@ from tests.launch.support import alive, descendants, finish, metrics_of, start
 WORDS = ["run=kills", "engine.save_steps=2", "engine.keep_last=2", "engine.timeout=60"]
 TARGETS = {"rank": "ray::Worker", "driver": "", "raylet": "raylet/raylet", "gcs": "gcs_server"}
 KILLS_A_RUN = 5
-PATIENCE_S = 60.0  # in which everything of a killed command must have ended
+PATIENCE_S = 120.0  # after which nothing may be left; Ray's helpers take a minute to notice that a driver was killed
 
 
 @dataclass
 class Outcome:
     """Kills by target and by what the run was doing; runs completed, and of them those whose metrics and weights are the
-    uninterrupted run's."""
+    uninterrupted run's; every process that was started, and those of them left at the end."""
 
     kills: Counter[tuple[str, str]] = field(default_factory=Counter)
     runs: int = 0
     equal: int = 0
-    left_over: list[str] = field(default_factory=list)
+    started: set[psutil.Process] = field(default_factory=set)
+    left_over: list[str] | None = None
 
     def table(self) -> str:
         phases = sorted({phase for _, phase in self.kills})
@@ -47,7 +48,12 @@ class Outcome:
             [
                 *lines,
                 f"{self.kills.total()} kills in {self.runs} runs; {self.equal} runs equal the uninterrupted one, metrics and "
-                f"weights bit for bit; {len(self.left_over)} processes left over",
+                "weights bit for bit",
+                *(
+                    []
+                    if self.left_over is None
+                    else [f"{len(self.left_over)} processes left over {self.left_over or ''}"]
+                ),
             ]
         )
 
@@ -93,12 +99,11 @@ def run_of_kills(root: Path, duration: float, most: int, rng: random.Random, out
     done = 0
     while True:
         process = start(root, *WORDS)
-        seen: list[psutil.Process] = []
         while done < most:
             time.sleep(rng.uniform(0, duration))
             if process.poll() is not None:
                 break
-            seen += descendants(process.pid)
+            outcome.started.update(descendants(process.pid))
             doing, target = phase(root), rng.choice(list(TARGETS))
             if kill(process, target, rng):
                 outcome.kills[target, doing] += 1
@@ -106,7 +111,6 @@ def run_of_kills(root: Path, duration: float, most: int, rng: random.Random, out
             if target == "driver":
                 break
         code, output = finish(process)
-        outcome.left_over += [p.name() for p in alive(list(set(seen)), PATIENCE_S)]
         if code == 0:
             return
         if "Error" in output and "TrainError" not in output and "CheckpointError" not in output:
@@ -128,6 +132,8 @@ def run(kills: int, seed: int = 0) -> Iterator[Outcome]:
             outcome.runs += 1
             outcome.equal += result(root) == expected
             yield outcome
+        outcome.left_over = [p.name() for p in alive(list(outcome.started), PATIENCE_S)]
+        yield outcome
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ def test_fifty_kills_at_random_moments_lose_no_step():
     assert {target for target, _ in outcome.kills} == set(kill.TARGETS)
     assert {phase for _, phase in outcome.kills} >= {"data", "start", "step", "save"}
     assert outcome.equal == outcome.runs
-    assert not outcome.left_over
+    assert outcome.left_over == []
 
 
 @pytest.mark.parametrize("target", ["driver", "raylet"])
