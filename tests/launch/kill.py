@@ -1,8 +1,8 @@
 """Kills at random moments, and what they cost: `python -m tests.launch.kill [KILLS]` prints the table.
 
 A run is a whole one: base, data, training, saves every other step, export. Each kill is SIGKILL to a rank, the driver, Ray's
-raylet or its GCS, at a moment drawn evenly over an uninterrupted run's time; a command that ends is given again. After five
-kills a run is left alone to its end, and then its metrics must be the uninterrupted run's, bit for bit.
+raylet or its GCS, after a time drawn at random; a command that ends is given again. After five kills a run is left alone to its
+end, and then its metrics and weights must be the uninterrupted run's, bit for bit.
 """
 
 import contextlib
@@ -26,6 +26,7 @@ from tests.launch.support import alive, descendants, finish, metrics_of, start
 WORDS = ["run=kills", "engine.save_steps=2", "engine.keep_last=2", "engine.timeout=60"]
 TARGETS = {"rank": "ray::Worker", "driver": "", "raylet": "raylet/raylet", "gcs": "gcs_server"}
 KILLS_A_RUN = 5
+SHARE = 0.6  # of an uninterrupted run, between a start or a kill and the next kill at most
 PATIENCE_S = 120.0  # after which nothing may be left; Ray's helpers take a minute to notice that a driver was killed
 
 
@@ -44,18 +45,13 @@ class Outcome:
         phases = sorted({phase for _, phase in self.kills})
         lines = [f"| killed in | {' | '.join(phases)} |", f"|---|{'---|' * len(phases)}"]
         lines += [f"| {t} | {' | '.join(str(self.kills[t, p]) for p in phases)} |" for t in TARGETS]
-        return "\n".join(
-            [
-                *lines,
-                f"{self.kills.total()} kills in {self.runs} runs; {self.equal} runs equal the uninterrupted one, metrics and "
-                "weights bit for bit",
-                *(
-                    []
-                    if self.left_over is None
-                    else [f"{len(self.left_over)} processes left over {self.left_over or ''}"]
-                ),
-            ]
+        lines.append(
+            f"{self.kills.total()} kills in {self.runs} runs; {self.equal} runs equal the uninterrupted one, metrics and weights bit "
+            "for bit"
         )
+        if self.left_over is not None:
+            lines.append(f"left over: {', '.join(self.left_over) or 'nothing'}")
+        return "\n".join(lines)
 
 
 def result(root: Path) -> tuple[list[dict], dict[str, str]]:
@@ -100,7 +96,7 @@ def run_of_kills(root: Path, duration: float, most: int, rng: random.Random, out
     while True:
         process = start(root, *WORDS)
         while done < most:
-            time.sleep(rng.uniform(0, duration))
+            time.sleep(rng.uniform(0, SHARE * duration))
             if process.poll() is not None:
                 break
             outcome.started.update(descendants(process.pid))
