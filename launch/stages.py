@@ -287,13 +287,15 @@ def find(named: list[str]) -> Stage:
 
 
 def show(stage: Stage, recipe: Recipe, console: Console) -> None:
-    """`dry_run=true`: the resolved recipe and what would run; writes nothing."""
+    """`dry_run=true`: the resolved recipe and what would run; writes nothing but a cluster run's `job.json`."""
     console.print(to_yaml(recipe))
     console.print(f"would run: {stage.__name__} ({stage.__doc__})")
     console.print(
         f"  data     {recipe.data.path} and {recipe.data.heldout or 'nothing held out'}, packed into {recipe.data.out}"
     )
-    if stage is train:
+    if stage is train and recipe.engine.name is EngineName.slime:
+        _show_job(recipe, console)
+    elif stage is train:
         m = recipe.model
         layout = "layout searched for" if recipe.layout.search else f"data parallel {data_parallel(recipe)}"
         made = " (made with random weights if missing)" if m.random_init else ""
@@ -303,3 +305,26 @@ def show(stage: Stage, recipe: Recipe, console: Console) -> None:
             f"{recipe.optim.epochs} epochs of steps of {recipe.optim.batch_size} trajectories"
         )
         console.print(f"  write    {run_folder(recipe)}")
+
+
+def _show_job(recipe: Recipe, console: Console) -> None:
+    """What would be submitted to the cluster, with the layout that the plan settles on; writes `job.json`."""
+    from launch.slime import job
+    from recipes import planner
+
+    made = planner.plan(recipe, _sequences(recipe, console))
+    path = job.write(made.recipe, made.schedule.num_steps)
+    submitted = json.loads(path.read_text())
+    console.print("  submit   python3 " + submitted["entrypoint"])
+    for flag, values in _grouped(submitted["argv"]):
+        console.print(f"             {flag} {' '.join(values)}".rstrip())
+    for name, value in submitted["env_vars"].items():
+        console.print(f"  env      {name}={value}")
+    console.print(f"  job      {path}")
+
+
+def _grouped(words: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """Every flag with its values."""
+    starts = [i for i, word in enumerate(words) if word.startswith("--")]
+    for start, end in itertools.pairwise([*starts, len(words)]):
+        yield words[start], words[start + 1 : end]

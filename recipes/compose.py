@@ -124,6 +124,11 @@ def _explained(error: BaseException) -> str:
     return f"{key[1]}: {first}" if key else " ".join(text.split())
 
 
+def from_yaml(path: Path) -> Recipe:
+    """The recipe that `to_yaml` wrote."""
+    return cast(Recipe, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.load(path))))
+
+
 def run_folder(r: Recipe) -> Path:
     """`runs/NAME/` under `cluster.root`: everything one run leaves behind."""
     return Path(r.cluster.root) / "runs" / r.run

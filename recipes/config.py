@@ -248,6 +248,7 @@ class Engine:
     keep_last: int = MISSING  # older checkpoints are removed
     timeout: int = MISSING  # longest wait for a step, a save or the start of the ranks
     max_retries: int = MISSING  # new starts from the last checkpoint after a rank died or hung
+    args: dict[str, str] = field(default_factory=dict)  # slime's further flags by name, "true" for one without a value
     spike: float | None = MISSING  # stop where a step's loss is over this many times the largest of the ten before it
 
 

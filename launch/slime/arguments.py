@@ -1,0 +1,210 @@
+"""slime's argument list of a recipe: one function a group, every value the recipe's.
+
+Flags are slime's at 624b824 and Megatron-LM's at 1dcf0da; `flags.txt` holds the names of all. slime takes an unknown flag without a
+word, so that a list with one is refused here.
+"""
+
+import difflib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from recipes.compose import run_folder
+from recipes.config import OptimizerState, Recipe, Recompute, Rope
+from recipes.errors import ConfigError
+from recipes.layout import data_parallel
+
+_FLAGS = frozenset((Path(__file__).parent / "flags.txt").read_text().split())
+Argument = str | int | float
+Group = Iterator[tuple[Argument, ...]]
+
+
+def arguments(r: Recipe, num_steps: int, load: str) -> list[str]:
+    """What follows `train_async.py`. num_steps: optimizer steps of the run. load: a Hugging Face folder, or a run's checkpoints.
+
+    Raises `ConfigError` where `engine.args` names what slime does not know, or what the recipe decides.
+    """
+    groups = (
+        model(r), data(r, num_steps), layout(r), memory(r), optimizer(r, num_steps), loss(), checkpoint(r, load), logging(r),
+    )  # fmt: skip
+    rendered = [words for group in groups for words in group]
+    given = [str(words[0]) for words in rendered]
+    unknown = sorted(set(given) - _FLAGS)
+    if unknown:
+        raise AssertionError(f"flags that slime does not know: {unknown}")
+    for name, value in r.engine.args.items():
+        rendered.append(_passed_on(name, value, given))
+    return [_text(word) for words in rendered for word in words]
+
+
+def _passed_on(name: str, value: str, given: list[str]) -> tuple[Argument, ...]:
+    flag = "--" + name.replace("_", "-")
+    if flag not in _FLAGS:
+        near = difflib.get_close_matches(flag, _FLAGS, n=1, cutoff=0.0)[0]
+        raise ConfigError(
+            f"engine.args.{name}: slime has no {flag}; the nearest is {near}: write engine.args.{near[2:]}={value}"
+        )
+    if flag in given:
+        raise ConfigError(
+            f"engine.args.{name}={value}: {flag} is the recipe's to say; change it there, as `make help` shows"
+        )
+    return (flag,) if value == "true" else (flag, *value.split())
+
+
+def _text(word: Argument) -> str:
+    return repr(word) if isinstance(word, float) else str(word)
+
+
+def model(r: Recipe) -> Group:
+    """The architecture. MTP layers are not trained and not loaded; the export has them from the base."""
+    m = r.model
+    yield "--num-layers", m.layers
+    yield "--hidden-size", m.hidden
+    yield "--ffn-hidden-size", m.ffn
+    yield "--num-attention-heads", m.heads
+    yield ("--group-query-attention",)
+    yield "--num-query-groups", m.kv_heads
+    yield "--kv-channels", m.head_dim
+    yield "--vocab-size", m.vocab
+    yield "--normalization", "RMSNorm"
+    yield "--norm-epsilon", m.norm_eps
+    yield ("--swiglu",)
+    yield ("--disable-bias-linear",)
+    yield "--position-embedding-type", "rope"
+    yield "--rotary-base", int(m.rope_base)
+    yield "--rotary-percent", m.rope_fraction
+    yield "--attention-dropout", 0.0
+    yield "--hidden-dropout", 0.0
+    if m.qk_norm:
+        yield ("--qk-layernorm",)
+    if m.qkv_bias:
+        yield ("--add-qkv-bias",)
+    if not m.tied:
+        yield ("--untie-embeddings-and-output-weights",)
+    if m.rope is Rope.yarn:
+        yield "--custom-model-provider-path", "launch.slime.yarn.provider"
+        yield ("--no-rope-fusion",)  # the fused kernel leaves out YaRN's attention factor for packed sequences
+    if m.experts:
+        yield from _experts(r)
+
+
+def _experts(r: Recipe) -> Group:
+    m = r.model
+    yield "--num-experts", m.experts
+    yield "--moe-layer-freq", f"[0]*{m.dense_layers}+[1]*{m.layers - m.dense_layers}"
+    yield "--moe-ffn-hidden-size", m.expert_ffn
+    if m.shared_experts:
+        yield "--moe-shared-expert-intermediate-size", m.shared_experts * m.expert_ffn
+    yield "--moe-router-topk", m.top_k
+    yield "--moe-router-topk-scaling-factor", m.router_scaling
+    yield ("--moe-router-pre-softmax",)
+    yield "--moe-router-score-function", "sigmoid"
+    yield ("--moe-router-enable-expert-bias",)
+    yield "--moe-router-bias-update-rate", 0.0  # fine-tuning leaves the release's routing balance as it is
+    yield "--moe-router-load-balancing-type", "none"
+    yield "--moe-aux-loss-coeff", 0.0
+    yield "--moe-router-dtype", "fp32"
+    yield "--moe-token-dispatcher-type", "alltoall"
+    yield ("--moe-grouped-gemm",)
+    yield ("--moe-permute-fusion",)
+
+
+def data(r: Recipe, num_steps: int) -> Group:
+    """Steps come from `rollout.py`: each of its steps carries as many rollout ids as there are data-parallel ranks, however
+    many sequences it has, so that slime counts one optimizer step."""
+    yield "--rollout-function-path", "launch.slime.rollout.generate"
+    yield "--rollout-data-postprocess-path", "launch.slime.rollout.verify"
+    yield ("--disable-rollout-global-dataset",)
+    yield "--num-rollout", num_steps
+    yield "--rollout-batch-size", data_parallel(r)
+    yield "--global-batch-size", data_parallel(r)
+    yield "--seed", r.seed
+
+
+def layout(r: Recipe) -> Group:
+    p = r.layout
+    yield "--actor-num-nodes", r.cluster.nodes
+    yield "--actor-num-gpus-per-node", r.cluster.gpus_per_node
+    yield "--num-gpus-per-node", r.cluster.gpus_per_node
+    yield "--tensor-model-parallel-size", p.tp
+    if p.sp:
+        yield ("--sequence-parallel",)
+    yield "--pipeline-model-parallel-size", p.pp
+    if p.vpp > 1:
+        yield "--num-virtual-stages-per-pipeline-rank", p.vpp
+    if p.first_stage_layers is not None:
+        yield "--decoder-first-pipeline-num-layers", p.first_stage_layers
+    if p.last_stage_layers is not None:
+        yield "--decoder-last-pipeline-num-layers", p.last_stage_layers
+    yield "--context-parallel-size", p.cp
+    if r.model.experts:
+        yield "--expert-model-parallel-size", p.ep
+        yield "--expert-tensor-parallel-size", p.etp
+    yield "--attention-backend", "flash"
+    yield ("--attention-softmax-in-fp32",)
+    yield "--distributed-timeout-minutes", math.ceil(r.engine.timeout / 60)
+
+
+def memory(r: Recipe) -> Group:
+    p = r.layout
+    yield ("--use-dynamic-batch-size",)
+    yield "--max-tokens-per-gpu", p.max_tokens_per_gpu
+    if p.recompute is Recompute.full:
+        yield "--recompute-granularity", "full"
+        yield "--recompute-method", "uniform"
+        yield "--recompute-num-layers", 1
+    elif p.recompute is Recompute.selective:
+        yield "--recompute-granularity", "selective"
+        yield ("--recompute-modules", *(("mlp", "moe") if r.model.experts else ("mlp",)))
+    if p.loss_chunk is not None:
+        # The chunk alone saves nothing: backward would keep every chunk's softmax.
+        yield ("--recompute-loss-function",)
+        yield "--log-probs-chunk-size", p.loss_chunk
+    if p.optimizer_state is not OptimizerState.resident:
+        yield ("--use-precision-aware-optimizer",)
+    if p.optimizer_state is OptimizerState.offloaded:
+        yield ("--optimizer-cpu-offload",)
+        yield ("--overlap-cpu-optimizer-d2h-h2d",)
+
+
+def optimizer(r: Recipe, num_steps: int) -> Group:
+    """Adam, and a rate that is `recipes.learning_rate`'s in every step: Megatron counts the steps taken before this one."""
+    o = r.optim
+    yield "--optimizer", "adam"
+    yield "--lr", o.lr
+    yield "--min-lr", o.lr * o.min_lr_ratio
+    yield "--lr-decay-style", "cosine"
+    if o.warmup_fraction is not None:
+        yield "--lr-warmup-fraction", o.warmup_fraction
+        yield "--lr-decay-iters", num_steps
+    else:
+        yield "--lr-warmup-iters", o.warmup_steps
+        yield "--lr-warmup-init", o.lr / (o.warmup_steps + 1)
+        yield "--lr-decay-iters", max(num_steps - 1, o.warmup_steps + 1)
+    yield "--weight-decay", o.weight_decay
+    yield "--adam-beta1", o.beta1
+    yield "--adam-beta2", o.beta2
+    yield "--adam-eps", o.eps
+    yield "--clip-grad", o.clip_grad
+    yield ("--accumulate-allreduce-grads-in-fp32",)
+
+
+def loss() -> Group:
+    """The sum over the supervised tokens of a step, divided by their number."""
+    yield "--loss-type", "sft_loss"
+    yield ("--calculate-per-token-loss",)
+    yield ("--disable-compute-advantages-and-returns",)
+    yield ("--debug-train-only",)
+
+
+def checkpoint(r: Recipe, load: str) -> Group:
+    yield "--hf-checkpoint", r.model.checkpoint
+    yield "--load", load
+    yield "--save", str(run_folder(r) / "checkpoints")
+    yield "--save-interval", r.engine.save_steps
+
+
+def logging(r: Recipe) -> Group:
+    yield ("--use-tensorboard",)
+    yield "--tb-project-name", "limi"
+    yield "--tb-experiment-name", r.run

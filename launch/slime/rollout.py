@@ -1,0 +1,149 @@
+"""The planned steps, inside slime: its rollout function, which gives a step's sequences, the schedule that takes the place of
+slime's own, and the check on every trainer rank that what came is what was planned.
+
+slime calls `generate` by `--rollout-function-path` in its rollout manager, whose process imports this module before it schedules
+anything: there `slime.ray.rollout.build_dp_schedule` is rebound, the only thing of slime's that is. `verify` runs by
+`--rollout-data-postprocess-path` on the trainers.
+"""
+
+import functools
+import inspect
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.dataset import Dataset, open_dataset
+from launch.slime.job import RUN
+from recipes.compose import from_yaml
+from recipes.config import Recipe
+from recipes.errors import TrainError
+from recipes.layout import data_parallel
+from recipes.schedule import Schedule, Step, schedule_of
+
+# Of slime at 624b824, slime/utils/dp_schedule.py.
+SIGNATURE = ["args", "train_parallel_config", "total_lengths", "global_batch_size", "rollout_indices"]
+
+
+@dataclass(frozen=True)
+class Run:
+    recipe: Recipe
+    data: Dataset
+    schedule: Schedule
+
+    def sequences(self, step: Step) -> list[int]:
+        """The step's sequences in the order in which slime gets them: rank after rank, micro-batch after micro-batch."""
+        return [s for rank in step.ranks for micro_batch in rank for s in micro_batch]
+
+
+@functools.cache
+def run() -> Run:
+    """What this job trains, from the run folder that `job.RUN` names."""
+    root = Path(os.environ[RUN])
+    recipe = from_yaml(root / "config.yaml")
+    data = open_dataset(Path(json.loads((root / "plan.json").read_text())["data"]["folder"]))
+    return Run(recipe, data, schedule_of(recipe, data.trajectory, data.lengths))
+
+
+def generate(args: Any, rollout_id: int, data_buffer: Any, evaluation: bool = False) -> list[list[Any]]:
+    """Optimizer step `rollout_id` as slime's Samples, one a group. Their rollout ids count up to the number of data-parallel
+    ranks, over and over: slime then takes a step of any size for one step."""
+    from slime.utils.types import Sample
+
+    bind()
+    here = run()
+    dp = data_parallel(here.recipe)
+    samples = []
+    for place, sequence in enumerate(here.sequences(here.schedule.step(rollout_id))):
+        tokens, mask = here.data.tokens(sequence).tolist(), loss_mask(here.data, sequence)
+        sample = Sample(index=place, rollout_id=rollout_id * dp + place % dp, tokens=tokens)
+        sample.response_length, sample.loss_mask = len(mask), mask
+        sample.reward, sample.status = 0.0, Sample.Status.COMPLETED
+        samples.append([sample])
+    return samples
+
+
+def loss_mask(data: Dataset, sequence: int) -> list[int]:
+    """0 or 1 for each token from the first supervised one on: slime's response.
+
+    Raises `TrainError` where there is none, for which slime would count one token all the same, or where the first token is
+    supervised, for which it would take a neighbour's prediction.
+    """
+    spans = data.spans(sequence)
+    first = spans[0][0] if spans else 0
+    if first == 0:
+        what = "supervises its first token" if spans else "has no supervised token"
+        raise TrainError(
+            f"sequence {data.segments[sequence]} of {data.ids[sequence]} {what}; it cannot be trained through slime"
+        )
+    mask = np.zeros(data.lengths[sequence] - first, dtype=int)
+    for start, end in spans:
+        mask[start - first : end - first] = 1
+    return mask.tolist()
+
+
+def bind() -> None:
+    """Puts the planned schedule in the place of slime's own. Raises `TrainError` where slime's is not the one known here."""
+    import slime.ray.rollout as module
+
+    if module.build_dp_schedule is planned:
+        return
+    found = list(inspect.signature(module.build_dp_schedule).parameters)
+    if found != SIGNATURE:
+        raise TrainError(f"slime's build_dp_schedule takes {found}, not {SIGNATURE}: this slime is not the pinned one")
+    module.build_dp_schedule = planned
+
+
+def planned(
+    args: Any,
+    train_parallel_config: dict[str, int],
+    total_lengths: list[int],
+    *,
+    global_batch_size: int,
+    rollout_indices: list[int],
+) -> tuple[list[list[int]], list[list[list[int]]], list[int], list[int]]:
+    """As slime's: positions of the samples by rank, by rank and micro-batch the places in that, micro-batches a rank, rollouts."""
+    here = run()
+    dp = train_parallel_config["dp_size"]
+    step = here.schedule.step(min(rollout_indices) // dp)
+    wanted = [here.data.lengths[s] for s in here.sequences(step)]
+    if len(step.ranks) != dp or total_lengths != wanted:
+        raise TrainError(
+            f"slime asks for {len(total_lengths)} sequences over {dp} ranks, planned are {len(wanted)} over {len(step.ranks)}"
+        )
+    partitions, micro_batches, start = [], [], 0
+    for rank in step.ranks:
+        size = sum(len(micro_batch) for micro_batch in rank)
+        partitions.append(list(range(start, start + size)))
+        micro_batches.append(_places(rank))
+        start += size
+    return partitions, micro_batches, [len(step.ranks[0])], [global_batch_size]
+
+
+def _places(rank: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Consecutive numbers in the shape of a rank's micro-batches."""
+    numbers = iter(range(sum(len(micro_batch) for micro_batch in rank)))
+    return [[next(numbers) for _ in micro_batch] for micro_batch in rank]
+
+
+def verify(args: Any, rollout_id: int, rollout_data: dict[str, Any]) -> None:
+    """On a trainer: raises `TrainError` where its sequences, their micro-batches or their tokens are not the plan's."""
+    from megatron.core import parallel_state
+
+    here = run()
+    rank = here.schedule.step(rollout_id).ranks[parallel_state.get_data_parallel_rank(with_context_parallel=False)]
+    sequences = [s for micro_batch in rank for s in micro_batch]
+    got = [len(tokens) for tokens in rollout_data["tokens"]]
+    if rollout_data["micro_batch_indices"] != _places(rank) or got != [here.data.lengths[s] for s in sequences]:
+        raise TrainError(
+            f"step {rollout_id + 1}: this rank got sequences of {got} tokens, which is not what was planned"
+        )
+    for tokens, sequence in zip(rollout_data["tokens"], sequences, strict=True):
+        if not np.array_equal(np.asarray(tokens), here.data.tokens(sequence)):
+            raise TrainError(
+                f"step {rollout_id + 1}: the tokens of {here.data.ids[sequence]} are not those of the data set"
+            )

@@ -1,0 +1,30 @@
+"""slime's model with YaRN's positions, for which the pinned Megatron-LM has no flag: `--custom-model-provider-path`."""
+
+import copy
+import os
+from pathlib import Path
+from typing import Any
+
+from launch.model.gpt import yarn_frequencies
+from launch.slime.job import RUN
+from recipes.compose import from_yaml
+
+
+def provider(pre_process: bool = True, post_process: bool = True, vp_stage: int | None = None) -> Any:
+    """The model slime would build, its rotary embedding and attention set to the recipe's YaRN."""
+    from megatron.training.global_vars import get_args
+    from slime.backends.megatron_utils.model_provider import _get_model_provider_func
+
+    plain = copy.copy(get_args())
+    plain.custom_model_provider_path = None
+    chunk = _get_model_provider_func(plain)(pre_process, post_process, vp_stage)
+    scale(chunk, Path(os.environ[RUN]))
+    return chunk
+
+
+def scale(chunk: Any, run: Path) -> None:
+    """Frequencies of `launch.model.gpt.yarn_frequencies`; cosine and sine times 0.1 ln(factor) + 1, by a field that Megatron's
+    attention looks for."""
+    m = from_yaml(run / "config.yaml").model
+    chunk.config.yarn_rotary_scaling_factor = m.rope_factor
+    chunk.rotary_pos_emb.inv_freq = yarn_frequencies(m)

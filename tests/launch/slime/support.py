@@ -1,0 +1,54 @@
+"""The real slime and Megatron-LM at the pinned commits, where the environment names them."""
+
+import json
+import os
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.slime.arguments import arguments
+from recipes import lengths, planner
+from recipes.compose import compose_recipe
+from recipes.config import Recipe
+from recipes.search import Sequences
+
+
+def pinned() -> tuple[str, dict[str, str]]:
+    """A Python that has what slime imports (numpy 1.26), and an environment in which both checkouts are found."""
+    names = ("SLIME_PYTHON", "SLIME_ROOT", "MEGATRON_ROOT", "LIMI_REFERENCE")
+    if missing := [name for name in names if name not in os.environ]:
+        pytest.skip(f"{', '.join(missing)} not set")
+    python, slime, megatron, reference = (os.environ[name] for name in names)
+    return python, {**os.environ, "PYTHONPATH": f"{slime}:{megatron}:{reference}/slime_cpu"}
+
+
+@cache
+def planned(*words: str) -> tuple[Recipe, int]:
+    """The recipe with its layout settled on LIMI's published lengths, and its steps."""
+    recipe = compose_recipe(list(words))
+    counted = [n for n in lengths.quantiles() if n <= recipe.data.max_tokens]
+    made = planner.plan(recipe, Sequences(range(len(counted)), counted, "as LIMI's were published"))
+    return made.recipe, made.schedule.num_steps
+
+
+def rendered(*words: str) -> list[str]:
+    recipe, steps = planned(*words)
+    return arguments(recipe, steps, recipe.model.checkpoint)
+
+
+def checked(argv: list[str], config: Path, *words: str) -> dict[str, Any]:
+    """What slime's and Megatron's own validation says of a list, with the model of `config`, a folder with a config.json."""
+    python, env = pinned()
+    script = f"{env['LIMI_REFERENCE']}/slime_cpu/check_args.py"
+    done = subprocess.run(
+        [python, script, str(config), "--model-config", "--groups", *words],
+        input=json.dumps(argv),
+        capture_output=True,
+        text=True,
+        env=env,
+    )
+    assert done.stdout, done.stderr
+    return json.loads(done.stdout)
