@@ -52,3 +52,18 @@ def checked(argv: list[str], config: Path, *words: str) -> dict[str, Any]:
     )
     assert done.stdout, done.stderr
     return json.loads(done.stdout)
+
+
+def in_megatron(argv: list[str], config: Path) -> dict[str, Any]:
+    """`megatron_config.py` on a list, with the model of `config`."""
+    python, env = pinned()
+    place = argv.index("--hf-checkpoint") + 1
+    done = subprocess.run(
+        [python, str(Path(__file__).parent / "megatron_config.py")],
+        input=json.dumps([*argv[:place], str(config), *argv[place + 1 :]]),
+        capture_output=True,
+        text=True,
+        env={**env, "CUDA_DEVICE_MAX_CONNECTIONS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)

@@ -12,7 +12,7 @@ from recipes.compose import compose_recipe
 from recipes.errors import ConfigError
 from recipes.layout import data_parallel
 from recipes.learning_rate import learning_rate
-from tests.launch.slime.support import checked, planned, rendered
+from tests.launch.slime.support import checked, in_megatron, planned, rendered
 
 MODELS = ["glm4.5", "glm4.5-air", "qwen3-4b", "qwen3-8b", "qwen3-14b", "qwen3-32b"]
 RELEASED = ["glm4.5", "glm4.5-air", "qwen3-4b", "qwen3-8b", "qwen3-32b"]
@@ -131,3 +131,79 @@ def test_slime_and_megatron_accept_the_list(reference, model, words):
     found = checked(rendered(f"model={model}", *words), config)
     assert found["ok"], found
     assert found["unknown"] == []
+
+
+def wanted(config):
+    """Megatron's fields, by hand from a checkpoint's config.json."""
+    rope = config.get("rope_parameters") or {}
+    found = {
+        "num_layers": config["num_hidden_layers"],
+        "hidden_size": config["hidden_size"],
+        "ffn_hidden_size": config["intermediate_size"],
+        "num_attention_heads": config["num_attention_heads"],
+        "num_query_groups": config["num_key_value_heads"],
+        "kv_channels": config["head_dim"],
+        "vocab_size": config["vocab_size"],
+        "layernorm_epsilon": config["rms_norm_eps"],
+        "normalization": "RMSNorm",
+        "gated_linear_unit": True,
+        "activation_func": "silu",
+        "add_bias_linear": False,
+        "add_qkv_bias": config["attention_bias"],
+        "qk_layernorm": config.get("use_qk_norm", True),  # Qwen3 always has it
+        "rotary_base": rope.get("rope_theta") or config["rope_theta"],
+        "rotary_percent": rope.get("partial_rotary_factor") or config.get("partial_rotary_factor", 1.0),
+        "position_embedding_type": "rope",
+        "untie_embeddings_and_output_weights": not config["tie_word_embeddings"],
+        "attention_dropout": config.get("attention_dropout") or 0.0,
+        "hidden_dropout": 0.0,
+        "num_moe_experts": config.get("n_routed_experts"),
+        "params_dtype": "torch.bfloat16",
+        "bf16": True,
+        "calculate_per_token_loss": True,
+        "variable_seq_lengths": True,
+        "mtp_num_layers": None,
+    }
+    if found["num_moe_experts"]:
+        dense = config["first_k_dense_replace"]
+        found |= {
+            "moe_router_topk": config["num_experts_per_tok"],
+            "moe_ffn_hidden_size": config["moe_intermediate_size"],
+            "moe_shared_expert_intermediate_size": config["n_shared_experts"] * config["moe_intermediate_size"],
+            "moe_layer_freq": [0] * dense + [1] * (config["num_hidden_layers"] - dense),
+            "moe_router_topk_scaling_factor": config["routed_scaling_factor"],
+            "moe_router_num_groups": None if config["n_group"] == 1 else config["n_group"],
+            "moe_router_score_function": "sigmoid",
+            "moe_router_enable_expert_bias": True,
+            "moe_router_bias_update_rate": 0.0,
+            "moe_router_load_balancing_type": "none",
+            "moe_aux_loss_coeff": 0.0,
+            "moe_z_loss_coeff": None,
+            "moe_router_dtype": "fp32",
+            "moe_token_dispatcher_type": "alltoall",
+            "moe_grouped_gemm": True,
+        }
+    return found
+
+
+@pytest.mark.parametrize("model", RELEASED)
+def test_slimes_transformer_config_is_that_of_the_checkpoints_config(reference, model):
+    folder = reference / "hf_configs" / model
+    found = in_megatron(rendered(f"model={model}"), folder)["config"]
+    expected = wanted(json.loads((folder / "config.json").read_text()))
+    assert {name: found[name] for name in expected} == expected
+    recipe, _ = planned(f"model={model}")
+    p = recipe.layout
+    degrees = {
+        "tensor_model_parallel_size": p.tp, "pipeline_model_parallel_size": p.pp, "context_parallel_size": p.cp,
+        "expert_model_parallel_size": p.ep, "expert_tensor_parallel_size": p.etp, "sequence_parallel": p.sp,
+        "virtual_pipeline_model_parallel_size": p.vpp if p.vpp > 1 else None,
+    }  # fmt: skip
+    if not recipe.model.experts:
+        degrees["expert_tensor_parallel_size"] = p.tp  # Megatron's default, of no effect
+    assert {name: found[name] for name in degrees} == degrees
+
+
+def test_the_flags_are_those_of_the_pinned_commits(reference):
+    found = in_megatron(rendered("model=qwen3-4b"), reference / "hf_configs" / "qwen3-4b")["flags"]
+    assert sorted(module._FLAGS) == found
