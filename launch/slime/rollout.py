@@ -1,9 +1,8 @@
 """The planned steps, inside slime: its rollout function, which gives a step's sequences, the schedule that takes the place of
 slime's own, and the check on every trainer rank that what came is what was planned.
 
-slime calls `generate` by `--rollout-function-path` in its rollout manager, whose process imports this module before it schedules
-anything: there `slime.ray.rollout.build_dp_schedule` is rebound, the only thing of slime's that is. `verify` runs by
-`--rollout-data-postprocess-path` on the trainers.
+slime calls `generate` by `--rollout-function-path` in its rollout manager, before it schedules what it got: there the manager's
+`build_dp_schedule` is rebound, the only thing of slime's that is. `verify` runs by `--rollout-data-postprocess-path` on the trainers.
 """
 
 import functools
@@ -13,6 +12,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,8 @@ from recipes.errors import TrainError
 from recipes.layout import data_parallel
 from recipes.schedule import Schedule, Step, schedule_of
 
-# Of slime at 624b824, slime/utils/dp_schedule.py.
+# Of slime at 624b824: the rollout manager's method that asks for a schedule, and what it asks.
+METHOD = "_split_train_data_by_dp"
 SIGNATURE = ["args", "train_parallel_config", "total_lengths", "global_batch_size", "rollout_indices"]
 
 
@@ -54,7 +55,7 @@ def generate(args: Any, rollout_id: int, data_buffer: Any, evaluation: bool = Fa
     ranks, over and over: slime then takes a step of any size for one step."""
     from slime.utils.types import Sample
 
-    bind()
+    bind(inspect.currentframe())
     here = run()
     dp = data_parallel(here.recipe)
     samples = []
@@ -86,16 +87,25 @@ def loss_mask(data: Dataset, sequence: int) -> list[int]:
     return mask.tolist()
 
 
-def bind() -> None:
-    """Puts the planned schedule in the place of slime's own. Raises `TrainError` where slime's is not the one known here."""
-    import slime.ray.rollout as module
+def bind(frame: FrameType | None) -> None:
+    """Puts the planned schedule in the place of slime's own, for the rollout manager on whose stack `frame` lies.
 
-    if module.build_dp_schedule is planned:
+    Ray sends the manager's class by value: its methods look names up in a copy of `slime.ray.rollout`'s, which only they know.
+
+    Raises `TrainError` where slime's schedule is not the one known here.
+    """
+    while frame is not None and not hasattr(frame.f_locals.get("self"), METHOD):
+        frame = frame.f_back
+    if frame is None:
+        raise TrainError(f"nobody who called for a rollout has {METHOD}: this slime is not the pinned one")
+    names = inspect.unwrap(getattr(type(frame.f_locals["self"]), METHOD)).__globals__  # Ray wraps an actor's methods
+    theirs = names.get("build_dp_schedule")
+    if theirs is planned:
         return
-    found = list(inspect.signature(module.build_dp_schedule).parameters)
+    found = list(inspect.signature(theirs).parameters) if callable(theirs) else "nothing"
     if found != SIGNATURE:
         raise TrainError(f"slime's build_dp_schedule takes {found}, not {SIGNATURE}: this slime is not the pinned one")
-    module.build_dp_schedule = planned
+    names["build_dp_schedule"] = planned
 
 
 def planned(

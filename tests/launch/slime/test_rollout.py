@@ -30,40 +30,42 @@ def here(request, root, tmp_path, monkeypatch):
     rollout.run.cache_clear()
 
 
-@pytest.fixture
-def slime(monkeypatch):
-    """Stands in for the modules of slime that the functions import."""
+MANAGER = """
+import functools
+from launch.slime import rollout
 
-    def build_dp_schedule(args, train_parallel_config, total_lengths, *, global_batch_size, rollout_indices):
-        raise AssertionError("slime's own schedule ran")
+def build_dp_schedule(args, train_parallel_config, total_lengths, *, global_batch_size, rollout_indices):
+    raise AssertionError("slime's own schedule ran")
+
+def wrapped(method):
+    return functools.wraps(method)(lambda *arguments: method(*arguments))
+
+class Manager:
+    def generate(self, number):
+        return [sample for group in rollout.generate(None, number, None) for sample in group]
+
+    @wrapped
+    def _split_train_data_by_dp(self, dp, samples):
+        return build_dp_schedule(
+            None, {"dp_size": dp}, [len(s.tokens) for s in samples],
+            global_batch_size=dp, rollout_indices=[s.rollout_id for s in samples],
+        )
+"""
+
+
+@pytest.fixture
+def manager(monkeypatch):
+    """Stands in for slime's rollout manager: its class has names of its own, as in the process Ray sent it to, and wrapped methods."""
 
     class Sample(SimpleNamespace):
         Status = SimpleNamespace(COMPLETED="completed")
 
-    modules = {
-        name: ModuleType(name)
-        for name in ("slime", "slime.ray", "slime.ray.rollout", "slime.utils", "slime.utils.types")
-    }
-    modules["slime.ray.rollout"].build_dp_schedule = build_dp_schedule
-    modules["slime"].ray, modules["slime.ray"].rollout = modules["slime.ray"], modules["slime.ray.rollout"]
-    modules["slime.utils.types"].Sample = Sample
-    for name, module in modules.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    return modules["slime.ray.rollout"]
-
-
-def scheduled(here, step, samples):
-    """What slime's rollout manager makes of a step's samples, by `slime/ray/rollout.py`."""
-    import slime.ray.rollout as module
-
-    dp = here.schedule.dp
-    return module.build_dp_schedule(
-        None,
-        {"dp_size": dp, "cp_size": 1, "vpp_size": 1, "microbatch_group_size_per_vp_stage": None},
-        [len(s.tokens) for s in samples],
-        global_batch_size=dp,
-        rollout_indices=[s.rollout_id for s in samples],
-    )
+    for name in ("slime", "slime.utils", "slime.utils.types"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules["slime.utils.types"].Sample = Sample
+    names = {}
+    exec(MANAGER, names)
+    return names["Manager"]()
 
 
 def test_a_job_finds_the_recipe_it_was_made_of(here):
@@ -71,28 +73,25 @@ def test_a_job_finds_the_recipe_it_was_made_of(here):
     assert from_yaml(os.path.join(os.environ[job.RUN], "config.yaml")) == here.recipe
 
 
-def test_slime_runs_every_step_as_planned(here, slime):
+def test_slime_runs_every_step_as_planned(here, manager):
+    dp = here.schedule.dp
     for number in range(here.schedule.num_steps):
-        samples = [s for group in rollout.generate(None, number, None) for s in group]
-        partitions, micro_batches, counts, rollouts = scheduled(here, number, samples)
-        got = [
-            [[partition[i] for i in b] for b in batches]
-            for partition, batches in zip(partitions, micro_batches, strict=True)
-        ]
+        samples = manager.generate(number)
+        partitions, micro_batches, counts, rollouts = manager._split_train_data_by_dp(dp, samples)
+        ranks = zip(partitions, micro_batches, strict=True)
+        got = [[[partition[i] for i in b] for b in batches] for partition, batches in ranks]
         sequences = rollout.run().sequences(here.schedule.step(number))
-        assert (
-            tuple(tuple(tuple(sequences[i] for i in b) for b in rank) for rank in got)
-            == here.schedule.step(number).ranks
-        )
-        assert counts == [len(got[0])] and rollouts == [here.schedule.dp], "one optimizer step"
-        assert len({s.rollout_id for s in samples}) == here.schedule.dp, "as slime counts them"
+        by_sequence = tuple(tuple(tuple(sequences[i] for i in b) for b in rank) for rank in got)
+        assert by_sequence == here.schedule.step(number).ranks
+        assert counts == [len(got[0])] and rollouts == [dp], "one optimizer step"
+        assert len({s.rollout_id for s in samples}) == dp, "as slime counts them"
         for place, (sample, sequence) in enumerate(zip(samples, sequences, strict=True)):
             assert sample.index == place
             assert sample.tokens == here.data.tokens(sequence).tolist()
 
 
-def test_rollout_ids_of_different_steps_differ(here, slime):
-    ids = [{s.rollout_id for group in rollout.generate(None, n, None) for s in group} for n in range(3)]
+def test_rollout_ids_of_different_steps_differ(here, manager):
+    ids = [{s.rollout_id for s in manager.generate(n)} for n in range(3)]
     assert not (ids[0] & ids[1] or ids[1] & ids[2])
 
 
@@ -114,22 +113,26 @@ def test_what_slime_would_train_wrongly_is_refused(spans, what):
         rollout.loss_mask(data, 0)
 
 
-def test_another_slime_is_refused(slime):
-    slime.build_dp_schedule = lambda args, lengths: None
+def test_another_slime_is_refused(here, manager):
+    names = type(manager).generate.__globals__
+    for other in (lambda args, lengths: None, None):
+        names["build_dp_schedule"] = other
+        with pytest.raises(TrainError, match="is not the pinned one"):
+            manager.generate(0)
     with pytest.raises(TrainError, match="is not the pinned one"):
-        rollout.bind()
+        rollout.generate(None, 0, None)
 
 
-def test_a_schedule_for_other_sequences_is_refused(here, slime):
-    samples = [s for group in rollout.generate(None, 0, None) for s in group]
+def test_a_schedule_for_other_sequences_is_refused(here, manager):
+    samples = manager.generate(0)
     samples[0].tokens = samples[0].tokens[:-1]
     with pytest.raises(TrainError, match="slime asks for"):
-        scheduled(here, 0, samples)
+        manager._split_train_data_by_dp(here.schedule.dp, samples)
 
 
-def test_every_rank_verifies_what_it_got(here, slime, monkeypatch):
-    samples = [s for group in rollout.generate(None, 0, None) for s in group]
-    partitions, micro_batches, _, _ = scheduled(here, 0, samples)
+def test_every_rank_verifies_what_it_got(here, manager, monkeypatch):
+    samples = manager.generate(0)
+    partitions, micro_batches, _, _ = manager._split_train_data_by_dp(here.schedule.dp, samples)
     state = ModuleType("megatron.core.parallel_state")
     core = ModuleType("megatron.core")
     core.parallel_state = state
