@@ -193,7 +193,9 @@ def _command(recipe: Recipe, source: Path) -> Iterator[Row]:
 def _run(recipe: Recipe, source: Path, out: Path, workers: int) -> tuple[float, int]:
     """(seconds, peak bytes of all its processes) of the command on a source."""
     model = "glm4.5-tiny" if recipe.model.family is Family.glm4_moe else "qwen3-tiny"
+    # A small vocabulary makes more of the same text than LIMI's longest.
     words = ["data=limi", f"data.path={source}", f"data.out={out}", f"data.workers={workers}", f"model={model}"]
+    words.append("data.max_tokens=1000000")
     command = [sys.executable, "launch/limi.py", "data", *words, f"model.checkpoint={recipe.model.checkpoint}"]
     started = time.perf_counter()
     process = psutil.Popen(command, cwd=REPO, stdout=subprocess.DEVNULL)
