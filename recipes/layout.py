@@ -171,6 +171,8 @@ def _engine(r: Recipe) -> Iterator[str]:
     if p.optimizer_state is OptimizerState.precision_aware and r.engine.dtype is not Dtype.bf16:
         yield "optimizer_state precision_aware is for bf16 weights; write layout.optimizer_state=resident or engine.dtype=bf16"
     if r.engine.name is EngineName.megatron:
+        if r.engine.args:
+            yield f"engine.args.{next(iter(r.engine.args))} is a flag of slime's; leave it out on the embedded engine"
         if p.optimizer_state is not OptimizerState.resident:
             yield (
                 f"optimizer_state {p.optimizer_state.value} is slime's with Transformer Engine; write "

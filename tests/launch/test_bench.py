@@ -26,6 +26,7 @@ def test_a_checkpoint_is_measured_beside_a_copy(root):
     assert not (root / "copy").exists()
 
 
+@pytest.mark.slow
 def test_the_parts_of_a_start_are_seen_and_the_run_ends(root):
     bench.plan_of(root, ["model=qwen3-tiny"], "qwen3-tiny")
     parts = bench._start(root)

@@ -75,6 +75,7 @@ def test_a_disk_too_small_is_refused_before_anything_starts(root):
             check_room(compose_recipe(["cluster.root=/proc/nowhere"]), 1)
 
 
+@pytest.mark.slow
 def test_a_save_waits_for_a_slow_file_system(disk, uninterrupted):
     """One that answers no write for some seconds, from before a save on."""
     run = disk / "runs" / "slow"

@@ -47,6 +47,7 @@ def test_a_replay_repeats_the_step_bit_for_bit_and_sequence_by_sequence(root, le
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before, "a replay writes nothing"
 
 
+@pytest.mark.slow
 def test_the_same_words_stop_at_the_same_step_and_without_the_limit_the_run_goes_on(root, leapt):
     _, first = leapt
     code, again = finish(start(root, "run=leap", *LEAP))
@@ -57,6 +58,7 @@ def test_the_same_words_stop_at_the_same_step_and_without_the_limit_the_run_goes
     assert "step_000001" in output
 
 
+@pytest.mark.slow
 def test_a_replay_of_an_earlier_step_goes_up_to_it(root, leapt):
     """Step 9 of a run that kept no checkpoint but those of steps 6 and 12."""
     code, output = finish(start(root, "run=whole-replayed"))
@@ -71,6 +73,7 @@ def test_a_replay_of_an_earlier_step_goes_up_to_it(root, leapt):
     assert refused.returncode == 2 and "there is no run" in refused.stderr
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_stops_the_run(root):
     code, output = finish(start(root, "run=infinite", "optim.lr=1e36", "optim.warmup_steps=0"))
     assert code == 1, output

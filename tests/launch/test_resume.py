@@ -1,6 +1,7 @@
 """Interrupted runs go on as if nothing had happened, and what fails leaves no process and no half checkpoint."""
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -28,7 +29,7 @@ def test_a_killed_rank_ends_the_run_cleanly_and_it_resumes_exactly(root, uninter
     rank_processes(process)[1].send_signal(signal.SIGKILL)
     code, output = finish(process)
     assert code == 1, output
-    assert "TrainError: rank 1 died in " in output and "engine.max_retries=0 are used up" in output
+    assert re.search(r"TrainError: rank \d died in ", output) and "engine.max_retries=0 are used up" in output
     assert not alive(children)
     assert [p.name for p in (run / "checkpoints").iterdir()] == ["step_000006"]
     code, output = finish(start(root, "run=killed"))
@@ -37,6 +38,7 @@ def test_a_killed_rank_ends_the_run_cleanly_and_it_resumes_exactly(root, uninter
     assert metrics_of(run) == uninterrupted, "bit for bit"
 
 
+@pytest.mark.slow
 def test_a_hanging_rank_is_noticed_and_the_run_starts_again_by_itself(root, uninterrupted):
     run = root / "runs" / "hanging"
     process = start(root, "run=hanging", "engine.timeout=20")
@@ -62,10 +64,10 @@ def test_what_fails_twice_alike_is_not_tried_a_third_time(root):
 
 
 def test_the_same_recipe_twice_gives_the_same_metrics_and_the_same_bytes(root, uninterrupted):
-    code, output = finish(start(root, "run=again"))
+    code, output = finish(start(root, "run=alike"))
     assert code == 0, output
-    assert metrics_of(root / "runs" / "again") == uninterrupted, "bit for bit"
-    whole, again = (sorted((root / "runs" / name / "hf").iterdir()) for name in ("whole", "again"))
+    assert metrics_of(root / "runs" / "alike") == uninterrupted, "bit for bit"
+    whole, again = (sorted((root / "runs" / name / "hf").iterdir()) for name in ("whole", "alike"))
     assert [p.name for p in whole] == [p.name for p in again]
     assert [sha256(p) for p in whole] == [sha256(p) for p in again]
 
@@ -90,6 +92,7 @@ def test_sigterm_saves_and_exits_with_0_and_the_run_goes_on_exactly(root, uninte
     assert metrics_of(run) == uninterrupted, "bit for bit"
 
 
+@pytest.mark.slow
 def test_a_truncated_checkpoint_is_noticed_and_the_one_before_it_goes_on_exactly(root, uninterrupted):
     run = root / "runs" / "truncated"
     process = start(root, "run=truncated")

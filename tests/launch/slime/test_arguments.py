@@ -73,6 +73,8 @@ def test_a_further_flag_is_passed_on_and_checked():
 def test_pass_through_is_typed_on_the_command_line():
     recipe = compose_recipe(["model=qwen3-4b", "engine.args.manual_gc_interval=5"])
     assert recipe.engine.args == {"manual_gc_interval": "5"}
+    with pytest.raises(ConfigError, match="is a flag of slime's"):
+        compose_recipe(["model=qwen3-tiny", "engine.args.manual_gc_interval=5"])
 
 
 RATES = """

@@ -20,7 +20,7 @@ from tests.launch.support import recipe_of
 @pytest.fixture(params=["", "layout.pp=2 layout.vpp=2 model.layers=4", "layout.cp=2 layout.max_tokens_per_gpu=1024"])
 def here(request, root, tmp_path, monkeypatch):
     """A run folder of a small recipe on two or four data-parallel ranks, as a job finds it."""
-    recipe, data, heldout = recipe_of(root, "cluster.gpus_per_node=4", *request.param.split())
+    recipe, data, heldout = recipe_of(root, "cluster.gpus_per_node=4", "optim.epochs=4", *request.param.split())
     plan = Plan(recipe, data, heldout)
     (tmp_path / "config.yaml").write_text(to_yaml(recipe))
     (tmp_path / "plan.json").write_text(json.dumps({"data": {"folder": str(data.folder)}}))
