@@ -12,6 +12,7 @@ def alone():
     POOL.close()
 
 
+@pytest.mark.slow
 def test_layouts_of_one_process_are_measured_one_after_the_other(root):
     names = ["Qwen3 DP2", "Qwen3 untied TP2 SP", "GLM EP2"]
     rows = list(bench.layout_rows(root, names))

@@ -42,6 +42,7 @@ def disk(tmp_path):
         yield folder
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_leaves_the_earlier_checkpoint_loadable(small_disk, uninterrupted):
     run = small_disk / "runs" / "full"
     process = start(small_disk, "run=full")

@@ -43,6 +43,7 @@ def test_a_layout_follows_one_rank(compare, name):
     assert found.within(parity.FP32), found
 
 
+@pytest.mark.slow
 def test_experts_reduced_as_megatron_marks_them_train_wrongly(root, compare, monkeypatch):
     """Without expert parallelism: over the ranks that hold the same attention, here one."""
     name = "GLM TP2 SP"
@@ -66,6 +67,7 @@ def test_interleaved_pipelines_with_batched_messages_train_wrongly(root, compare
 
 
 @pytest.mark.parametrize("model", [parity.QWEN, parity.GLM], ids=["qwen3", "glm"])
+@pytest.mark.slow
 def test_packed_trains_as_one_by_one(root, one_rank, monkeypatch, model):
     """The reference packs each step into one micro-batch; here each sequence is one."""
     shapes = []

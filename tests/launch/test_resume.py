@@ -55,6 +55,7 @@ def test_a_hanging_rank_is_noticed_and_the_run_starts_again_by_itself(root, unin
     assert metrics_of(run) == uninterrupted, "bit for bit"
 
 
+@pytest.mark.slow
 def test_what_fails_twice_alike_is_not_tried_a_third_time(root):
     code, output = finish(start(root, "run=twice", "engine.timeout=1"))
     assert code == 1, output
@@ -63,6 +64,7 @@ def test_what_fails_twice_alike_is_not_tried_a_third_time(root):
     assert "twice, so it was not tried a third time" in output
 
 
+@pytest.mark.slow
 def test_the_same_recipe_twice_gives_the_same_metrics_and_the_same_bytes(root, uninterrupted):
     code, output = finish(start(root, "run=alike"))
     assert code == 0, output
