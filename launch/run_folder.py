@@ -96,9 +96,11 @@ class RunFolder:
         if not self.root.is_dir():
             raise ConfigError(f"there is no run '{self.root}'; write run=NAME, one of {self.root.parent}")
         for checkpoint in reversed(self.checkpoints()):
+            if _damage(checkpoint) is not None:
+                continue
             record = json.loads((checkpoint / RECORD).read_text())
             self._compare(record["fixed"])
-            if record["step"] < step and _damage(checkpoint) is None:
+            if record["step"] < step:
                 return int(record["step"]), checkpoint
         return 0, None
 

@@ -106,3 +106,13 @@ def test_where_no_checkpoint_is_whole_a_run_starts_anew(root):
     _, (step, last, note) = opened(root, "run=none")
     assert (step, last) == (0, None)
     assert "starting anew" in note
+
+
+@pytest.mark.parametrize("spoil", [spoil_content, spoil_record])
+def test_a_replay_starts_from_the_last_whole_checkpoint_before_its_step(root, spoil):
+    run, _ = opened(root, f"run=replay-{spoil.__name__}", "engine.keep_last=3")
+    for step in (10, 20, 30):
+        save(run, step)
+    assert [run.before(step)[0] for step in (31, 30, 11, 10)] == [30, 20, 10, 0]
+    spoil(run.root / "checkpoints" / "step_000020")
+    assert [run.before(step)[0] for step in (31, 30)] == [30, 10]
