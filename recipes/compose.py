@@ -102,6 +102,7 @@ def compose_recipe(words: Sequence[str]) -> Recipe:
         recipe = cast(Recipe, OmegaConf.to_object(raw))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explained(error)) from error
+    recipe.words = list(words)
     check_values(recipe)
     if recipe.layout.search:
         recipe.layout.fixed = [w.partition("=")[0].removeprefix("layout.") for w in words if w.startswith("layout.")]

@@ -237,6 +237,9 @@ class Cluster:
     network_gb_s: float | None = None  # between nodes, a GPU, one direction
     disk_gb_s: float | None = None  # writing, of the whole file system
     root: str = MISSING  # absolute folder every node sees: runs, data, models
+    address: str | None = (
+        None  # of a Ray head's dashboard, http://HEAD:8265, where jobs go; null starts Ray on this machine
+    )
     env: dict[str, str] = field(default_factory=dict)  # added to the environment of every rank
 
 
@@ -249,6 +252,12 @@ class Engine:
     timeout: int = MISSING  # longest wait for a step, a save or the start of the ranks
     max_retries: int = MISSING  # new starts from the last checkpoint after a rank died or hung
     args: dict[str, str] = field(default_factory=dict)  # slime's further flags by name, "true" for one without a value
+    wandb: str | None = (
+        None  # slime: project on Weights & Biases, the key being in the environment that Ray was started in
+    )
+    slime_root: str | None = None  # checkouts at the pinned commits, and the Python that runs them
+    megatron_root: str | None = None
+    python: str | None = None
     spike: float | None = MISSING  # stop where a step's loss is over this many times the largest of the ten before it
 
 
@@ -263,6 +272,7 @@ class Sanity:
 @dataclass
 class Recipe:
     run: str = MISSING  # the run's name: letters, digits, '.', '_' and '-'
+    words: list[str] = field(default_factory=list)  # the command line's, which a submitted job gets as they are
     seed: int = MISSING
     dry_run: bool = False  # print the resolved recipe and what would run
     id: str | None = None  # of the trajectory that `inspect` shows

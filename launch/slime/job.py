@@ -10,8 +10,6 @@ from recipes.compose import REPO, run_folder, to_yaml
 from recipes.config import Recipe
 
 RUN = "LIMI_RUN"  # names the run folder to the project's functions inside slime
-# Where slime's image has what it trains with.
-SLIME, MEGATRON = "/root/slime", "/root/Megatron-LM"
 # What every process gets, by the job's runtime environment; `cluster.env` goes over them.
 DEFAULTS = {
     "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # Megatron asserts it where tensor or context parallelism overlaps communication
@@ -23,13 +21,17 @@ DEFAULTS = {
 
 def job(r: Recipe, num_steps: int) -> dict[str, Any]:
     """entrypoint: the script that Ray runs. argv: what follows it. env_vars: of every process."""
+    paths = (str(REPO), r.engine.megatron_root, r.engine.slime_root)
     return {
-        "entrypoint": f"{SLIME}/train_async.py",
+        "entrypoint": f"{r.engine.slime_root}/train_async.py",
         "argv": arguments(r, num_steps, load=r.model.checkpoint),
         "env_vars": {
-            "PYTHONPATH": f"{REPO}:{MEGATRON}:{SLIME}", RUN: str(run_folder(r)), **DEFAULTS, **r.cluster.env,
+            "PYTHONPATH": ":".join(p for p in paths if p),
+            RUN: str(run_folder(r)),
+            **DEFAULTS,
+            **r.cluster.env,
         },
-    }  # fmt: skip
+    }
 
 
 def write(r: Recipe, num_steps: int) -> Path:
