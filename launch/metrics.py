@@ -8,13 +8,14 @@ import json
 from pathlib import Path
 from typing import Any, TextIO
 
+NAME = "metrics.jsonl"
+
 
 class Metrics:
     def __init__(self, root: Path, completed: int) -> None:
-        """Opens the run's metrics to go on after `completed` steps; lines of later steps, which will run again, go."""
-        self.path = root / "metrics.jsonl"
-        kept = [m for m in read(self.path) if m["step"] <= completed] if self.path.exists() and completed else []
-        self.path.write_text("".join(json.dumps(m) + "\n" for m in kept))
+        """Opens the run's metrics to go on after `completed` steps."""
+        self.path = root / NAME
+        keep(self.path, completed)
         self._file: TextIO = self.path.open("a")
         self._board = _Board(root / "tensorboard")
 
@@ -34,6 +35,12 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
+def keep(path: Path, completed: int) -> None:
+    """Leaves the lines of the first `completed` steps; those of later ones will be written again."""
+    kept = [m for m in read(path) if m["step"] <= completed] if path.exists() and completed else []
+    path.write_text("".join(json.dumps(m) + "\n" for m in kept))
+
+
 def shown(line: dict[str, Any]) -> str:
     """Loss and gradient norm of a step to the last bit."""
     return f"loss {line['loss']!r}, gradient norm {line['grad_norm']!r}"
@@ -41,13 +48,13 @@ def shown(line: dict[str, Any]) -> str:
 
 def completed(root: Path) -> int:
     """Steps that the run's metrics hold; 0 where there are none yet."""
-    path = root / "metrics.jsonl"
+    path = root / NAME
     return max((m["step"] for m in read(path)), default=0) if path.exists() else 0
 
 
 def losses(root: Path) -> list[float]:
     """The losses of the run's steps, in order."""
-    return [m["loss"] for m in read(root / "metrics.jsonl") if "loss" in m]
+    return [m["loss"] for m in read(root / NAME) if "loss" in m]
 
 
 def heldout_losses(path: Path) -> dict[int, float]:

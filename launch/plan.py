@@ -6,9 +6,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from data_prep.dataset import Dataset
+from data_prep.dataset import Dataset, open_dataset
 from data_prep.files import write_text
 from recipes import plan_summary, planner
+from recipes.compose import from_yaml
 from recipes.config import Recipe, Sampling
 from recipes.layout import world_size
 from recipes.schedule import Schedule, schedule_of
@@ -17,11 +18,11 @@ from recipes.search import Sequences
 
 @dataclass(frozen=True)
 class Plan:
-    """The recipe with its two packed data sets."""
+    """The recipe with its packed data sets; without held-out trajectories the second is None."""
 
     recipe: Recipe
     data: Dataset
-    heldout: Dataset
+    heldout: Dataset | None
 
     @property
     def world_size(self) -> int:
@@ -37,6 +38,7 @@ class Plan:
     @cached_property
     def heldout_schedule(self) -> Schedule:
         """One step that holds every held-out sequence once."""
+        assert self.heldout is not None
         schedule = schedule_of(self.recipe, self.heldout.trajectory, self.heldout.lengths)
         schedule = replace(schedule, batch_size=len(self.heldout.ids), epochs=1, copies=1, sampling=Sampling.epochs)
         schedule.check()
@@ -48,8 +50,15 @@ class Plan:
         return {
             **plan_summary.summary(made, planner.released(made)),
             "data": {"folder": str(self.data.folder), **self.data.manifest["counts"]},
-            "heldout": {"folder": str(self.heldout.folder), **self.heldout.manifest["counts"]},
+            "heldout": self.heldout and {"folder": str(self.heldout.folder), **self.heldout.manifest["counts"]},
         }
 
     def write(self, path: Path) -> None:
         write_text(path, json.dumps(self.summary(), indent=2) + "\n")
+
+
+def of_run(root: Path) -> Plan:
+    """The plan of a run folder, from its `config.yaml` and `plan.json`."""
+    folders = json.loads((root / "plan.json").read_text())
+    data, heldout = (folders[name] and open_dataset(Path(folders[name]["folder"])) for name in ("data", "heldout"))
+    return Plan(from_yaml(root / "config.yaml"), data, heldout)

@@ -1,7 +1,8 @@
 """Contract 5: what a run leaves under `runs/NAME/`, and how it goes on after an interruption.
 
-`config.yaml, plan.json, metrics.jsonl, tensorboard/, checkpoints/step_NNNNNN/, hf/, sanity.json, report.html`. A
-checkpoint is visible under its name only when every rank has written its part.
+`config.yaml, plan.json, metrics.jsonl, tensorboard/, checkpoints/, hf/, sanity.json, report.html`. A checkpoint counts
+when it has its record, which is written when every rank has written its part: `step_000100` of the embedded engine, which gets its
+name then, `iter_0000099`, Megatron-LM's name for it, of slime.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TextIO
@@ -21,11 +22,12 @@ from recipes.compose import run_folder, to_yaml
 from recipes.config import Recipe
 from recipes.errors import CheckpointError, ConfigError, PreflightError
 
-RECORD = "limi.json"  # beside a checkpoint's own files: its step and what it was trained on
+RECORD = "limi.json"  # beside a checkpoint's own files: its step, what it was trained on, and what its files were
+DAMAGED = "damaged_"  # begins the name of a checkpoint that was set aside
 
 
 class RunFolder:
-    def __init__(self, recipe: Recipe, data: Dataset, heldout: Dataset) -> None:
+    def __init__(self, recipe: Recipe, data: Dataset, heldout: Dataset | None) -> None:
         self.recipe = recipe
         self.root = run_folder(recipe)
         self.hf = self.root / "hf"
@@ -66,7 +68,7 @@ class RunFolder:
         for checkpoint in reversed(self.checkpoints()):
             if (fault := _damage(checkpoint)) is None:
                 break
-            aside = checkpoint.with_name(f"damaged_{checkpoint.name}")
+            aside = checkpoint.with_name(f"{DAMAGED}{checkpoint.name}")
             shutil.rmtree(aside, ignore_errors=True)
             checkpoint.rename(aside)
             said.append(f"{checkpoint} is damaged ({fault}) and is now {aside.name}")
@@ -89,7 +91,8 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
-        return sorted(p.parent for p in self.root.glob(f"checkpoints/step_*/{RECORD}"))
+        found = (p.parent for p in self.root.glob(f"checkpoints/[!.]*/{RECORD}"))
+        return sorted(c for c in found if not c.name.startswith(DAMAGED))
 
     def before(self, step: int) -> tuple[int, Path | None]:
         """Of an earlier start, the last whole checkpoint before step `step` (the first is 1) and its completed steps."""
@@ -106,7 +109,7 @@ class RunFolder:
 
     def checkpoint(self, step: int) -> Path | None:
         """The checkpoint of `step` completed steps, where there is one."""
-        return next((c for c in self.checkpoints() if c.name == _name(step)), None)
+        return next((c for c in self.checkpoints() if json.loads((c / RECORD).read_text())["step"] == step), None)
 
     @contextlib.contextmanager
     def new_checkpoint(self, step: int) -> Iterator[Path]:
@@ -121,8 +124,7 @@ class RunFolder:
                 synced = pool.submit(sync_tree, scratch)
                 files = _hashes(scratch)
                 synced.result()
-            record = {"step": step, "fixed": self._fixed, "files": files}
-            write_text(scratch / RECORD, json.dumps(record, indent=2) + "\n")
+            self.write_record(scratch, step, files)
             sync_tree(scratch)
             scratch.rename(target)
         except (OSError, CheckpointError) as error:
@@ -132,6 +134,15 @@ class RunFolder:
             ) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+        self.remove_old()
+
+    def write_record(self, checkpoint: Path, step: int, files: Mapping[str, str | int]) -> None:
+        """Makes a checkpoint of `step` completed steps count. files: by path, the SHA-256 or the size of each."""
+        record = {"step": step, "fixed": self._fixed, "files": files}
+        write_text(checkpoint / RECORD, json.dumps(record, indent=2) + "\n")
+
+    def remove_old(self) -> None:
+        """Leaves the last `engine.keep_last` checkpoints."""
         for old in self.checkpoints()[: -self.recipe.engine.keep_last]:
             # Out of sight first: one half removed must not pass for whole.
             shutil.rmtree(old.rename(old.with_name(f".{old.name}")))
@@ -159,11 +170,19 @@ def _name(step: int) -> str:
 
 def _hashes(checkpoint: Path) -> dict[str, str]:
     """SHA-256 of every file of a checkpoint but its record, by its path inside."""
-    files = sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != RECORD)
+    files = _files(checkpoint)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing leaves other threads their cores
-        return {
-            str(p.relative_to(checkpoint)): digest for p, digest in zip(files, pool.map(sha256, files), strict=True)
-        }
+        return dict(zip(files, pool.map(sha256, files.values()), strict=True))
+
+
+def sizes(checkpoint: Path) -> dict[str, int]:
+    """Bytes of every file of a checkpoint but its record, by its path inside."""
+    return {name: path.stat().st_size for name, path in _files(checkpoint).items()}
+
+
+def _files(checkpoint: Path) -> dict[str, Path]:
+    files = sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != RECORD)
+    return {str(p.relative_to(checkpoint)): p for p in files}
 
 
 def _damage(checkpoint: Path) -> str | None:
@@ -172,12 +191,13 @@ def _damage(checkpoint: Path) -> str | None:
         written = json.loads((checkpoint / RECORD).read_text())["files"]
     except (ValueError, KeyError):
         return f"its {RECORD} cannot be read"
-    there = _hashes(checkpoint)
+    by_size = any(isinstance(value, int) for value in written.values())
+    there: Mapping[str, str | int] = sizes(checkpoint) if by_size else _hashes(checkpoint)
     different = sorted(name for name in written.keys() | there.keys() if written.get(name) != there.get(name))
     return f"{different[0]} is not the file that was written" if different else None
 
 
-def _fixed(r: Recipe, data: Dataset, heldout: Dataset) -> dict[str, Any]:
+def _fixed(r: Recipe, data: Dataset, heldout: Dataset | None) -> dict[str, Any]:
     """What a run must not change when it goes on, flat: everything that decides the steps and the numbers."""
     optim = {f"optim.{k}": getattr(v, "value", v) for k, v in vars(r.optim).items()}
     model = {f"model.{k}": getattr(v, "value", v) for k, v in vars(r.model).items() if k != "mtp"}
@@ -187,7 +207,7 @@ def _fixed(r: Recipe, data: Dataset, heldout: Dataset) -> dict[str, Any]:
         **model,
         "engine.dtype": r.engine.dtype.value,
         "data": data.manifest["key"],
-        "heldout": heldout.manifest["key"],
+        "heldout": heldout and heldout.manifest["key"],
     }
 
 

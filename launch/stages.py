@@ -21,6 +21,8 @@ from recipes.layout import data_parallel, world_size
 
 if TYPE_CHECKING:
     from data_prep.dataset import Dataset
+    from launch.plan import Plan
+    from launch.run_folder import RunFolder
     from recipes.search import Sequences
 
 Stage = Callable[[Recipe, Console], None]
@@ -101,7 +103,12 @@ def _sequences(recipe: Recipe, console: Console) -> "Sequences":
             style="yellow",
         )
         return Sequences(range(len(assumed)), assumed, "as LIMI's were published")
-    data = _packed(recipe, console)["training"]
+    return _of_data(recipe, _packed(recipe, console)["training"])
+
+
+def _of_data(recipe: Recipe, data: "Dataset") -> "Sequences":
+    from recipes.search import Sequences
+
     return Sequences(data.trajectory, data.lengths, f"packed from {recipe.data.path}")
 
 
@@ -110,41 +117,33 @@ def train(recipe: Recipe, console: Console) -> None:
     from launch.sanity.server import free_port
 
     started = time.perf_counter()
-    if recipe.engine.name is EngineName.slime:
-        raise ConfigError(
-            f"cluster={recipe.cluster.name} trains through slime, which this version plans and does not start yet; see "
-            f"`make plan MODEL={recipe.model.name}`, or train a tiny model with cluster=local"
-        )
-    if recipe.layout.search:
+    through_slime = recipe.engine.name is EngineName.slime
+    if recipe.layout.search and not through_slime:
         raise ConfigError("layout=auto is for GPUs, whose times can be predicted; write layout=data_parallel")
     free_port(recipe.sanity.port)
-    if recipe.data.heldout is None:
+    if recipe.data.heldout is None and not through_slime:
         raise ConfigError(
             "data.heldout is not set, and without held-out trajectories nothing shows whether training helped; write "
             "data.heldout=FILE"
         )
     _make_base(recipe, console)
     check_checkpoint(recipe.model)
-    from torch.cuda import is_available
-
-    from launch.megatron import engine
     from launch.plan import Plan
-    from launch.preflight import check_memory
-    from launch.run_folder import RunFolder, check_room
+    from launch.run_folder import RunFolder
 
-    if not is_available():
-        check_memory(recipe)
-    plan = Plan(recipe, *_packed(recipe, console).values())
+    packed = _packed(recipe, console)
+    if recipe.layout.search:
+        from recipes import planner
+
+        recipe = planner.plan(recipe, _of_data(recipe, packed["training"])).recipe
+    plan = Plan(recipe, packed["training"], packed.get("held out"))
     check_context(recipe.model, max(plan.data.lengths))
-    # Weights, two moments and fp32 copies for every checkpoint kept, and one being written.
-    weights = sum(f.stat().st_size for f in Path(recipe.model.checkpoint).glob("*.safetensors"))
-    check_room(recipe, 4 * weights * (recipe.engine.keep_last + 1))
     console.print(
         f"{recipe.run}: {plan.schedule.num_steps} steps on {plan.world_size} ranks, {len(plan.data.ids)} sequences of "
         f"{min(plan.data.lengths):,} to {max(plan.data.lengths):,} tokens"
     )
     run = RunFolder(recipe, plan.data, plan.heldout)
-    if not engine.train(plan, run, console):
+    if not (_through_slime if through_slime else _embedded)(plan, run, console):
         return
     from launch import report
     from launch.sanity import check
@@ -153,6 +152,31 @@ def train(recipe: Recipe, console: Console) -> None:
     console.print(check.table(done))
     console.print(f"report: {report.write(run)}   checkpoint: {run.hf}   {time.perf_counter() - started:.0f} s")
     check.refuse_failed(done, run)
+
+
+def _embedded(plan: "Plan", run: "RunFolder", console: Console) -> bool:
+    """Whether it trained to the end, with the export in `hf/`."""
+    from torch.cuda import is_available
+
+    from launch.megatron import engine
+    from launch.preflight import check_memory
+    from launch.run_folder import check_room
+
+    if not is_available():
+        check_memory(plan.recipe)
+    # Weights, two moments and fp32 copies for every checkpoint kept, and one being written.
+    weights = sum(f.stat().st_size for f in Path(plan.recipe.model.checkpoint).glob("*.safetensors"))
+    check_room(plan.recipe, 4 * weights * (plan.recipe.engine.keep_last + 1))
+    return engine.train(plan, run, console)
+
+
+def _through_slime(plan: "Plan", run: "RunFolder", console: Console) -> bool:
+    """As `_embedded`."""
+    from launch.export import export
+    from launch.slime import engine
+
+    export(plan.recipe, engine.train(plan, run, console), run.hf, console)
+    return True
 
 
 def replay(recipe: Recipe, console: Console) -> None:
@@ -313,7 +337,7 @@ def _show_job(recipe: Recipe, console: Console) -> None:
     from recipes import planner
 
     made = planner.plan(recipe, _sequences(recipe, console))
-    path = job.write(made.recipe, made.schedule.num_steps)
+    path = job.write(made.recipe, made.schedule.num_steps, made.recipe.model.checkpoint)
     submitted = json.loads(path.read_text())
     console.print("  submit   python3 " + submitted["entrypoint"])
     for flag, values in _grouped(submitted["argv"]):

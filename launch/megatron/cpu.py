@@ -1,9 +1,10 @@
-"""Lets megatron-core 0.16.1 run on a CPU: an import hook that rewrites the device names in its source.
+"""Lets Megatron run on a CPU, megatron-core 0.16.1 and the Megatron-LM that slime pins: an import hook that rewrites the device
+names in its source.
 
 Megatron writes `torch.cuda.…`, `device='cuda'` and `Tensor.type() == 'torch.cuda.FloatTensor'` into its code. The
-hook changes these words in `megatron.core` modules alone, as they are imported; torch and everything else in the
+hook changes these words in its modules alone, and in one of slime's, as they are imported; torch and everything else in the
 process stay as they are. Line numbers are kept, so tracebacks point at the installed files. Call `install()` before
-the first import of megatron.core; a module imported earlier is an error.
+the first import of megatron; a module imported earlier is an error.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ import re
 import sys
 import types
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +27,11 @@ _REWRITES = (
     (re.compile(r"(?<!from )\btorch\.cuda\b(?!\.amp)"), "_cpu_device"),
     (re.compile(r"""(["'])cuda\1"""), '"cpu"'),
     (re.compile(r"\.cuda\(\)"), ".cpu()"),
+    (re.compile(r"\.cuda\("), ".to("),
+    (re.compile(r"\bpin_memory=True\b"), "pin_memory=False"),
 )
+
+_REWRITTEN = ("megatron.", "slime.utils.tensor_backper")
 
 
 class _Done:
@@ -55,6 +60,12 @@ _cpu_device = types.ModuleType("_cpu_device")
 _cpu_device.__dict__.update(
     current_device=lambda: CPU,
     is_available=lambda: False,
+    get_device_capability=lambda *_: (9, 0),  # asked for before a kernel that is then not used
+    get_device_properties=lambda *_: types.SimpleNamespace(major=9, minor=0, name="cpu", total_memory=0),
+    manual_seed_all=_nothing,
+    reset_peak_memory_stats=_nothing,
+    memory_allocated=lambda *_: 0,
+    max_memory_allocated=lambda *_: 0,
     synchronize=_nothing,
     empty_cache=_nothing,
     Stream=_Done,
@@ -70,7 +81,7 @@ _cpu_device.__dict__.update(
 
 
 class _Loader(importlib.machinery.SourceFileLoader):
-    """Loads one module of megatron.core with its device names rewritten; no bytecode is cached."""
+    """Loads one module of Megatron with its device names rewritten; no bytecode is cached."""
 
     def get_code(self, fullname: str) -> types.CodeType:
         source = self.get_source(fullname)
@@ -90,7 +101,7 @@ class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if not fullname.startswith("megatron.core"):
+        if not fullname.startswith(_REWRITTEN):
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec and isinstance(spec.loader, importlib.machinery.SourceFileLoader):
@@ -117,21 +128,26 @@ def _mend_token_dispatcher(module: Any) -> None:
     module.maybe_move_tensor_to_cpu = maybe_move
 
 
-_MENDS = {
+_MENDS: dict[str, Callable[[Any], None]] = {
     "megatron.core.tensor_parallel.random": _mend_random,
     "megatron.core.transformer.moe.moe_utils": _mend_moe_utils,
     "megatron.core.transformer.moe.token_dispatcher": _mend_token_dispatcher,
 }
 
 
+def mend(module: str, change: Callable[[Any], None]) -> None:
+    """Calls `change` with a module of Megatron once it has been imported."""
+    _MENDS[module] = change
+
+
 def install() -> None:
-    """Makes later imports of megatron.core run on the CPU; where CUDA is available, does nothing."""
+    """Makes later imports of megatron run on the CPU; where CUDA is available, does nothing."""
     # Megatron warns of missing Transformer Engine and Apex, which this project does without.
-    warnings.filterwarnings("ignore", module=r"megatron\.core")
+    warnings.filterwarnings("ignore", module=r"megatron\.")
     if torch.cuda.is_available() or any(isinstance(f, _Finder) for f in sys.meta_path):
         return
-    early = [name for name in sys.modules if name.startswith("megatron.core")]
+    early = [name for name in sys.modules if name.startswith("megatron.")]
     if early:
-        raise RuntimeError(f"megatron.core was imported before launch.megatron.cpu.install(): {early[0]}")
+        raise RuntimeError(f"megatron was imported before launch.megatron.cpu.install(): {early[0]}")
     os.environ["TORCHDYNAMO_DISABLE"] = "1"  # megatron.core.jit compiles small functions, slower here than running them
     sys.meta_path.insert(0, _Finder())

@@ -2,10 +2,8 @@
 
 import collections
 import contextlib
-import itertools
 import json
 import math
-import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -14,16 +12,16 @@ from types import FrameType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from data_prep.files import whole_folder, write_text
-from launch import metrics
+from launch import metrics, progress
 from launch.megatron.ranks import Ranks
 from launch.plan import Plan
+from launch.retries import retrying
 from launch.run_folder import RunFolder
 from recipes.checkpoint_config import exported
 from recipes.config import Recipe
-from recipes.errors import DivergedError, TrainError
+from recipes.errors import DivergedError
 
 _KEPT_FILES = (
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json", "vocab.json", "merges.txt",
@@ -40,27 +38,7 @@ def train(plan: Plan, run: RunFolder, console: Console) -> bool:
 
     Raises `TrainError` where it cannot go on; the checkpoints stay.
     """
-    before: tuple[int, str] | None = None
-    for retry in itertools.count(1):
-        try:
-            return _attempt(plan, run, console)
-        except DivergedError:
-            raise
-        except TrainError as error:
-            first = str(error).splitlines()[0]
-            failure = metrics.completed(run.root), re.sub(r"\d+", "", first)
-            again = "run the same command to go on from the last checkpoint"
-            if failure == before:
-                raise TrainError(
-                    f"{error}\nAfter step {failure[0]} twice, so it was not tried a third time; {again}"
-                ) from error
-            if retry > plan.recipe.engine.max_retries:
-                raise TrainError(
-                    f"{error}\nengine.max_retries={plan.recipe.engine.max_retries} are used up; {again}"
-                ) from error
-            console.print(f"{first}; retry {retry} of {plan.recipe.engine.max_retries}", style="yellow")
-            before = failure
-    raise AssertionError("an endless loop ended")
+    return retrying(lambda: _attempt(plan, run, console), plan.recipe, run.root, console)
 
 
 def _attempt(plan: Plan, run: RunFolder, console: Console) -> bool:
@@ -70,7 +48,7 @@ def _attempt(plan: Plan, run: RunFolder, console: Console) -> bool:
     plan.write(run.root / "plan.json")
     with started(plan, checkpoint, console) as ranks:
         log = metrics.Metrics(run.root, completed)
-        with contextlib.closing(log), _progress(console, plan.schedule.num_steps, completed) as advance:
+        with contextlib.closing(log), progress.training(console, plan.schedule.num_steps, completed) as advance:
             done = _steps(plan, run, ranks, log, completed, advance)
         if done < plan.schedule.num_steps:
             console.print(f"SIGTERM: saved after step {done} of {plan.schedule.num_steps}; the same command goes on")
@@ -155,24 +133,6 @@ def _diverged(plan: Plan, run: RunFolder, ranks: Ranks, step: int, error: Diverg
         f"{error.why}. Nothing was updated, and the state before the step is saved. It trained on {names}; to see it "
         f"sequence by sequence: `make replay STEP={step + 1}` with the same words",
     )
-
-
-@contextlib.contextmanager
-def _progress(console: Console, total: int, completed: int) -> Iterator[Any]:
-    """A bar on a terminal, a line every tenth of the run elsewhere. Yields what to call after each step."""
-    columns = (
-        TextColumn("Training"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}"),
-        TimeElapsedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("train", total=total, completed=completed, loss=float("nan"))
-
-        def advance(line: dict[str, Any]) -> None:
-            bar.update(task, advance=1, loss=line["loss"])
-            if not console.is_terminal and (line["step"] % max(1, total // 10) == 0 or line["step"] == total):
-                console.print(f"step {line['step']}/{total}  loss {line['loss']:.4f}  {line['time']['step_s']:.2f} s")
-
-        yield advance
 
 
 def _export(recipe: Recipe, run: RunFolder, ranks: Ranks) -> None:

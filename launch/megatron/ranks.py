@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import secrets
 import signal
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from launch.megatron.place import Place
 from launch.megatron.worker import Worker
 from launch.plan import Plan
+from launch.ray_environment import own_ray
 from recipes.compose import REPO, in_ray_job
 from recipes.config import Recipe
 from recipes.errors import LimiError, TrainError
@@ -59,13 +59,8 @@ class Ranks:
         if in_ray_job():  # train on that cluster, in place
             ray.init(log_to_driver=True, logging_level=logging.ERROR)
             return
-        # A token of this process's own, which Ray reads once: else it writes one to the home folder, and clusters
-        # started there later ask their users for it.
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        # Ray's processes of a killed driver, and a driver whose Ray was killed, wait so long before they end.
-        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
+        for name, value in own_ray().items():
+            os.environ.setdefault(name, value)
         ray.init(
             address="local",
             num_cpus=world_size(self.recipe),
@@ -95,6 +90,7 @@ class Ranks:
 
     def build(self, plan: Plan) -> None:
         """Builds every rank with the base's weights; those built before, of another recipe for as many ranks, are left."""
+        assert plan.heldout is not None
         self.recipe = plan.recipe
         data = (str(plan.data.folder), str(plan.heldout.folder)), (plan.schedule, plan.heldout_schedule)
         host = "127.0.0.1" if self._local else ray.util.get_node_ip_address()

@@ -29,6 +29,7 @@ def check(plan: Plan, run: RunFolder, console: Console) -> list[Check]:
     The same server then loads the base's weights, so that the calls before and after training stand side by side.
     """
     recipe = plan.recipe
+    assert plan.heldout is not None
     trained, heldout = list(checks.turns(plan.data)), list(checks.turns(plan.heldout))
     tokenizer = load_tokenizer(run.hf)
     with ExitStack() as stack:

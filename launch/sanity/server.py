@@ -1,10 +1,8 @@
 """A SGLang server of our own: started on loopback, waited for, asked, and always ended."""
 
 import contextlib
-import ctypes
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -14,12 +12,12 @@ import urllib.request
 from pathlib import Path
 from typing import IO, Any
 
+from launch.processes import end_session, end_with_parent
 from recipes.config import Dtype, Family, Recipe
 from recipes.errors import PreflightError, SanityError
 
 STAND_INS = Path(__file__).parent / "stand_ins"
 PARSERS = {Family.qwen3: ("qwen25", "qwen3"), Family.glm4_moe: ("glm45", "glm45")}  # tool calls, reasoning
-_PR_SET_PDEATHSIG = 1
 _MAX_TOTAL_TOKENS = 65_536  # of the key-value cache on a CPU, all requests together
 
 
@@ -80,7 +78,7 @@ class Server:
             stdout=self._log_file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_end_with_parent,  # noqa: PLW1509 - the driver runs no thread that holds a lock here
+            preexec_fn=end_with_parent,  # noqa: PLW1509 - the driver runs no thread that holds a lock here
         )
         try:
             self._wait()
@@ -136,16 +134,7 @@ class Server:
     def stop(self) -> None:
         """Ends the server's own session of processes: SIGTERM, two seconds, SIGKILL."""
         if self._process is not None:
-            for sign, patience in ((signal.SIGTERM, 2.0), (signal.SIGKILL, 10.0)):
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self._process.pid, sign)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._process.wait(patience)
+            end_session(self._process, patience=2.0)
             self._process = None
         if self._log_file is not None:
             self._log_file.close()
-
-
-def _end_with_parent() -> None:
-    """Asks the kernel to end the server should this process die without ending it."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

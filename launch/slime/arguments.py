@@ -26,6 +26,7 @@ def arguments(r: Recipe, num_steps: int, load: str) -> list[str]:
     """
     groups = (
         model(r), data(r, num_steps), layout(r), memory(r), optimizer(r, num_steps), loss(), checkpoint(r, load), logging(r),
+        device(r),
     )  # fmt: skip
     rendered = [words for group in groups for words in group]
     given = [str(words[0]) for words in rendered]
@@ -83,6 +84,7 @@ def model(r: Recipe) -> Group:
         yield ("--untie-embeddings-and-output-weights",)
     if m.rope is Rope.yarn:
         yield "--custom-model-provider-path", "launch.slime.yarn.provider"
+    if m.rope is Rope.yarn or on_cpu(r):
         yield ("--no-rope-fusion",)  # the fused kernel leaves out YaRN's attention factor for packed sequences
     if m.experts:
         yield from _experts(r)
@@ -106,7 +108,8 @@ def _experts(r: Recipe) -> Group:
     yield "--moe-router-dtype", "fp32"
     yield "--moe-token-dispatcher-type", "alltoall"
     yield ("--moe-grouped-gemm",)
-    yield ("--moe-permute-fusion",)
+    if not on_cpu(r):
+        yield ("--moe-permute-fusion",)
 
 
 def data(r: Recipe, num_steps: int) -> Group:
@@ -114,6 +117,7 @@ def data(r: Recipe, num_steps: int) -> Group:
     many sequences it has, so that slime counts one optimizer step."""
     yield "--rollout-function-path", "launch.slime.rollout.generate"
     yield "--rollout-data-postprocess-path", "launch.slime.rollout.verify"
+    yield "--custom-megatron-before-train-step-hook-path", "launch.slime.steps.before"
     yield ("--disable-rollout-global-dataset",)
     yield "--num-rollout", num_steps
     yield "--rollout-batch-size", data_parallel(r)
@@ -140,7 +144,7 @@ def layout(r: Recipe) -> Group:
     if r.model.experts:
         yield "--expert-model-parallel-size", p.ep
         yield "--expert-tensor-parallel-size", p.etp
-    yield "--attention-backend", "flash"
+    yield "--attention-backend", "unfused" if on_cpu(r) else "flash"
     yield ("--attention-softmax-in-fp32",)
     yield "--distributed-timeout-minutes", math.ceil(r.engine.timeout / 60)
 
@@ -205,6 +209,32 @@ def checkpoint(r: Recipe, load: str) -> Group:
 
 
 def logging(r: Recipe) -> Group:
+    """TensorBoard's folder is `job.json`'s TENSORBOARD_DIR; W&B's key is in the environment that Ray was started in."""
     yield ("--use-tensorboard",)
     yield "--tb-project-name", "limi"
     yield "--tb-experiment-name", r.run
+    if r.engine.wandb is not None:
+        yield ("--use-wandb",)
+        yield "--wandb-project", r.engine.wandb
+        yield "--wandb-group", r.run
+        yield ("--disable-wandb-random-suffix",)
+        yield "--wandb-dir", str(run_folder(r) / "wandb")
+
+
+def on_cpu(r: Recipe) -> bool:
+    """Whether the ranks are cores of this machine, for a check of the contract with slime."""
+    return r.gpu.name == "cpu"
+
+
+def device(r: Recipe) -> Group:
+    """On a CPU the project's own layers, and none of the kernels that Transformer Engine and Apex bring."""
+    if not on_cpu(r):
+        return
+    yield "--distributed-backend", "gloo"
+    yield "--transformer-impl", "local"
+    yield "--spec", "launch.slime.cpu", "layers"
+    yield "--cp-comm-type", "all_gather"
+    yield ("--use-cpu-initialization",)
+    yield ("--no-persist-layer-norm",)
+    for kernel in ("gradient-accumulation", "masked-softmax", "bias-swiglu", "bias-dropout"):
+        yield (f"--no-{kernel}-fusion",)

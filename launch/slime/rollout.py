@@ -7,47 +7,35 @@ slime calls `generate` by `--rollout-function-path` in its rollout manager, befo
 
 import functools
 import inspect
-import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import numpy as np
 
-from data_prep.dataset import Dataset, open_dataset
+from data_prep.dataset import Dataset
+from launch.plan import Plan, of_run
 from launch.slime.job import RUN
-from recipes.compose import from_yaml
-from recipes.config import Recipe
 from recipes.errors import TrainError
 from recipes.layout import data_parallel
-from recipes.schedule import Schedule, Step, schedule_of
+from recipes.schedule import Step
 
 # Of slime at 624b824: the rollout manager's method that asks for a schedule, and what it asks.
 METHOD = "_split_train_data_by_dp"
 SIGNATURE = ["args", "train_parallel_config", "total_lengths", "global_batch_size", "rollout_indices"]
 
 
-@dataclass(frozen=True)
-class Run:
-    recipe: Recipe
-    data: Dataset
-    schedule: Schedule
-
-    def sequences(self, step: Step) -> list[int]:
-        """The step's sequences in the order in which slime gets them: rank after rank, micro-batch after micro-batch."""
-        return [s for rank in step.ranks for micro_batch in rank for s in micro_batch]
-
-
 @functools.cache
-def run() -> Run:
+def plan() -> Plan:
     """What this job trains, from the run folder that `job.RUN` names."""
-    root = Path(os.environ[RUN])
-    recipe = from_yaml(root / "config.yaml")
-    data = open_dataset(Path(json.loads((root / "plan.json").read_text())["data"]["folder"]))
-    return Run(recipe, data, schedule_of(recipe, data.trajectory, data.lengths))
+    return of_run(Path(os.environ[RUN]))
+
+
+def in_order(step: Step) -> list[int]:
+    """The step's sequences in the order in which slime gets them: rank after rank, micro-batch after micro-batch."""
+    return [s for rank in step.ranks for micro_batch in rank for s in micro_batch]
 
 
 def generate(args: Any, rollout_id: int, data_buffer: Any, evaluation: bool = False) -> list[list[Any]]:
@@ -56,10 +44,10 @@ def generate(args: Any, rollout_id: int, data_buffer: Any, evaluation: bool = Fa
     from slime.utils.types import Sample
 
     bind(inspect.currentframe())
-    here = run()
+    here = plan()
     dp = data_parallel(here.recipe)
     samples = []
-    for place, sequence in enumerate(here.sequences(here.schedule.step(rollout_id))):
+    for place, sequence in enumerate(in_order(here.schedule.step(rollout_id))):
         tokens, mask = here.data.tokens(sequence).tolist(), loss_mask(here.data, sequence)
         sample = Sample(index=place, rollout_id=rollout_id * dp + place % dp, tokens=tokens)
         sample.response_length, sample.loss_mask = len(mask), mask
@@ -117,10 +105,10 @@ def planned(
     rollout_indices: list[int],
 ) -> tuple[list[list[int]], list[list[list[int]]], list[int], list[int]]:
     """As slime's: positions of the samples by rank, by rank and micro-batch the places in that, micro-batches a rank, rollouts."""
-    here = run()
+    here = plan()
     dp = train_parallel_config["dp_size"]
     step = here.schedule.step(min(rollout_indices) // dp)
-    wanted = [here.data.lengths[s] for s in here.sequences(step)]
+    wanted = [here.data.lengths[s] for s in in_order(step)]
     if len(step.ranks) != dp or total_lengths != wanted:
         raise TrainError(
             f"slime asks for {len(total_lengths)} sequences over {dp} ranks, planned are {len(wanted)} over {len(step.ranks)}"
@@ -129,12 +117,12 @@ def planned(
     for rank in step.ranks:
         size = sum(len(micro_batch) for micro_batch in rank)
         partitions.append(list(range(start, start + size)))
-        micro_batches.append(_places(rank))
+        micro_batches.append(places(rank))
         start += size
     return partitions, micro_batches, [len(step.ranks[0])], [global_batch_size]
 
 
-def _places(rank: Sequence[Sequence[int]]) -> list[list[int]]:
+def places(rank: Sequence[Sequence[int]]) -> list[list[int]]:
     """Consecutive numbers in the shape of a rank's micro-batches."""
     numbers = iter(range(sum(len(micro_batch) for micro_batch in rank)))
     return [[next(numbers) for _ in micro_batch] for micro_batch in rank]
@@ -144,11 +132,11 @@ def verify(args: Any, rollout_id: int, rollout_data: dict[str, Any]) -> None:
     """On a trainer: raises `TrainError` where its sequences, their micro-batches or their tokens are not the plan's."""
     from megatron.core import parallel_state
 
-    here = run()
+    here = plan()
     rank = here.schedule.step(rollout_id).ranks[parallel_state.get_data_parallel_rank(with_context_parallel=False)]
     sequences = [s for micro_batch in rank for s in micro_batch]
     got = [len(tokens) for tokens in rollout_data["tokens"]]
-    if rollout_data["micro_batch_indices"] != _places(rank) or got != [here.data.lengths[s] for s in sequences]:
+    if rollout_data["micro_batch_indices"] != places(rank) or got != [here.data.lengths[s] for s in sequences]:
         raise TrainError(
             f"step {rollout_id + 1}: this rank got sequences of {got} tokens, which is not what was planned"
         )

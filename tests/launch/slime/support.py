@@ -25,6 +25,13 @@ def pinned() -> tuple[str, dict[str, str]]:
     return python, {**os.environ, "PYTHONPATH": f"{slime}:{megatron}:{reference}/slime_cpu"}
 
 
+def on_cpu() -> None:
+    """Skips where the real slime cannot run on this machine."""
+    names = ("SLIME_PYTHON", "SLIME_ROOT", "MEGATRON_ROOT")
+    if missing := [name for name in names if name not in os.environ]:
+        pytest.skip(f"{', '.join(missing)} not set")
+
+
 @cache
 def planned(*words: str) -> tuple[Recipe, int]:
     """The recipe with its layout settled on LIMI's published lengths, and its steps."""

@@ -1,0 +1,180 @@
+"""The real, unmodified slime on a CPU: an accelerator in its registry, and stand-ins for packages of GPUs that it imports and does
+not call in fine-tuning. With `launch.megatron.cpu` for Megatron-LM and `launch.model.layers` for its layers.
+
+`install` runs in every process of a job before slime is imported: Ray calls it as it starts a worker.
+"""
+
+import contextlib
+import importlib.abc
+import importlib.machinery
+import sys
+import types
+from collections.abc import Sequence
+from typing import Any
+
+from launch.megatron import cpu
+
+# Imported at the head of slime's and Megatron-LM's modules.
+NAMES = ("sglang", "sglang_router", "torch_memory_saver", "triton", "wandb")
+
+
+class _Nothing:
+    """What a stand-in holds: it can be inherited from, used as a decorator or named in an annotation, and does nothing."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __class_getitem__(cls, _: Any) -> type:
+        return cls
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        decorated = len(args) == 1 and not kwargs and callable(args[0])
+        return args[0] if decorated else _Nothing()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Nothing()
+
+
+class _StandIn(types.ModuleType):
+    __path__: list[str] = []
+    __version__ = "0.0.0"
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        value = type(name, (_Nothing,), {"__module__": self.__name__}) if name[:1].isupper() else _Nothing()
+        setattr(self, name, value)
+        return value
+
+
+class _StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """The last to be asked, so that an installed package is taken instead."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname.split(".", maxsplit=1)[0] not in NAMES:
+            return None
+        return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+        return _StandIn(spec.name)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        pass
+
+
+def install() -> None:
+    """Makes this process one in which slime runs on the CPU; a second call does nothing."""
+    if any(isinstance(finder, _StandIns) for finder in sys.meta_path):
+        return
+    cpu.install()
+    cpu.mend("megatron.core.optimizer.distrib_optimizer", _mend_optimizer)
+    sys.meta_path.append(_StandIns())
+    _register()
+
+
+def _register() -> None:
+    import psutil
+    import torch
+    from slime.utils import accelerator
+    from slime.utils.accelerator.base import Accelerator
+
+    class Cpu(Accelerator):
+        name = device_type = "cpu"
+        communication_backend_name = "gloo"
+
+        def is_available(self) -> bool:
+            return True
+
+        def device(self, index: Any = None) -> torch.device:
+            return cpu.CPU
+
+        def device_name(self, index: Any = None) -> str:
+            return "cpu"
+
+        def set_device(self, index: Any) -> None:
+            _mend_process_groups()  # a trainer's first call
+
+        def current_device(self) -> str:
+            return "cpu"
+
+        def device_count(self) -> int:
+            return 1
+
+        def synchronize(self, device: Any = None) -> None:
+            pass
+
+        def current_stream(self, device: Any = None) -> None:
+            return None
+
+        def stream(self, stream: Any) -> Any:
+            return contextlib.nullcontext()
+
+        def empty_cache(self) -> None:
+            pass
+
+        def mem_get_info(self, device: Any = None) -> tuple[int, int]:
+            memory = psutil.virtual_memory()
+            return memory.available, memory.total
+
+        def memory_allocated(self, device: Any = None) -> int:
+            return psutil.Process().memory_info().rss
+
+        memory_reserved = memory_allocated
+
+        def supports(self, capability: str) -> bool:
+            return capability in ("bf16", "requires_cpu_initialization")
+
+        def autocast(self, *args: Any, **kwargs: Any) -> Any:
+            return torch.autocast("cpu", *args, **kwargs)
+
+        def distributed_device_id(self, index: Any = None) -> None:
+            return None
+
+    accelerator.register_accelerator("cpu", Cpu, lambda: True, priority=-1, communication_backends=())
+
+
+def _mend_process_groups() -> None:
+    """torch 2.13 calls methods of a process group that slime's does not hand on."""
+    from slime.utils.reloadable_process_group import ReloadableProcessGroup
+
+    def handing_on(name: str) -> Any:
+        return lambda self, *args, **kwargs: self._fwd(name, *args, **kwargs)
+
+    for kind in ("all_gather", "reduce_scatter", "all_to_all"):
+        for name in (f"{kind}_single", f"{kind}_single_coalesced"):
+            if name not in vars(ReloadableProcessGroup):
+                setattr(ReloadableProcessGroup, name, handing_on(name))
+
+
+def _mend_optimizer(module: Any) -> None:
+    """torch's Adam in the place of Transformer Engine's: it has no state before its first step, where Megatron asserts one, and a
+    `step` for each parameter, where Megatron makes one tensor that all parameters share and each of them counts on."""
+    optimizer = module.DistributedOptimizer
+    sharded_state_dict, set_states = optimizer.sharded_state_dict, optimizer._set_main_param_and_optimizer_states
+
+    def with_state(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not self.optimizer.state:
+            self._init_optimizer_states_with_dummy_values()
+        return sharded_state_dict(self, *args, **kwargs)
+
+    def with_own_step(self: Any, model_param: Any, tensors: dict[str, Any]) -> Any:
+        group, order = self.model_param_group_index_map[model_param]
+        state = self.optimizer.state[self.optimizer.param_groups[group]["params"][order]]
+        if "step" in state and "step" not in tensors:
+            state["step"] = state["step"].clone()
+            tensors = {**tensors, "step": state["step"]}
+        return set_states(self, model_param, tensors)
+
+    optimizer.sharded_state_dict = with_state
+    optimizer._set_main_param_and_optimizer_states = with_own_step
+
+
+def layers(args: Any, config: Any, vp_stage: int | None = None) -> Any:
+    """The project's layers for Megatron-LM's `--spec launch.slime.cpu layers`."""
+    from launch.model.layers import block_spec
+
+    return block_spec(config, vp_stage)

@@ -1,0 +1,155 @@
+"""The cluster engine's driver: slime's own script as a process, watched until the last step."""
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+
+from launch import metrics, progress
+from launch.plan import Plan
+from launch.processes import end, end_session, end_with_parent
+from launch.ray_environment import own_ray
+from launch.retries import retrying
+from launch.run_folder import RunFolder
+from launch.slime import checkpoints, job
+from recipes.compose import REPO, in_ray_job
+from recipes.errors import DivergedError, TrainError
+
+LOG = "train.log"  # everything that slime and its processes say, start after start
+_POLL_S = 0.5
+
+
+def train(plan: Plan, run: RunFolder, console: Console) -> Path:
+    """Trains from the last whole checkpoint (or the base) to the last step; returns the last checkpoint.
+
+    After a failure it starts again from the last checkpoint, as `launch.retries` says. Raises `TrainError` where it cannot go on.
+    """
+    return retrying(lambda: _attempt(plan, run, console), plan.recipe, run.root, console)
+
+
+def _attempt(plan: Plan, run: RunFolder, console: Console) -> Path:
+    total = plan.schedule.num_steps
+    checkpoints.remove_parts(run)
+    completed, checkpoint, note = run.open()
+    if note:
+        console.print(note)
+    if completed < total:
+        plan.write(run.root / "plan.json")
+        job.write(plan.recipe, total, checkpoints.go_on_from(run, checkpoint))
+        _run(plan, run, completed, console)
+        checkpoints.settle(run)
+    last = run.checkpoint(total)
+    if last is None:
+        raise TrainError(f"slime ended without a checkpoint of step {total}; see {run.root / LOG}")
+    return last
+
+
+def _run(plan: Plan, run: RunFolder, completed: int, console: Console) -> None:
+    """One start of slime, from `completed` steps to the last."""
+    total, path = plan.schedule.num_steps, run.root / metrics.NAME
+    metrics.keep(path, completed)
+    console.print(f"slime's log: {run.root / LOG}")
+    lines = Lines(path)
+    with Slime(run) as slime, progress.training(console, total, completed) as advance:
+        heard = time.monotonic()
+        while True:
+            status = slime.status()
+            for line in lines.read():
+                heard = time.monotonic()
+                if "loss" in line:
+                    advance(line)
+            checkpoints.settle(run)
+            if status is not None:
+                break
+            heard = max(heard, _modified(run.root / LOG))
+            if time.monotonic() - heard > plan.recipe.engine.timeout:
+                raise TrainError(
+                    f"slime said nothing for engine.timeout={plan.recipe.engine.timeout} s; raise it, or read {run.root / LOG}"
+                )
+            time.sleep(_POLL_S)
+    if status:
+        raise _failure(run, status)
+    if (reached := metrics.completed(run.root)) != total:
+        raise TrainError(f"slime ended after step {reached} of {total} without an error; see {run.root / LOG}")
+
+
+class Lines:
+    """The lines of a metrics file from here on, as they are written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seen = path.stat().st_size if path.exists() else 0
+
+    def read(self) -> list[dict[str, Any]]:
+        """Whole lines since the last call."""
+        if not self.path.exists():
+            return []
+        with self.path.open("rb") as file:
+            file.seek(self.seen)
+            new = file.read()
+        new = new[: new.rfind(b"\n") + 1]
+        self.seen += len(new)
+        return [json.loads(line) for line in new.splitlines()]
+
+
+class Slime:
+    """slime's driver, as a context: on leaving, by whatever way, it and every process that it started here are gone."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+        self._started: set[psutil.Process] = set()
+
+    def __enter__(self) -> "Slime":
+        python, given = str(self.run.recipe.engine.python), json.loads((self.run.root / "job.json").read_text())
+        own = {} if in_ray_job() else own_ray()
+        with (self.run.root / LOG).open("ab") as log:
+            self._process = subprocess.Popen(
+                [python, str(REPO / "launch" / "slime" / "driver.py"), str(self.run.root)],
+                env={**own, **os.environ, **given["env_vars"]},
+                cwd=self.run.root,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=end_with_parent,  # noqa: PLW1509 - the driver runs no thread that holds a lock here
+            )
+        return self
+
+    def status(self) -> int | None:
+        """Its exit status; None while it runs."""
+        if self._process.poll() is None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._started.update(psutil.Process(self._process.pid).children(recursive=True))
+        return self._process.returncode
+
+    def __exit__(self, *_: object) -> None:
+        # By SIGTERM Ray's driver takes Ray's own processes along.
+        end_session(self._process, patience=15.0)
+        end(self._started, patience=10.0)
+
+
+def _modified(path: Path) -> float:
+    """When a file was last written, on the monotonic clock."""
+    return time.monotonic() - max(0.0, time.time() - path.stat().st_mtime)
+
+
+def _failure(run: RunFolder, status: int) -> TrainError:
+    """What the end of the log says of it."""
+    lines = (run.root / LOG).read_text(errors="replace").splitlines()[-400:]
+    causes = [m for line in lines if (m := re.search(r"\b(\w*(?:Error|Exception)): (.+)", line))]
+    named = [m for m in causes if m[1] in ("TrainError", "DivergedError", "CheckpointError", "OutOfMemoryError")]
+    tail = "\n".join(lines[-15:])
+    where = f"; the end of {run.root / LOG}:\n{tail}"
+    if not causes:
+        return TrainError(f"slime ended with status {status}{where}")
+    found = (named or causes)[-1]
+    if found[1] == "DivergedError":
+        return DivergedError(found[2], f"see {run.root / LOG}")
+    return TrainError(f"slime failed: {found[1]}: {found[2]}{where}")

@@ -1,0 +1,177 @@
+"""What slime's trainers do around each optimizer step: hold the rate against the plan's, take the held-out loss, write
+`metrics.jsonl`.
+
+slime calls `before` by `--custom-megatron-before-train-step-hook-path`. What comes after a step hangs on two things that slime does
+then: it moves Megatron's scheduler on, on every rank, and it logs the step's figures, on one.
+"""
+
+import ast
+import logging
+import math
+import re
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from launch import metrics
+from launch.plan import Plan
+from launch.slime import heldout
+from launch.slime.rollout import in_order, plan
+from recipes.compose import run_folder
+from recipes.config import Recipe
+from recipes.errors import DivergedError, TrainError
+from recipes.learning_rate import learning_rate
+
+_LOGGER = "slime.backends.megatron_utils.model"  # logs `step N: {figures}` on the rank that has them
+
+
+class Steps:
+    """One trainer's part in the run, from the first step that it trains."""
+
+    def __init__(self, args: Any, here: Plan, model: Any, scheduler: Any, step: int) -> None:
+        from slime.backends.megatron_utils.initialize import is_megatron_main_rank
+
+        self.args, self.plan, self.model = args, here, model
+        self.log = Log(args, here, step) if is_megatron_main_rank() else None
+        _keep_expert_bias(model, here.recipe)
+        if step == 0:
+            self._evaluate(0)
+            if self.log:
+                self.log.flush()
+        self.step = step
+        moved_on = scheduler.step
+
+        def after(increment: int) -> None:
+            moved_on(increment)
+            self._after()
+
+        scheduler.step = after
+
+    def before(self, step: int, optimizer: Any) -> None:
+        """Raises `TrainError` where the rates of step `step`, from 0, are not the plan's."""
+        self.step = step
+        wanted = learning_rate(self.plan.recipe.optim, step, self.plan.schedule.num_steps)
+        for group in optimizer.param_groups:
+            if not math.isclose(group["lr"], wanted, rel_tol=1e-9, abs_tol=1e-15):
+                raise TrainError(f"step {step + 1}: Megatron's learning rate is {group['lr']!r}, the plan's {wanted!r}")
+        if self.log:
+            self.log.begin(wanted)
+
+    def _after(self) -> None:
+        done, every = self.step + 1, self.plan.recipe.optim.eval_steps
+        if done % every == 0 or done == self.plan.schedule.num_steps:
+            self._evaluate(done)
+
+    def _evaluate(self, step: int) -> None:
+        if self.plan.heldout is None:
+            return
+        loss = heldout.loss(self.args, self.model, self.plan)
+        if self.log:
+            self.log.heldout = {"step": step, "heldout_loss": loss}
+
+
+class Log(logging.Handler):
+    """Writes `metrics.jsonl` from what slime logs: a line a step, and one for each held-out loss."""
+
+    def __init__(self, args: Any, here: Plan, completed: int) -> None:
+        super().__init__()
+        self.args, self.plan = args, here
+        root = run_folder(here.recipe)
+        self.metrics = metrics.Metrics(root, completed)
+        self.recent = deque(metrics.losses(root), maxlen=10)
+        self.heldout: dict[str, Any] | None = None
+        self.completed = completed
+        self.lr, self.started = 0.0, 0.0
+        logging.getLogger(_LOGGER).addHandler(self)
+
+    def begin(self, lr: float) -> None:
+        """Of a step: its rate; its time counts from here."""
+        self.lr, self.started = lr, time.perf_counter()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if match := re.fullmatch(r"step (\d+): (\{.*\})", record.getMessage()):
+            self._step(int(match[1]), match[2])
+            self.flush()
+
+    def _step(self, number: int, figures: str) -> None:
+        took = time.perf_counter() - self.started
+        if number != self.completed:
+            raise TrainError(f"slime logged step {number + 1} after step {self.completed}")
+        try:
+            logged = ast.literal_eval(figures)
+        except ValueError as error:
+            raise DivergedError(
+                figures, "which is not finite; a smaller optim.lr with run=OTHER may mend it"
+            ) from error
+        data, sequences = self.plan.data, in_order(self.plan.schedule.step(number))
+        line = {
+            "step": number + 1,
+            "lr": self.lr,
+            "loss": logged["train/loss"],
+            "grad_norm": logged["train/grad_norm"],
+            "tokens": sum(data.lengths[s] for s in sequences),
+            "supervised_tokens": sum(end - start for s in sequences for start, end in data.spans(s)),
+        }
+        self.metrics.add({**line, "time": {"step_s": took, "peak_gb": _peak_gb()}})
+        self.completed += 1
+        spike = self.plan.recipe.engine.spike
+        if spike and self.recent and line["loss"] > spike * max(self.recent):
+            raise DivergedError(
+                metrics.shown(line),
+                f"step {number + 1}, over engine.spike={spike} times the largest loss of the ten steps before; it has been "
+                "applied, the last checkpoint is from before it. engine.spike=null goes on all the same",
+            )
+        self.recent.append(line["loss"])
+
+    def flush(self) -> None:
+        """Writes the held-out loss that was taken since the last line."""
+        if self.heldout is not None:
+            from slime.observability import logging_utils
+
+            self.metrics.add(self.heldout)
+            figures = {"heldout/loss": self.heldout["heldout_loss"], "train/step": self.heldout["step"]}
+            logging_utils.log(self.args, figures, "train/step")
+            self.heldout = None
+
+
+def before(args: Any, rollout_id: int, step_id: int, model: Any, optimizer: Any, scheduler: Any) -> None:
+    """slime's hook before optimizer step `rollout_id`, from 0."""
+    steps = getattr(scheduler, "limi", None)
+    if steps is None:
+        steps = scheduler.limi = Steps(args, plan(), model, scheduler, rollout_id)
+    steps.before(rollout_id, optimizer)
+
+
+def _peak_gb() -> float:
+    """Of this rank's GPU, or of its process on a CPU."""
+    import resource
+
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def _keep_expert_bias(model: Any, recipe: Recipe) -> None:
+    """Sets every router's expert bias to the base's fp32 value, bit for bit: slime loads it into a buffer that is bf16 until the
+    first forward pass."""
+    if not recipe.model.experts:
+        return
+    import torch
+
+    from launch.model import hf
+    from launch.model.safetensors_folder import SafetensorsFolder
+
+    base, table = SafetensorsFolder(Path(recipe.model.checkpoint)), hf.links(recipe.model)
+    for name, tensor in hf.global_tensors([_inner(chunk) for chunk in model], recipe.model):
+        if name.endswith("expert_bias"):
+            tensor.data = base.read(table[name].hf[0]).to(tensor.device, torch.float32)
+
+
+def _inner(chunk: Any) -> Any:
+    """Megatron's model inside the wrappers around it."""
+    while hasattr(chunk, "module"):
+        chunk = chunk.module
+    return chunk
