@@ -146,7 +146,7 @@ def _failure(run: RunFolder, status: int) -> TrainError:
     causes = [m for line in lines if (m := re.search(r"\b(\w*(?:Error|Exception)): (.+)", line))]
     named = [m for m in causes if m[1] in ("TrainError", "DivergedError", "CheckpointError", "OutOfMemoryError")]
     tail = "\n".join(lines[-15:])
-    where = f"; the end of {run.root / LOG}:\n{tail}"
+    where = f"\nThe end of {run.root / LOG}:\n{tail}"
     if not causes:
         return TrainError(f"slime ended with status {status}{where}")
     found = (named or causes)[-1]

@@ -12,10 +12,12 @@ from launch import limi, stages  # noqa: E402
 
 def train(recipe, console):
     """Data and training."""
-    from launch.megatron import engine
+    import importlib
+
     from launch.plan import Plan
     from launch.run_folder import RunFolder
 
+    engine = importlib.import_module(f"launch.{recipe.engine.name.value}.engine")
     plan = Plan(recipe, *stages._packed(recipe, console).values())
     engine.train(plan, RunFolder(recipe, plan.data, plan.heldout), console)
 
