@@ -42,6 +42,10 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/pip install --quiet --constraint constraints.txt --no-deps --group sglang
 	@touch $@
 
+.PHONY: fetch
+fetch: $(READY) ## Fetch MODEL, and the data its recipe names, from the Hugging Face hub; HF_TOKEN from the environment
+	@$(call LIMI,fetch)
+
 .PHONY: data
 data: $(READY) ## Pack the trajectories, every mask proved
 	@$(call LIMI,data)

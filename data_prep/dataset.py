@@ -111,7 +111,7 @@ def prepare(recipe: Recipe, path: str, option: str = "data.path") -> Dataset:
     Raises `DataError` where more records are rejected than `data.max_rejected`; the folder stays for its ledger. A folder
     that could not be finished is not left behind.
     """
-    source = local(path, option)
+    source = local(path, recipe.cluster.root, option)
     checkpoint = Path(recipe.model.checkpoint)
     files = sorted(source.glob("*.json")) if source.is_dir() else [source]
     if not files:

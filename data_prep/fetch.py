@@ -4,7 +4,8 @@ tokenizer."""
 import re
 from pathlib import Path
 
-from recipes.errors import DataError
+from data_prep.hub import Repository, download, listing, write_record
+from recipes.errors import DataError, PreflightError
 
 
 def is_hub_id(path: str) -> bool:
@@ -12,8 +13,16 @@ def is_hub_id(path: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", path) is not None
 
 
-def local(path: str, option: str = "data.path") -> Path:
-    """The local path, or the one data file of a hub data set (`GAIR/LIMI`), fetched once into the hub's own cache.
+def data_set(path: str, root: str) -> Repository:
+    """A hub data set's place under `cluster.root`."""
+    folder = Path(root) / "data-sources" / path.replace("/", "--")
+    # Beside the folder: a data set's one file may have any name.
+    return Repository(path, "dataset", folder, folder.with_name(f"{folder.name}.json"))
+
+
+def local(path: str, root: str, option: str = "data.path") -> Path:
+    """The local path, or the one data file of a hub data set (`GAIR/LIMI`), fetched once into `data-sources/` of
+    `cluster.root`; after that the hub is not asked.
 
     Raises `DataError` where neither is there, or where a data set has more than one JSON file to choose from; it names the
     option that gave the path.
@@ -24,24 +33,20 @@ def local(path: str, option: str = "data.path") -> Path:
         raise DataError(
             f"no file '{path}'; write {option}=FILE of trajectories, or a Hugging Face id as {option}=GAIR/LIMI"
         )
-    # Here, not at the top: a local path must not pay for it.
-    from huggingface_hub import HfApi, hf_hub_download
-
+    repository = data_set(path, root)
+    if fetched := repository.files():
+        return fetched[0]
     try:
-        there = HfApi().dataset_info(path)
-        files = [f.rfilename for f in there.siblings or []]
-        data = [f for f in files if f.endswith((".json", ".jsonl")) and f != "dataset_infos.json"]
+        there = listing(repository)
+        data = [f for f in there.files if f.name.endswith((".json", ".jsonl")) and f.name != "dataset_infos.json"]
         if len(data) == 1:
-            return Path(hf_hub_download(path, data[0], repo_type="dataset", revision=there.sha))
-    except Exception as error:  # the hub's own errors, and its HTTP library's
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(
-            f"'{path}' is no local file, and the Hugging Face hub could not give it: {first}; write {option}=FILE, or set "
-            "HF_TOKEN where the data set is gated"
-        ) from error
+            write_record(there, data, download(there, data))
+            return repository.folder / data[0].name
+    except PreflightError as error:
+        raise DataError(f"'{path}' is no local file, and {error}; or write {option}=FILE") from error
     raise DataError(
-        f"'{path}' on the Hugging Face hub has {len(data)} JSON files ({', '.join(data[:5]) or 'none'}) where one was "
-        f"expected; download the one you want and write {option}=FILE"
+        f"'{path}' on the Hugging Face hub has {len(data)} JSON files ({', '.join(f.name for f in data[:5]) or 'none'}) where "
+        f"one was expected; download the one you want and write {option}=FILE"
     )
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""The entry point of every stage: `launch/limi.py [STAGE] [name=value ...]`, STAGE one of train (the default), data, inspect,
-plan, replay, parity, bench.
+"""The entry point of every stage: `launch/limi.py [STAGE] [name=value ...]`, STAGE one of train (the default), fetch, data,
+inspect, plan, replay, parity, bench.
 
 The same file is a Ray job's entry point: `ray job submit --working-dir . -- launch/limi.py model=qwen3-tiny`. Inside a
 job it trains in place. Exit status: 0 done, 1 a check failed or training ended early, 2 the input is wrong, 130
@@ -29,10 +29,13 @@ def main(words: list[str]) -> int:
     named = [w for w in words if "=" not in w]
     try:
         from launch import stages
+        from launch.fetch import fetched
         from recipes.compose import compose_recipe
 
         stage = stages.find(named)
         recipe = compose_recipe([w for w in words if "=" in w])
+        if stage is not stages.fetch:
+            recipe = fetched(recipe)
         console = Console(soft_wrap=True, markup=False, highlight=False)
         if recipe.dry_run:
             stages.show(stage, recipe, console)

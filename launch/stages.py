@@ -28,6 +28,13 @@ if TYPE_CHECKING:
 Stage = Callable[[Recipe, Console], None]
 
 
+def fetch(recipe: Recipe, console: Console) -> None:
+    """Fetches the model, and data sets named by a Hugging Face id, once; asks nothing of the hub where they are here."""
+    from launch.fetch import fetch_all
+
+    console.print(fetch_all(recipe))
+
+
 def data(recipe: Recipe, console: Console) -> None:
     """Packs the training and the held-out trajectories, every mask proved."""
     packed = _packed(recipe, console)
@@ -86,7 +93,7 @@ def _sequences(recipe: Recipe, console: Console) -> "Sequences":
     missing = []
     if not Path(recipe.data.path).exists():
         if not is_hub_id(recipe.data.path):
-            local(recipe.data.path)  # says what is wrong with it
+            local(recipe.data.path, recipe.cluster.root)  # says what is wrong with it
         missing.append(f"data.path={recipe.data.path}")
     if not recipe.model.random_init and not (Path(recipe.model.checkpoint) / "tokenizer.json").is_file():
         missing.append(f"model.checkpoint={recipe.model.checkpoint}")
@@ -260,7 +267,7 @@ def _packed(recipe: Recipe, console: Console) -> dict[str, "Dataset"]:
 
     _make_base(recipe, console)
     if recipe.data.heldout is not None:
-        local(recipe.data.heldout, "data.heldout")  # before hours may go by
+        local(recipe.data.heldout, recipe.cluster.root, "data.heldout")  # before hours may go by
     packed = {"training": prepare(recipe, recipe.data.path)}
     if recipe.data.heldout is not None:
         packed["held out"] = prepare(recipe, recipe.data.heldout, "data.heldout")
@@ -281,6 +288,9 @@ def _warn(console: Console, what: str, pairs: list[tuple[str, str]]) -> None:
 
 
 def _make_base(recipe: Recipe, console: Console) -> None:
+    from launch.fetch import local_checkpoint
+
+    local_checkpoint(recipe)
     if recipe.model.random_init:
         from launch.model import tiny
 
@@ -291,6 +301,7 @@ def _make_base(recipe: Recipe, console: Console) -> None:
 STAGES: dict[str, Stage] = {
     "train": train,
     "replay": replay,
+    "fetch": fetch,
     "data": data,
     "inspect": inspect,
     "plan": plan,

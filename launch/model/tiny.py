@@ -39,7 +39,9 @@ def make(recipe: Recipe) -> bool:
         return False
     inputs = _inputs(recipe)
     if folder.exists():
-        if not (folder / RECORD).is_file() or json.loads((folder / RECORD).read_text()) == inputs:
+        made = json.loads((folder / RECORD).read_text()) if (folder / RECORD).is_file() else {}
+        # A fetched model has a record of that name with other keys.
+        if made.keys() != inputs.keys() or made == inputs:
             return False
         shutil.rmtree(folder)
     with whole_folder(folder) as scratch:

@@ -1,84 +1,67 @@
-"""A data set on the hub, played by a server on loopback that answers as the hub's API does."""
-
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+"""A data set on the hub, played by a server on loopback."""
 
 import pytest
 
 from data_prep import fetch
 from recipes.errors import DataError
+from tests.hub import Hub, Repo
 
 
 @pytest.fixture
-def hub(monkeypatch, tmp_path):
-    files = {"limi.json": b"[]", "README.md": b"x"}
-
-    class Hub(BaseHTTPRequestHandler):
-        def do_HEAD(self):
-            self.do_GET(body=False)
-
-        def do_GET(self, body=True):
-            name = self.path.rpartition("/")[2].partition("?")[0]
-            if self.path.startswith("/api/datasets/GAIR/LIMI"):
-                siblings = [{"rfilename": n} for n in files]
-                content = json.dumps({"id": "GAIR/LIMI", "sha": "a" * 40, "siblings": siblings}).encode()
-            elif "/resolve/" in self.path and name in files:
-                content = files[name]
-            else:
-                self.send_response(404)
-                self.end_headers()
-                return
-            self.send_response(200)
-            for header, value in (
-                ("ETag", f'"{name}1"'),
-                ("X-Repo-Commit", "a" * 40),
-                ("Content-Length", str(len(content))),
-            ):
-                self.send_header(header, value)
-            self.end_headers()
-            if body:
-                self.wfile.write(content)
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+def hub(monkeypatch):
     import huggingface_hub.constants as constants
-    from huggingface_hub import HfApi
 
-    endpoint = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(HfApi.__init__, "__defaults__", (endpoint, *HfApi.__init__.__defaults__[1:]))
-    yield files
-    server.shutdown()
+    hub = Hub()
+    hub.repos["datasets/GAIR/LIMI"] = Repo({"limi.json": b"[]", "README.md": b"x"})
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    yield hub
+    hub.close()
 
 
 def test_a_local_path_is_itself(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("")
-    assert fetch.local(str(path)) == path
+    assert fetch.local(str(path), str(tmp_path)) == path
 
 
 @pytest.mark.parametrize("path", ["none.jsonl", "/no/such/file", "a/b/c", "../x/y", ""])
-def test_what_is_neither_a_file_nor_an_id_is_refused(path):
+def test_what_is_neither_a_file_nor_an_id_is_refused(path, tmp_path):
     with pytest.raises(DataError, match=r"data\.path=FILE"):
-        fetch.local(path)
+        fetch.local(path, str(tmp_path))
 
 
-def test_the_one_json_file_of_a_hub_data_set_is_fetched(hub):
-    assert fetch.local("GAIR/LIMI").read_bytes() == b"[]"
+def test_the_one_json_file_of_a_hub_data_set_is_fetched_once(hub, tmp_path):
+    path = fetch.local("GAIR/LIMI", str(tmp_path))
+    assert path == tmp_path / "data-sources" / "GAIR--LIMI" / "limi.json"
+    assert path.read_bytes() == b"[]"
+    hub.asked.clear()
+    assert fetch.local("GAIR/LIMI", str(tmp_path)) == path
+    assert not hub.asked
 
 
-def test_two_json_files_are_not_guessed_between(hub):
-    hub["other.jsonl"] = b""
+def test_a_file_that_was_cut_since_is_fetched_again(hub, tmp_path):
+    path = fetch.local("GAIR/LIMI", str(tmp_path))
+    path.write_bytes(b"[")
+    assert fetch.local("GAIR/LIMI", str(tmp_path)).read_bytes() == b"[]"
+
+
+def test_two_json_files_are_not_guessed_between(hub, tmp_path):
+    hub.repos["datasets/GAIR/LIMI"].files["other.jsonl"] = b""
     with pytest.raises(DataError, match=r"2 JSON files \(limi\.json, other\.jsonl\)"):
-        fetch.local("GAIR/LIMI")
+        fetch.local("GAIR/LIMI", str(tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
-def test_an_unknown_data_set_is_refused(hub):
-    with pytest.raises(DataError, match=r"'GAIR/NONE' is no local file"):
-        fetch.local("GAIR/NONE")
+def test_an_unknown_data_set_is_refused(hub, tmp_path):
+    with pytest.raises(DataError, match=r"'GAIR/NONE' is no local file, and the hub has no dataset GAIR/NONE"):
+        fetch.local("GAIR/NONE", str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_answer_is_refused(hub, tmp_path):
+    hub.repos["datasets/GAIR/LIMI"].spoiled.add("limi.json")
+    with pytest.raises(DataError, match=r"limi\.json of GAIR/LIMI is not the file that the hub lists"):
+        fetch.local("GAIR/LIMI", str(tmp_path))

@@ -15,7 +15,10 @@ def test_a_model_that_this_machine_cannot_hold_is_refused_with_the_figures():
 def test_a_real_model_without_its_checkpoint_is_refused_before_anything_starts(tmp_path):
     done = limi("model=qwen3-32b", "cluster=local", "layout=data_parallel", "data=sample", f"cluster.root={tmp_path}")
     assert done.returncode == 2
-    assert "no config.json in 'Qwen/Qwen3-32B'; write model.checkpoint=FOLDER" in done.stderr
+    assert (
+        "model.checkpoint=Qwen/Qwen3-32B is not on this machine; run `make fetch MODEL=qwen3-32b cluster=local"
+        in done.stderr
+    )
     assert not list(tmp_path.iterdir())
 
 
