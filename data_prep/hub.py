@@ -21,7 +21,7 @@ from data_prep.files import sha256, write_text
 from data_prep.hub_errors import explained, token
 from recipes.errors import PreflightError
 
-_PARTIAL = ".partial"  # in the folder, until all is whole: the commit, and unfinished files named by their hashes
+_PARTIAL = ".partial"  # in the folder, until all is whole: the commit, and unfinished files
 _TOGETHER = 8  # files at a time
 _CHUNK = 1 << 20
 _SILENCE = 10.0  # seconds without a byte, or for an answer
@@ -36,6 +36,11 @@ class File:
     size: int  # bytes
     sha256: str | None
     blob: str | None
+
+    @property
+    def partial(self) -> str:
+        """Where it is while it comes: hash and name, as two files may have the same content."""
+        return f"{_PARTIAL}/{self.sha256 or self.blob}-{self.name.replace('/', '--')}"
 
     def proved(self, path: Path) -> str | None:
         """The SHA-256 of the file on the disk where it is this one, None where it is another."""
@@ -93,6 +98,8 @@ def listing(repository: Repository) -> Listing:
     files = [
         File(s.rfilename, s.lfs.size if s.lfs else s.size or 0, s.lfs.sha256 if s.lfs else None, s.blob_id)
         for s in info.siblings or []
+        # None leaves the folder, and none is taken for this module's own.
+        if not any(part.startswith((".", "/")) for part in Path(s.rfilename).parts)
     ]
     return Listing(repository, str(info.sha), files)
 
@@ -136,8 +143,9 @@ def _fetch(there: Listing, file: File, stop: threading.Event, advance: Callable[
     if path.is_file() and path.stat().st_size == file.size:
         advance(file.size)
     else:
-        partial = there.repository.folder / _PARTIAL / (file.sha256 or str(file.blob))
+        partial = there.repository.folder / file.partial
         _stream(there, file, partial, stop, advance)
+        path.parent.mkdir(exist_ok=True, parents=True)
         partial.rename(path)
     if (found := file.proved(path)) is None:
         path.unlink()
@@ -202,8 +210,8 @@ def _append(there: Listing, file: File, partial: Path, stop: threading.Event, ad
 
 def _check_room(there: Listing, files: Sequence[File]) -> None:
     folder = there.repository.folder
-    at = [(folder / f.name, folder / _PARTIAL / (f.sha256 or str(f.blob))) for f in files]
-    held = sum(p.stat().st_size for pair in at for p in pair if p.is_file())
+    at = [folder / name for f in files for name in (f.name, f.partial)]
+    held = sum(p.stat().st_size for p in at if p.is_file())
     needed, free = sum(f.size for f in files) - held, shutil.disk_usage(folder).free
     if free < needed:
         raise PreflightError(
@@ -236,7 +244,7 @@ def _progress(title: str, files: Sequence[File]) -> Iterator[Callable[[int], Non
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=sum(f.size for f in files))
         yield lambda n: progress.advance(task, n)
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from data_prep import hub
@@ -93,8 +94,11 @@ def _is_remote(path: str) -> bool:
     return is_hub_id(path) and not Path(path).exists()
 
 
-def fetch_all(recipe: Recipe) -> Table:
-    """Fetches what the recipe names by a Hugging Face id, its model first; what that took."""
+def fetch_all(recipe: Recipe, console: Console) -> None:
+    """Fetches what the recipe names by a Hugging Face id, its model first, and shows what came.
+
+    Raises as `fetch` and `data_prep.fetch.local`, and `ConfigError` where the recipe names nothing of the hub.
+    """
     root, data = recipe.cluster.root, recipe.data
     named = [repository(recipe.model.checkpoint, root)] if _is_remote(recipe.model.checkpoint) else []
     sources = {data.path: "data.path"} | ({data.heldout: "data.heldout"} if data.heldout else {})
@@ -105,8 +109,8 @@ def fetch_all(recipe: Recipe) -> Table:
             "ids; write model=qwen3-32b or model.checkpoint=ORG/NAME"
         )
     table = Table(box=box.SIMPLE_HEAD)
-    for column in ("", "files", "GB", "seconds", "folder"):
-        table.add_column(column, justify="left" if column in ("", "folder") else "right", overflow="fold")
+    for column in ("", "files", "GB", "seconds"):
+        table.add_column(column, justify="right" if column else "left")
     for there in named:
         started = time.perf_counter()
         if there.kind == "model":
@@ -115,5 +119,7 @@ def fetch_all(recipe: Recipe) -> Table:
             local(there.id, root, sources[there.id])
         sizes = [f.stat().st_size for f in there.files() or []]
         seconds = time.perf_counter() - started
-        table.add_row(there.id, f"{len(sizes)}", f"{sum(sizes) / 1e9:,.2f}", f"{seconds:,.1f}", str(there.folder))
-    return table
+        table.add_row(there.id, f"{len(sizes)}", f"{sum(sizes) / 1e9:,.2f}", f"{seconds:,.1f}")
+    console.print(table)
+    for there in named:
+        console.print(f"{there.id}: {there.folder}")

@@ -32,7 +32,7 @@ def fetch(recipe: Recipe, console: Console) -> None:
     """Fetches the model, and data sets named by a Hugging Face id, once; asks nothing of the hub where they are here."""
     from launch.fetch import fetch_all
 
-    console.print(fetch_all(recipe))
+    fetch_all(recipe, console)
 
 
 def data(recipe: Recipe, console: Console) -> None:

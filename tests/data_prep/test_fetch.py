@@ -65,3 +65,15 @@ def test_a_damaged_answer_is_refused(hub, tmp_path):
     hub.repos["datasets/GAIR/LIMI"].spoiled.add("limi.json")
     with pytest.raises(DataError, match=r"limi\.json of GAIR/LIMI is not the file that the hub lists"):
         fetch.local("GAIR/LIMI", str(tmp_path))
+
+
+def test_a_file_in_a_folder_of_the_data_set_is_fetched_and_none_outside_it(hub, tmp_path):
+    hub.repos["datasets/GAIR/LIMI"].files = {
+        "data/train.jsonl": b"{}",
+        "../../out.jsonl": b"",
+        "/out.jsonl": b"",
+        ".hidden/out.jsonl": b"",
+    }
+    path = fetch.local("GAIR/LIMI", str(tmp_path))
+    assert path == tmp_path / "data-sources" / "GAIR--LIMI" / "data" / "train.jsonl"
+    assert path.read_bytes() == b"{}"

@@ -82,6 +82,7 @@ def test_a_model_is_fetched_whole_and_once(hub, tmp_path):
         name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in FILES.items()
     }
     assert str(folder) in done.stdout
+    print(hub.asked)
     assert {(host.partition(":")[0], known) for host, _, known in hub.asked} == {
         ("127.0.0.1", True),
         ("localhost", False),  # where large files lie does not see the token
