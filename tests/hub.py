@@ -19,7 +19,7 @@ class Repo:
     files: dict[str, bytes]
     commits: list[str] = field(default_factory=lambda: [COMMIT])  # the last is the newest
     sizes: dict[str, int] = field(default_factory=dict)  # that the listing claims
-    refused: tuple[int, str] | None = None  # status and error code of every file
+    refused: dict[str, tuple[int, str]] = field(default_factory=dict)  # status and error code of files
     spoiled: set[str] = field(default_factory=set)  # sent with a byte changed
     cut: dict[str, list[int]] = field(default_factory=dict)  # bytes after which each coming answer breaks off
     stalled: dict[str, int] = field(default_factory=dict)  # bytes after which answers say nothing more
@@ -89,12 +89,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer(200, {}, json.dumps(repo.listing(commit or repo.commits[-1])).encode())
 
     def give(self, repo: Repo, name: str, stored: bool) -> None:
-        if repo.refused:
-            self.answer(repo.refused[0], {"X-Error-Code": repo.refused[1]})
+        if is_large(name) and not stored:
+            self.answer(302, {"Location": self.hub.store + self.path + "?Signature=SIGNED"})
+        elif name in repo.refused:
+            self.answer(repo.refused[name][0], {"X-Error-Code": repo.refused[name][1]})
         elif name not in repo.files:
             self.answer(404, {"X-Error-Code": "EntryNotFound"})
-        elif is_large(name) and not stored:
-            self.answer(302, {"Location": self.hub.store + self.path + "?Signature=SIGNED"})
         else:
             content = repo.files[name]
             if name in repo.spoiled:
