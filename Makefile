@@ -62,6 +62,10 @@ plan: $(READY) ## Layout, memory, steps, time and cost of MODEL on cluster=NAME,
 train: $(READY) ## Data, training, export, sanity check and report
 	@$(call LIMI,train)
 
+.PHONY: rehearse
+rehearse: $(READY) ## Through slime, one step on the longest sequence, a save, a reload, and the peak memory beside the plan's
+	@$(call LIMI,rehearse)
+
 .PHONY: replay
 replay: $(READY) ## Repeat step STEP of a run, whole and sequence by sequence: what made it diverge, and whether it does so again
 	@$(call LIMI,replay)

@@ -1,7 +1,7 @@
 """What a run will do, step by step, once its data is there: the schedule on both data sets and the learning rates."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,21 @@ from recipes import plan_summary, planner
 from recipes.compose import from_yaml
 from recipes.config import Recipe, Sampling
 from recipes.layout import world_size
-from recipes.schedule import Schedule, schedule_of
+from recipes.schedule import Rehearsal, Schedule, schedule_of
 from recipes.search import Sequences
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The recipe with its packed data sets; without held-out trajectories the second is None."""
+    """The recipe with its packed data sets; without held-out trajectories the second is None.
+
+    rehearsal: of the two steps of `recipes.schedule.Rehearsal` instead of the recipe's.
+    """
 
     recipe: Recipe
     data: Dataset
     heldout: Dataset | None
+    rehearsal: bool = False
 
     @property
     def world_size(self) -> int:
@@ -32,6 +36,8 @@ class Plan:
     def schedule(self) -> Schedule:
         """The training steps. Raises `ConfigError` where the data cannot be spread over the ranks."""
         schedule = schedule_of(self.recipe, self.data.trajectory, self.data.lengths)
+        if self.rehearsal:
+            return Rehearsal(**{f.name: getattr(schedule, f.name) for f in fields(schedule) if f.init})
         schedule.check()
         return schedule
 
@@ -49,6 +55,7 @@ class Plan:
         made = planner.plan(self.recipe, Sequences(self.data.trajectory, self.data.lengths, self.recipe.data.path))
         return {
             **plan_summary.summary(made, planner.released(made)),
+            "rehearsal": self.rehearsal,
             "data": {"folder": str(self.data.folder), **self.data.manifest["counts"]},
             "heldout": self.heldout and {"folder": str(self.heldout.folder), **self.heldout.manifest["counts"]},
         }
@@ -61,4 +68,4 @@ def of_run(root: Path) -> Plan:
     """The plan of a run folder, from its `config.yaml` and `plan.json`."""
     folders = json.loads((root / "plan.json").read_text())
     data, heldout = (folders[name] and open_dataset(Path(folders[name]["folder"])) for name in ("data", "heldout"))
-    return Plan(from_yaml(root / "config.yaml"), data, heldout)
+    return Plan(from_yaml(root / "config.yaml"), data, heldout, folders["rehearsal"])

@@ -135,15 +135,10 @@ def train(recipe: Recipe, console: Console) -> None:
         )
     _make_base(recipe, console)
     check_checkpoint(recipe.model)
-    from launch.plan import Plan
     from launch.run_folder import RunFolder
 
-    packed = _packed(recipe, console)
-    if recipe.layout.search:
-        from recipes import planner
-
-        recipe = planner.plan(recipe, _of_data(recipe, packed["training"])).recipe
-    plan = Plan(recipe, packed["training"], packed.get("held out"))
+    plan = _plan(recipe, console)
+    recipe = plan.recipe
     check_context(recipe.model, max(plan.data.lengths))
     console.print(
         f"{recipe.run}: {plan.schedule.num_steps} steps on {plan.world_size} ranks, {len(plan.data.ids)} sequences of "
@@ -186,13 +181,30 @@ def _through_slime(plan: "Plan", run: "RunFolder", console: Console) -> bool:
     return True
 
 
+def rehearse(recipe: Recipe, console: Console) -> None:
+    """A step on the longest sequence, a save, a reload and a step after it, through slime."""
+    if recipe.engine.name is not EngineName.slime:
+        raise ConfigError(
+            f"cluster={recipe.cluster.name} trains with the embedded engine, which needs no rehearsal; write MODEL=qwen3-32b, or "
+            "engine=slime"
+        )
+    from launch.slime import rehearsal
+
+    _make_base(recipe, console)
+    check_checkpoint(recipe.model)
+    plan = _plan(recipe, console)
+    check_context(recipe.model, max(plan.data.lengths))
+    done = rehearsal.rehearse(plan, console)
+    console.print(rehearsal.table(done, plan))
+    console.print(rehearsal.remark(done, plan))
+
+
 def replay(recipe: Recipe, console: Console) -> None:
     """Repeats one step of a run, `step`, whole and sequence by sequence."""
     from launch.megatron import replay
-    from launch.plan import Plan
     from launch.run_folder import RunFolder
 
-    plan = Plan(recipe, *_packed(recipe, console).values())
+    plan = _plan(recipe, console)
     if recipe.step is None or recipe.step > plan.schedule.num_steps:
         raise ConfigError(
             f"step={recipe.step}: the run has steps 1 to {plan.schedule.num_steps}; write step=N (make: STEP=N)"
@@ -260,6 +272,18 @@ def bench(recipe: Recipe, console: Console) -> None:
     data_bench.run(recipe, console)
 
 
+def _plan(recipe: Recipe, console: Console) -> "Plan":
+    """The recipe with its data, and with the layout settled where it is searched for."""
+    from launch.plan import Plan
+
+    packed = _packed(recipe, console)
+    if recipe.layout.search:
+        from recipes import planner
+
+        recipe = planner.plan(recipe, _of_data(recipe, packed["training"])).recipe
+    return Plan(recipe, packed["training"], packed.get("held out"))
+
+
 def _packed(recipe: Recipe, console: Console) -> dict[str, "Dataset"]:
     """The data sets by name: `training`, and `held out` where the recipe names one. Says what comes twice."""
     from data_prep.dataset import overlap, prepare, repeated
@@ -300,6 +324,7 @@ def _make_base(recipe: Recipe, console: Console) -> None:
 
 STAGES: dict[str, Stage] = {
     "train": train,
+    "rehearse": rehearse,
     "replay": replay,
     "fetch": fetch,
     "data": data,

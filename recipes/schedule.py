@@ -156,6 +156,20 @@ class Schedule:
         return tuple(tuple(tuple(sequences[i] for i in b) for b in rank) for rank in ranks)
 
 
+@dataclass(frozen=True)
+class Rehearsal(Schedule):
+    """Two steps that hold as much as any step can: every rank fills its pipeline with micro-batches of the longest sequence."""
+
+    @property
+    def num_steps(self) -> int:
+        return 2
+
+    def step(self, number: int) -> Step:
+        longest = max(range(len(self.lengths)), key=self.lengths.__getitem__)
+        count = round_up(self.pipeline.stages, self.micro_batch_multiple)
+        return Step(0, (self.trajectory[longest],), (((longest,),) * count,) * self.dp)
+
+
 def schedule_of(r: Recipe, trajectory: Sequence[int], lengths: Sequence[int]) -> Schedule:
     """The steps of a run over these sequences. trajectory, lengths: as `Schedule` takes them."""
     p, cost = r.layout, flops(r.model)

@@ -19,13 +19,14 @@ Argument = str | int | float
 Group = Iterator[tuple[Argument, ...]]
 
 
-def arguments(r: Recipe, num_steps: int, load: str) -> list[str]:
+def arguments(r: Recipe, num_steps: int, load: str, *, save: bool = True) -> list[str]:
     """What follows `train_async.py`. num_steps: optimizer steps of the run. load: a Hugging Face folder, or a run's checkpoints.
+    save: whether checkpoints are written.
 
     Raises `ConfigError` where `engine.args` names what slime does not know, or what the recipe decides.
     """
     groups = (
-        model(r), data(r, num_steps), layout(r), memory(r), optimizer(r, num_steps), loss(), checkpoint(r, load), logging(r),
+        model(r), data(r, num_steps), layout(r), memory(r), optimizer(r, num_steps), loss(), checkpoint(r, load, save), logging(r),
         device(r),
     )  # fmt: skip
     rendered = [words for group in groups for words in group]
@@ -185,6 +186,7 @@ def optimizer(r: Recipe, num_steps: int) -> Group:
         yield "--lr-warmup-iters", o.warmup_steps
         yield "--lr-warmup-init", o.lr / (o.warmup_steps + 1)
         yield "--lr-decay-iters", max(num_steps - 1, o.warmup_steps + 1)
+    yield ("--override-opt-param-scheduler",)  # over a checkpoint's, which counts in units of its data parallelism
     yield "--weight-decay", o.weight_decay
     yield "--adam-beta1", o.beta1
     yield "--adam-beta2", o.beta2
@@ -201,11 +203,12 @@ def loss() -> Group:
     yield ("--debug-train-only",)
 
 
-def checkpoint(r: Recipe, load: str) -> Group:
+def checkpoint(r: Recipe, load: str, save: bool) -> Group:
     yield "--hf-checkpoint", r.model.checkpoint
     yield "--load", load
-    yield "--save", str(run_folder(r) / "checkpoints")
-    yield "--save-interval", r.engine.save_steps
+    if save:
+        yield "--save", str(run_folder(r) / "checkpoints")
+        yield "--save-interval", r.engine.save_steps
 
 
 def logging(r: Recipe) -> Group:

@@ -20,6 +20,7 @@ from launch.retries import retrying
 from launch.run_folder import RunFolder
 from launch.slime import checkpoints, job
 from recipes.compose import REPO, in_ray_job
+from recipes.config import Recipe
 from recipes.errors import DivergedError, TrainError
 
 LOG = "train.log"  # everything that slime and its processes say, start after start
@@ -43,7 +44,7 @@ def _attempt(plan: Plan, run: RunFolder, console: Console) -> Path:
     if completed < total:
         plan.write(run.root / "plan.json")
         job.write(plan.recipe, total, checkpoints.go_on_from(run, checkpoint))
-        _run(plan, run, completed, console)
+        start(plan.recipe, run, completed, total, console)
         checkpoints.settle(run)
     last = run.checkpoint(total)
     if last is None:
@@ -51,9 +52,10 @@ def _attempt(plan: Plan, run: RunFolder, console: Console) -> Path:
     return last
 
 
-def _run(plan: Plan, run: RunFolder, completed: int, console: Console) -> None:
-    """One start of slime, from `completed` steps to the last."""
-    total, path = plan.schedule.num_steps, run.root / metrics.NAME
+def start(recipe: Recipe, run: RunFolder, completed: int, total: int, console: Console) -> None:
+    """One start of slime on the `job.json` that was written, from `completed` steps to `total`. Raises `TrainError` where it does
+    not come so far."""
+    path = run.root / metrics.NAME
     metrics.keep(path, completed)
     console.print(f"slime's log: {run.root / LOG}")
     lines = Lines(path)
@@ -69,9 +71,9 @@ def _run(plan: Plan, run: RunFolder, completed: int, console: Console) -> None:
             if status is not None:
                 break
             heard = max(heard, _modified(run.root / LOG))
-            if time.monotonic() - heard > plan.recipe.engine.timeout:
+            if time.monotonic() - heard > recipe.engine.timeout:
                 raise TrainError(
-                    f"slime said nothing for engine.timeout={plan.recipe.engine.timeout} s; raise it, or read {run.root / LOG}"
+                    f"slime said nothing for engine.timeout={recipe.engine.timeout} s; raise it, or read {run.root / LOG}"
                 )
             time.sleep(_POLL_S)
     if status:

@@ -19,12 +19,12 @@ DEFAULTS = {
 }
 
 
-def job(r: Recipe, num_steps: int, load: str) -> dict[str, Any]:
+def job(r: Recipe, num_steps: int, load: str, save: bool) -> dict[str, Any]:
     """entrypoint: the script that Ray runs. argv: what follows it. env_vars: of every process."""
     paths = (str(REPO), r.engine.megatron_root, r.engine.slime_root)
     return {
         "entrypoint": f"{r.engine.slime_root}/train_async.py",
-        "argv": arguments(r, num_steps, load),
+        "argv": arguments(r, num_steps, load, save=save),
         "env_vars": {
             "PYTHONPATH": ":".join(p for p in paths if p),
             RUN: str(run_folder(r)),
@@ -35,10 +35,10 @@ def job(r: Recipe, num_steps: int, load: str) -> dict[str, Any]:
     }
 
 
-def write(r: Recipe, num_steps: int, load: str) -> Path:
-    """Writes `job.json` and the resolved recipe beside it; returns its path. load: as `arguments` takes it."""
+def write(r: Recipe, num_steps: int, load: str, *, save: bool = True) -> Path:
+    """Writes `job.json` and the resolved recipe beside it; returns its path. load, save: as `arguments` takes them."""
     root = run_folder(r)
     root.mkdir(parents=True, exist_ok=True)
     write_text(root / "config.yaml", to_yaml(r))
-    write_text(root / "job.json", json.dumps(job(r, num_steps, load), indent=2) + "\n")
+    write_text(root / "job.json", json.dumps(job(r, num_steps, load, save), indent=2) + "\n")
     return root / "job.json"

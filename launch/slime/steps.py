@@ -40,6 +40,9 @@ class Steps:
             if self.log:
                 self.log.flush()
         self.step = step
+        # Megatron counts sequences, slime as many a step as there are data-parallel ranks: of a checkpoint's layout perhaps others.
+        scheduler.num_steps = step * args.global_batch_size
+        scheduler.step(0)
         moved_on = scheduler.step
 
         def after(increment: int) -> None:
@@ -59,6 +62,9 @@ class Steps:
             self.log.begin(wanted)
 
     def _after(self) -> None:
+        peak = _peak_gb()
+        if self.log:
+            self.log.peak_gb = peak
         done, every = self.step + 1, self.plan.recipe.optim.eval_steps
         if done % every == 0 or done == self.plan.schedule.num_steps:
             self._evaluate(done)
@@ -82,7 +88,7 @@ class Log(logging.Handler):
         self.recent = deque(metrics.losses(root), maxlen=10)
         self.heldout: dict[str, Any] | None = None
         self.completed = completed
-        self.lr, self.started = 0.0, 0.0
+        self.lr, self.started, self.peak_gb = 0.0, 0.0, 0.0
         logging.getLogger(_LOGGER).addHandler(self)
 
     def begin(self, lr: float) -> None:
@@ -113,7 +119,7 @@ class Log(logging.Handler):
             "tokens": sum(data.lengths[s] for s in sequences),
             "supervised_tokens": sum(end - start for s in sequences for start, end in data.spans(s)),
         }
-        self.metrics.add({**line, "time": {"step_s": took, "peak_gb": _peak_gb()}})
+        self.metrics.add({**line, "time": {"step_s": took, "peak_gb": self.peak_gb}})
         self.completed += 1
         spike = self.plan.recipe.engine.spike
         if spike and self.recent and line["loss"] > spike * max(self.recent):
@@ -144,14 +150,19 @@ def before(args: Any, rollout_id: int, step_id: int, model: Any, optimizer: Any,
 
 
 def _peak_gb() -> float:
-    """Of this rank's GPU, or of its process on a CPU."""
+    """The most that any rank's GPU has held so far, or its process on a CPU. Every rank calls it."""
     import resource
 
     import torch
+    from slime.utils import accelerator
 
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        here = torch.cuda.max_memory_allocated()
+    else:
+        here = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = torch.tensor(float(here), device=accelerator.current_device())
+    torch.distributed.all_reduce(peak, torch.distributed.ReduceOp.MAX)
+    return float(peak) / 1e9
 
 
 def _keep_expert_bias(model: Any, recipe: Recipe) -> None:

@@ -1,0 +1,121 @@
+"""`make rehearse`: a step that holds the longest sequence, a save, a reload and a step after it, on the real cluster: what would
+otherwise show in hour three."""
+
+import json
+import re
+import shutil
+from dataclasses import dataclass, replace
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from data_prep.files import write_text
+from launch import metrics
+from launch.plan import Plan
+from launch.run_folder import RunFolder, sizes
+from launch.slime import checkpoints, engine, job
+from launch.slime.arguments import on_cpu
+from recipes.compose import run_folder
+from recipes.errors import TrainError
+from recipes.memory import Load, gpu_memory, memory_limit
+
+NAME = "rehearsal.json"
+BAND = 1.05  # of the plan's memory, within which the plan holds
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """Bytes and seconds."""
+
+    longest: int  # tokens
+    micro_batches: int  # of each rank
+    planned_peak: float
+    peak: float
+    limit: float
+    step_s: float
+    after_reload_s: float
+    save_s: float
+    checkpoint: int
+
+
+def rehearse(plan: Plan, console: Console) -> Rehearsed:
+    """Runs it as `runs/NAME-rehearsal`, whose checkpoint is removed at the end.
+
+    Raises `TrainError` where it fails, with what makes room where memory ran out.
+    """
+    root = run_folder(plan.recipe).with_name(f"{plan.recipe.run}-rehearsal")
+    shutil.rmtree(root, ignore_errors=True)
+    recipe = replace(plan.recipe, run=root.name, engine=replace(plan.recipe.engine, save_steps=1, max_retries=0))
+    plan = Plan(recipe, plan.data, None, rehearsal=True)
+    run = RunFolder(recipe, plan.data, None)
+    run.open()
+    plan.write(root / "plan.json")
+    try:
+        return _rehearsed(plan, run, console)
+    except TrainError as error:
+        if "OutOfMemory" in str(error) or "out of memory" in str(error):
+            raise TrainError(
+                f"{error}\nIt does not fit: write layout.recompute=full, layout.cp={2 * recipe.layout.cp}, or "
+                "layout.optimizer_state=offloaded, and plan again"
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(root / "checkpoints", ignore_errors=True)
+
+
+def _rehearsed(plan: Plan, run: RunFolder, console: Console) -> Rehearsed:
+    recipe = plan.recipe
+    job.write(recipe, 1, recipe.model.checkpoint)
+    engine.start(recipe, run, 0, 1, console)
+    checkpoints.settle(run)
+    saved = run.checkpoint(1)
+    if saved is None:
+        raise TrainError(f"no checkpoint was written; see {run.root / engine.LOG}")
+    job.write(recipe, 2, checkpoints.go_on_from(run, saved), save=False)
+    engine.start(recipe, run, 1, 2, console)
+    first, second = (m for m in metrics.read(run.root / metrics.NAME) if "loss" in m)
+    step = plan.schedule.step(0)
+    tokens = [[plan.schedule.padded([plan.data.lengths[s] for s in batch]) for batch in rank] for rank in step.ranks]
+    said = (run.root / engine.LOG).read_text(errors="replace")
+    done = Rehearsed(
+        longest=max(plan.data.lengths),
+        micro_batches=len(step.ranks[0]),
+        planned_peak=max(stage.total for stage in gpu_memory(recipe, Load(tokens))),
+        peak=1e9 * max(first["time"]["peak_gb"], second["time"]["peak_gb"]),
+        limit=memory_limit(recipe),
+        step_s=first["time"]["step_s"],
+        after_reload_s=second["time"]["step_s"],
+        save_s=max(float(s) for s in re.findall(r"save_model end \(elapsed: ([\d.]+)s\)", said)),
+        checkpoint=sum(sizes(saved).values()),
+    )
+    write_text(run.root / NAME, json.dumps(vars(done), indent=2) + "\n")
+    return done
+
+
+def table(done: Rehearsed, plan: Plan) -> Table:
+    out = Table(box=box.SIMPLE_HEAD)
+    for column in ("rehearsal", "measured", "planned", "limit"):
+        out.add_column(column)
+    gb = 1e9
+    share = done.peak / done.planned_peak
+    judged = "not judged on a CPU" if on_cpu(plan.recipe) else f"{done.limit / gb:,.1f} GB"
+    out.add_row("longest sequence", f"{done.longest:,} tokens", f"{done.micro_batches} a rank", "")
+    out.add_row("peak memory", f"{done.peak / gb:,.2f} GB ({share:.0%})", f"{done.planned_peak / gb:,.2f} GB", judged)
+    out.add_row("step, the first of a start", f"{done.step_s:,.1f} s", "", "")
+    out.add_row("step after the reload", f"{done.after_reload_s:,.1f} s", "", "")
+    speed = done.checkpoint / gb / max(done.save_s, 0.1)
+    out.add_row("save", f"{done.checkpoint / gb:,.2f} GB in {done.save_s:,.1f} s", "", f"{speed:,.2f} GB/s")
+    return out
+
+
+def remark(done: Rehearsed, plan: Plan) -> str:
+    """What the peak says of the plan."""
+    if on_cpu(plan.recipe):
+        return "Saved, loaded and went on. Memory is that of a process on a CPU."
+    if done.peak > BAND * done.planned_peak:
+        return (
+            f"Saved, loaded and went on; but the peak is {done.peak / done.planned_peak:.0%} of the plan's. The run's steps hold no "
+            f"more than this one; {done.limit / 1e9 - done.peak / 1e9:,.1f} GB are left."
+        )
+    return "Saved, loaded and went on, within the plan's memory."
