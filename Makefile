@@ -9,8 +9,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# The real slime on this machine's cores: checkouts at the pinned commits, and a second environment unless SLIME_PYTHON names one.
+ifneq ($(and $(SLIME_ROOT),$(MEGATRON_ROOT)),)
+ifeq ($(SLIME_PYTHON),)
+SLIME_READY := .venv-slime/.ready
+SLIME_PYTHON := $(CURDIR)/.venv-slime/bin/python
+endif
+export SLIME_ROOT MEGATRON_ROOT SLIME_PYTHON
+endif
+
 # What make and this file read themselves; everything else the user wrote is an override for Hydra.
-OWN := MODEL STEP PYTHON SHELL MAKEFLAGS __o
+OWN := MODEL STEP PYTHON SLIME_ROOT MEGATRON_ROOT SLIME_PYTHON SHELL MAKEFLAGS __o
 __escape = '$(subst ','\'',$(1))'
 # By name, not $(MAKEOVERRIDES): that one breaks on quotes and parentheses.
 OVERRIDES = $(foreach __o,$(filter-out $(OWN),$(.VARIABLES)),$(if $(filter command line,$(origin $(__o))),$(call __escape,$(__o)=$(value $(__o)))))
@@ -46,6 +55,13 @@ $(READY): pyproject.toml constraints.txt
 fetch: $(READY) ## Fetch MODEL, and the data its recipe names, from the Hugging Face hub; HF_TOKEN from the environment
 	@$(call LIMI,fetch)
 
+.venv-slime/.ready: pyproject.toml constraints-slime.txt
+	@echo "Setting up .venv-slime, in which slime runs (about a minute, 1.5 GB)"
+	@$(PYTHON) -m venv .venv-slime
+	@.venv-slime/bin/pip install --quiet --disable-pip-version-check 'pip==26.3'
+	@.venv-slime/bin/pip install --quiet --constraint constraints-slime.txt --group slime-cpu
+	@touch $@
+
 .PHONY: data
 data: $(READY) ## Pack the trajectories, every mask proved
 	@$(call LIMI,data)
@@ -59,11 +75,11 @@ plan: $(READY) ## Layout, memory, steps, time and cost of MODEL on cluster=NAME,
 	@$(call LIMI,plan)
 
 .PHONY: train
-train: $(READY) ## Data, training, export, sanity check and report
+train: $(READY) $(SLIME_READY) ## Data, training, export, sanity check and report
 	@$(call LIMI,train)
 
 .PHONY: rehearse
-rehearse: $(READY) ## Through slime, one step on the longest sequence, a save, a reload, and the peak memory beside the plan's
+rehearse: $(READY) $(SLIME_READY) ## Through slime, one step on the longest sequence, a save, a reload, and the peak memory beside the plan's
 	@$(call LIMI,rehearse)
 
 .PHONY: replay
@@ -92,4 +108,4 @@ test-all: lint ## All tests
 
 .PHONY: clean
 clean: ## Remove the environment; data, models and runs stay
-	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	@rm -rf $(VENV) .venv-slime .pytest_cache .mypy_cache .ruff_cache
