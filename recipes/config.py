@@ -240,6 +240,7 @@ class Cluster:
     address: str | None = (
         None  # of a Ray head's dashboard, http://HEAD:8265, where jobs go; null starts Ray on this machine
     )
+    interface: str | None = None  # network interface of NCCL's and Gloo's sockets; where null they choose
     env: dict[str, str] = field(default_factory=dict)  # added to the environment of every rank
 
 

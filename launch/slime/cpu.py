@@ -15,7 +15,7 @@ from typing import Any
 from launch.megatron import cpu
 
 # Imported at the head of slime's and Megatron-LM's modules.
-NAMES = ("sglang", "sglang_router", "torch_memory_saver", "triton", "wandb")
+NAMES = ("sglang", "sglang_router", "torch_memory_saver", "triton")
 
 
 class _Nothing:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.files import write_text
-from launch.slime.arguments import arguments
+from launch.slime.arguments import arguments, on_cpu
 from recipes.compose import REPO, run_folder, to_yaml
 from recipes.config import Recipe
 
@@ -14,24 +14,32 @@ RUN = "LIMI_RUN"  # names the run folder to the project's functions inside slime
 DEFAULTS = {
     "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # Megatron asserts it where tensor or context parallelism overlaps communication
     "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",  # sequences of unlike length leave holes otherwise
+    "NCCL_NVLS_ENABLE": "1",  # sums in the NVLink switch, where there is one
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
 }
 
 
+def environment(r: Recipe) -> dict[str, str]:
+    """Of every process of the job. slime itself adds, on its trainers, NCCL_CUMEM_ENABLE=0 and
+    NVTE_FP8_BLOCK_SCALING_FP32_SCALES=1 (`actor_group.py` at 624b824)."""
+    own = {
+        "PYTHONPATH": ":".join([str(REPO), str(r.engine.megatron_root), str(r.engine.slime_root)]),
+        RUN: str(run_folder(r)),
+        "TENSORBOARD_DIR": str(run_folder(r) / "tensorboard" / "slime"),
+    }
+    chosen = r.cluster.interface
+    interface = {"NCCL_SOCKET_IFNAME": chosen, "GLOO_SOCKET_IFNAME": chosen} if chosen else {}
+    cores = {"OMP_NUM_THREADS": "1"} if on_cpu(r) else {}
+    return {**own, **DEFAULTS, **cores, **interface, **r.cluster.env}
+
+
 def job(r: Recipe, num_steps: int, load: str, save: bool) -> dict[str, Any]:
     """entrypoint: the script that Ray runs. argv: what follows it. env_vars: of every process."""
-    paths = (str(REPO), r.engine.megatron_root, r.engine.slime_root)
     return {
         "entrypoint": f"{r.engine.slime_root}/train_async.py",
         "argv": arguments(r, num_steps, load, save=save),
-        "env_vars": {
-            "PYTHONPATH": ":".join(p for p in paths if p),
-            RUN: str(run_folder(r)),
-            "TENSORBOARD_DIR": str(run_folder(r) / "tensorboard" / "slime"),
-            **DEFAULTS,
-            **r.cluster.env,
-        },
+        "env_vars": environment(r),
     }
 
 

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
 from rich.console import Console
+from torch.distributed.checkpoint import FileSystemReader
 
 from launch import metrics
+from launch.model.safetensors_folder import SafetensorsFolder
 from launch.plan import Plan
 from launch.run_folder import RunFolder
 from launch.slime import engine
@@ -20,6 +23,7 @@ SP, EP, ALL = "layout.tp=2 layout.sp=true", "layout.ep=2", "layout.tp=2 layout.s
 # Model, ranks, layout. GLM's band is wider after the first step: rounding sends a token to another expert now and then.
 LAYOUTS = {
     "Qwen3 one rank": (QWEN, 1, ""),
+    "Qwen3 YaRN": (QWEN, 1, "model.rope=yarn model.native_context=512 model.rope_factor=4"),
     "Qwen3 DP2": (QWEN, 2, ""),
     "Qwen3 TP2": (QWEN, 2, "layout.tp=2"),
     "Qwen3 TP2 SP": (QWEN, 2, SP),
@@ -70,7 +74,11 @@ def test_slime_trains_the_planned_steps_as_the_embedded_engine_does(root, name):
         wanted = [own.call("train_step", step)[0] for step in range(plan.schedule.num_steps)]
         after = own.call("heldout_loss")[0]
     POOL.close()
-    assert checkpoint.name == "iter_0000004"
+    assert sorted(p.name for p in checkpoint.parent.iterdir()) == [
+        "iter_0000002", "iter_0000004", "latest_checkpointed_iteration.txt"
+    ], "every engine.save_steps=3, and the last"  # fmt: skip
+    if model is GLM:
+        assert torch.equal(trained_bias(checkpoint), base_bias(plan)), "frozen, fp32, bit for bit"
     band = 1e-3 if model is QWEN else 1e-2
     losses = [abs(a["loss"] - b["loss"]) for a, b in zip(found, wanted, strict=True)]
     norms = [abs(a["grad_norm"] / b["grad_norm"] - 1) for a, b in zip(found, wanted, strict=True)]
@@ -84,6 +92,26 @@ def test_slime_trains_the_planned_steps_as_the_embedded_engine_does(root, name):
         assert [a[key] for a in found] == [b[key] for b in wanted]
     if name.endswith("one rank"):
         assert abs(found[0]["loss"] - by_transformers(plan)) < (1e-3 if model is QWEN else 2e-3)
+
+
+def trained_bias(checkpoint: Path) -> torch.Tensor:
+    """[layers x experts] of a torch_dist checkpoint."""
+    there = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    found = {
+        name: torch.empty(about.size, dtype=about.properties.dtype)
+        for name, about in there.items()
+        if name.endswith("router.expert_bias")
+    }
+    dcp.load(found, checkpoint_id=checkpoint, no_dist=True)
+    return torch.cat([found[name].flatten() for name in sorted(found)])
+
+
+def base_bias(plan: Plan) -> torch.Tensor:
+    m, base = plan.recipe.model, SafetensorsFolder(Path(plan.recipe.model.checkpoint))
+    layers = range(m.dense_layers, m.layers)
+    found = torch.cat([base.read(f"model.layers.{i}.mlp.gate.e_score_correction_bias") for i in layers])
+    assert not torch.equal(found, found.bfloat16().float()), "a bias that bf16 holds would show nothing"
+    return found
 
 
 def by_transformers(plan: Plan) -> float:

@@ -29,7 +29,9 @@ def plan_of(root: Path, run: str, *words: str) -> Plan:
 
 def train(plan: Plan) -> tuple[Path, str]:
     said = io.StringIO()
-    return engine.train(plan, RunFolder(plan.recipe, plan.data, plan.heldout), Console(file=said, soft_wrap=True)), said.getvalue()
+    return engine.train(
+        plan, RunFolder(plan.recipe, plan.data, plan.heldout), Console(file=said, soft_wrap=True)
+    ), said.getvalue()
 
 
 def folder(plan: Plan) -> Path:
