@@ -4,16 +4,11 @@ Workers hold one record at a time and the writer a few million tokens, so memory
 """
 
 import json
-import multiprocessing
 import os
-import signal
-import threading
 from collections import Counter, deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import forkserver
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +22,7 @@ from data_prep.records import Record
 from data_prep.sequences import Encoded, Packed
 from data_prep.sources import source
 from data_prep.trajectory import Code
+from data_prep.workers import pool
 from recipes.config import Recipe
 from recipes.errors import DataError, LimiError
 
@@ -173,20 +169,11 @@ def _packed(recipe: Recipe, records: Iterator[Record], total: int) -> Iterator[t
         packer = Packer(recipe)
         yield from ((record, packer.pack(record)) for record in records)
         return
-    # Forked from a server that has imported what takes longest, and not from this process, which may have threads.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["transformers.models.auto.tokenization_auto"])
-    # Ctrl-C is for this process, which ends the others; the server hands what it ignores on to the workers.
-    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.signal(signal.SIGINT, interrupt)
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (recipe,))
+    processes = pool(workers, "transformers.models.auto.tokenization_auto", _start_worker, recipe)
     waiting: deque[tuple[Record, Future[Packed]]] = deque()
     try:
         for record in records:
-            waiting.append((record, pool.submit(_pack, record)))
+            waiting.append((record, processes.submit(_pack, record)))
             if len(waiting) > 4 * workers:
                 first, future = waiting.popleft()
                 yield first, future.result()
@@ -196,7 +183,7 @@ def _packed(recipe: Recipe, records: Iterator[Record], total: int) -> Iterator[t
     except BrokenProcessPool as error:
         raise DataError("a worker was ended from outside (out of memory?); write data.workers=1") from error
     finally:
-        pool.shutdown(cancel_futures=True)
+        processes.shutdown(cancel_futures=True)
 
 
 _worker: "Packer | LimiError"
@@ -204,20 +191,12 @@ _worker: "Packer | LimiError"
 
 def _start_worker(recipe: Recipe) -> None:
     global _worker  # noqa: PLW0603  # one a process, made once
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "a worker has a parent"
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     from data_prep.packer import Packer
 
     try:
         _worker = Packer(recipe)
     except LimiError as error:
         _worker = error  # raised where the parent asks for the first result
-
-
-def _end_with(parent: BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
 
 
 def _pack(record: Record) -> Packed:

@@ -66,7 +66,7 @@ class RunFolder:
         """Renames the newest checkpoints that are not as they were written, down to the first that is; what to say of them."""
         said = []
         for checkpoint in reversed(self.checkpoints()):
-            if (fault := _damage(checkpoint)) is None:
+            if (fault := damage(checkpoint)) is None:
                 break
             aside = checkpoint.with_name(f"{DAMAGED}{checkpoint.name}")
             shutil.rmtree(aside, ignore_errors=True)
@@ -99,7 +99,7 @@ class RunFolder:
         if not self.root.is_dir():
             raise ConfigError(f"there is no run '{self.root}'; write run=NAME, one of {self.root.parent}")
         for checkpoint in reversed(self.checkpoints()):
-            if _damage(checkpoint) is not None:
+            if damage(checkpoint) is not None:
                 continue
             record = json.loads((checkpoint / RECORD).read_text())
             self._compare(record["fixed"])
@@ -185,7 +185,7 @@ def _files(checkpoint: Path) -> dict[str, Path]:
     return {str(p.relative_to(checkpoint)): p for p in files}
 
 
-def _damage(checkpoint: Path) -> str | None:
+def damage(checkpoint: Path) -> str | None:
     """What of a checkpoint is not as it was written."""
     try:
         written = json.loads((checkpoint / RECORD).read_text())["files"]

@@ -16,17 +16,12 @@ from rich.console import Console
 from data_prep.files import whole_folder, write_text
 from launch import metrics, progress
 from launch.megatron.ranks import Ranks
+from launch.model import hf_folder
 from launch.plan import Plan
 from launch.retries import retrying
 from launch.run_folder import RunFolder
-from recipes.checkpoint_config import exported
 from recipes.config import Recipe
 from recipes.errors import DivergedError
-
-_KEPT_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json", "vocab.json", "merges.txt",
-    "generation_config.json",
-)  # fmt: skip
 
 
 def train(plan: Plan, run: RunFolder, console: Console) -> bool:
@@ -137,29 +132,9 @@ def _diverged(plan: Plan, run: RunFolder, ranks: Ranks, step: int, error: Diverg
 
 def _export(recipe: Recipe, run: RunFolder, ranks: Ranks) -> None:
     """Writes `hf/` whole: tensors from the ranks, everything else from the base."""
-    base = Path(recipe.model.checkpoint)
     shutil.rmtree(run.hf, ignore_errors=True)
     with whole_folder(run.hf) as scratch:
         weight_map: dict[str, str] = {}
         for written in ranks.call("export", str(scratch)):
             weight_map |= written
-        _name_shards(scratch, weight_map)
-        config = exported(recipe.model, json.loads((base / "config.json").read_text()))
-        write_text(scratch / "config.json", json.dumps(config, indent=2) + "\n")
-        for name in _KEPT_FILES:
-            if (base / name).is_file():
-                shutil.copyfile(base / name, scratch / name)
-
-
-def _name_shards(folder: Path, weight_map: dict[str, str]) -> None:
-    """Renames the ranks' files to Hugging Face's `model-00001-of-0000N.safetensors` and writes the index."""
-    files = sorted(set(weight_map.values()))
-    names = {old: f"model-{i:05}-of-{len(files):05}.safetensors" for i, old in enumerate(files, 1)}
-    size = 0
-    for old, new in names.items():
-        (folder / old).rename(folder / new)
-        with (folder / new).open("rb") as file:
-            header = int.from_bytes(file.read(8), "little")
-        size += (folder / new).stat().st_size - 8 - header
-    index = {"metadata": {"total_size": size}, "weight_map": {k: names[v] for k, v in sorted(weight_map.items())}}
-    write_text(folder / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
+        hf_folder.finish(scratch, hf_folder.name_shards(scratch, weight_map), recipe.model)

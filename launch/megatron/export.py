@@ -12,10 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from launch.model import hf
+from launch.model.hf_folder import FILE_BYTES
 from launch.model.safetensors_folder import SafetensorsFolder
 from recipes.config import Model, Mtp
-
-FILE_BYTES = 4 << 30
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """One mapping between Megatron's parameter names and Hugging Face's, used to load and to export.
 
-Both engines use it. A Megatron tensor joins one or more Hugging Face tensors:
+Both engines use it, and the export of a checkpoint, which is without Megatron: it is imported where a rank asks for its own
+tensors. A Megatron tensor joins one or more Hugging Face tensors:
 
 | join | Megatron's tensor |
 |---|---|
@@ -15,7 +16,6 @@ from enum import Enum
 from typing import Any
 
 import torch
-from megatron.core import parallel_state
 from torch import Tensor
 
 from recipes.config import Model
@@ -116,6 +116,8 @@ def unshard(link: Link, shards: list[Tensor], axis: int) -> Tensor:
 
 def global_tensors(chunks: list[Any], m: Model) -> Iterator[tuple[str, Tensor]]:
     """This rank's parameters and expert biases under their global names."""
+    from megatron.core import parallel_state
+
     first_expert = 0
     if m.experts:
         local = m.experts // parallel_state.get_expert_model_parallel_world_size()
@@ -134,6 +136,8 @@ def global_tensors(chunks: list[Any], m: Model) -> Iterator[tuple[str, Tensor]]:
 
 def tensor_parallel(name: str, tensor: Tensor) -> tuple[Any, int] | None:
     """The group that holds the parts of this tensor and the axis it is cut along; None where it is whole."""
+    from megatron.core import parallel_state
+
     if not getattr(tensor, "tensor_model_parallel", False):
         return None
     if ".experts." in name:
