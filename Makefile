@@ -86,6 +86,10 @@ rehearse: $(READY) $(SLIME_READY) ## Through slime, one step on the longest sequ
 replay: $(READY) ## Repeat step STEP of a run, whole and sequence by sequence: what made it diverge, and whether it does so again
 	@$(call LIMI,replay)
 
+.PHONY: export
+export: $(READY) ## Hugging Face folder of a run's newest checkpoint, or of step=N: make export run=NAME
+	@$(call LIMI,export)
+
 .PHONY: parity
 parity: $(READY) ## Train the tiny models in every layout beside one rank, and compare (15 minutes)
 	@$(call LIMI,parity)

@@ -1,6 +1,5 @@
 #!/usr/bin/env python3
-"""The entry point of every stage: `launch/limi.py [STAGE] [name=value ...]`, STAGE one of train (the default), fetch, data,
-inspect, plan, replay, parity, bench.
+"""The entry point of every stage: `launch/limi.py [STAGE] [name=value ...]`, STAGE one of those in `stages.py`, `train` by default.
 
 The same file is a Ray job's entry point: `ray job submit --working-dir . -- launch/limi.py model=qwen3-tiny`. Inside a
 job it trains in place. Exit status: 0 done, 1 a check failed or training ended early, 2 the input is wrong, 130

@@ -212,6 +212,16 @@ def replay(recipe: Recipe, console: Console) -> None:
     replay.replay(plan, RunFolder(recipe, plan.data, plan.heldout), recipe.step, console)
 
 
+def export(recipe: Recipe, console: Console) -> None:
+    """Hugging Face folder of a run's newest checkpoint, or of `step`'s; the recipe is the run's own."""
+    from launch import checkpoints, export
+
+    run = run_folder(recipe)
+    own = checkpoints.own_recipe(recipe)
+    step, checkpoint = checkpoints.pick(run, recipe.step)
+    export.export(own, checkpoint, checkpoints.target(run, step), console)
+
+
 def parity(recipe: Recipe, console: Console) -> None:
     """Trains the tiny models in every layout of the embedded engine, beside one rank."""
     import tempfile
@@ -327,6 +337,7 @@ STAGES: dict[str, Stage] = {
     "rehearse": rehearse,
     "replay": replay,
     "fetch": fetch,
+    "export": export,
     "data": data,
     "inspect": inspect,
     "plan": plan,

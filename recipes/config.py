@@ -277,7 +277,9 @@ class Recipe:
     seed: int = MISSING
     dry_run: bool = False  # print the resolved recipe and what would run
     id: str | None = None  # of the trajectory that `inspect` shows
-    step: int | None = None  # that `replay` repeats, the first being 1
+    step: int | None = (
+        None  # that `replay` repeats, the first being 1; completed ones of the checkpoint that `export` takes
+    )
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     optim: Optim = field(default_factory=Optim)

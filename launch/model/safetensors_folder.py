@@ -7,6 +7,8 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import Tensor
 
+from launch.model import safetensors_file
+from launch.model.safetensors_file import Entry
 from recipes.errors import CheckpointError
 
 
@@ -27,6 +29,14 @@ class SafetensorsFolder:
             )
         with safe_open(single, "pt") as file:
             return dict.fromkeys(file.keys(), single.name)
+
+    @cached_property
+    def entries(self) -> dict[str, Entry]:
+        """Dtype, shape and place of every tensor, from the files' headers."""
+        there = {name: safetensors_file.entries(self.folder / name) for name in sorted(set(self.files.values()))}
+        if lost := [name for name, file in self.files.items() if name not in there[file]]:
+            raise CheckpointError(f"'{self.folder}' lacks {lost[0]}, which its index names; copy the folder anew")
+        return {name: there[file][name] for name, file in self.files.items()}
 
     def read(self, name: str) -> Tensor:
         if name not in self.files:

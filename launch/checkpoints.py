@@ -1,0 +1,66 @@
+"""The run that a command names: its own recipe, and its whole checkpoints, whichever engine wrote them."""
+
+import json
+from pathlib import Path
+
+from launch.run_folder import RECORD
+from recipes.compose import from_yaml, run_folder
+from recipes.config import Recipe
+from recipes.errors import CheckpointError, ConfigError
+
+_FROM_HERE = ("run", "step", "model", "cluster", "cluster.root", "model.checkpoint", "model.mtp")
+
+
+def own_recipe(asked: Recipe) -> Recipe:
+    """The recipe that the run `asked.run` was trained with, in the folders of this command.
+
+    The words may name `model.checkpoint` and `model.mtp` anew, and `model` only for the run's name. Raises `ConfigError` where
+    there is no such run, or a word would have no effect.
+    """
+    run = run_folder(asked)
+    if not (run / "config.yaml").is_file():
+        there = sorted(p.parent.name for p in run.parent.glob("*/config.yaml"))
+        raise ConfigError(f"there is no run '{run}'; write run=NAME, one of: {', '.join(there) or 'none is there'}")
+    names = [word.partition("=")[0] for word in asked.words]
+    if idle := [name for name in names if name not in _FROM_HERE]:
+        raise ConfigError(
+            f"{', '.join(idle)}: the recipe is the run's own, '{run / 'config.yaml'}'; leave out all but {', '.join(_FROM_HERE)}"
+        )
+    own = from_yaml(run / "config.yaml")
+    own.run, own.cluster.root = asked.run, asked.cluster.root
+    if "model.checkpoint" in names:
+        own.model.checkpoint = asked.model.checkpoint
+    if "model.mtp" in names:
+        own.model.mtp = asked.model.mtp
+    return own
+
+
+def pick(run: Path, step: int | None) -> tuple[int, Path]:
+    """The checkpoint after `step` completed steps, the newest where it is null; with its step.
+
+    Raises `CheckpointError` with those that are there.
+    """
+    there = whole(run)
+    if there and (step is None or step in there):
+        newest = max(there) if step is None else step
+        return newest, there[newest]
+    named = f"; there are those of step {', '.join(map(str, sorted(there)))}: write step=N" if there else ""
+    raise CheckpointError(f"'{run}' has no checkpoint{'' if step is None else f' of step {step}'}{named}")
+
+
+def whole(run: Path) -> dict[int, Path]:
+    """{completed steps: folder}."""
+    folder = run / "checkpoints"
+    found = {int(p.parent.name.removeprefix("step_")): p.parent for p in folder.glob(f"step_*/{RECORD}")}
+    latest = folder / "latest_checkpointed_iteration.txt"  # Megatron writes it when every rank has written its part
+    if latest.is_file():
+        # slime counts its steps from 0, and names a checkpoint by the last one.
+        of_slime = {int(p.parent.name.removeprefix("iter_")): p.parent for p in folder.glob("iter_*/.metadata")}
+        found |= {last + 1: path for last, path in of_slime.items() if last <= int(latest.read_text())}
+    return found
+
+
+def target(run: Path, step: int) -> Path:
+    """Where the export of a step goes: `hf/` after the last step of the run's plan, `hf-stepNNNNNN/` before."""
+    steps = json.loads((run / "plan.json").read_text())["steps"]["count"]
+    return run / ("hf" if step == steps else f"hf-step{step:06}")

@@ -1,0 +1,234 @@
+"""The Hugging Face folder of a checkpoint that slime or the embedded engine wrote, in ordinary processes on a CPU: no Megatron, no
+process groups.
+
+Only weights are read, each byte once and checked, a few parameters at a time: workers put them into files whose headers, names and
+sizes are known from the base. So memory is that of the largest tensor a worker, whatever the model's size.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from torch import Tensor
+
+from data_prep.files import sync_tree, whole_folder
+from data_prep.workers import pool
+from launch.model import hf, hf_folder, safetensors_file, torch_dist
+from launch.model.hf import Link
+from launch.model.safetensors_file import Entry
+from launch.model.safetensors_folder import SafetensorsFolder
+from launch.model.torch_dist import Part, TorchDist
+from launch.run_folder import RECORD, check_room, damage
+from recipes.checkpoint_config import check_checkpoint
+from recipes.config import Model, Mtp, Recipe
+from recipes.errors import CheckpointError
+
+BATCH_BYTES = 128 << 20  # a worker's task
+MOST_WORKERS = 16
+_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A tensor of the export, and the base's of its name."""
+
+    name: str
+    base_file: str
+    base: Entry
+    file: str = ""
+    start: int = 0  # of its bytes in `file`
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tensors that one of Megatron's parameters holds; without one, they are the base's."""
+
+    pieces: tuple[Piece, ...]
+    link: Link
+    part: Part | None
+
+    @property
+    def size(self) -> int:
+        return sum(p.base.size for p in self.pieces)
+
+
+def export(recipe: Recipe, checkpoint: Path, target: Path, console: Console) -> None:
+    """Writes the folder `target` whole, in the base's dtypes, in place of an earlier one; says how large and how fast.
+
+    checkpoint: `iter_NNNNNNN` of slime or `step_NNNNNN` of the embedded engine. Raises `CheckpointError` where it is damaged, lacks
+    a tensor, or is of another model than the recipe's and its base.
+    """
+    started = time.perf_counter()
+    m = recipe.model
+    check_checkpoint(m)
+    if (checkpoint / RECORD).is_file() and (fault := damage(checkpoint)):
+        raise CheckpointError(f"'{checkpoint}' is damaged ({fault}); write step=N of another checkpoint")
+    groups = planned(TorchDist(checkpoint), SafetensorsFolder(Path(m.checkpoint)), m)
+    size = sum(g.size for g in groups)
+    check_room(recipe, size)
+    with whole_folder(target) as scratch:
+        groups = _placed(scratch, groups)
+        weight_map = {p.name: p.file for g in groups for p in g.pieces}
+        _write_all(partial(_write, checkpoint, scratch, m), groups, size, console)
+        hf_folder.finish(scratch, weight_map, m)
+        sync_tree(scratch)  # before the earlier one goes
+        shutil.rmtree(target, ignore_errors=True)
+    seconds = time.perf_counter() - started
+    console.print(f"{target}: {size / 1e9:.3g} GB in {seconds:.1f} s, {size / 1e9 / seconds:.3g} GB/s")
+
+
+def planned(checkpoint: TorchDist, base: SafetensorsFolder, m: Model) -> list[Group]:
+    """Every tensor of the base with where its trained values are.
+
+    Raises `CheckpointError` where the checkpoint has not exactly the recipe's parameters, or the base not exactly its tensors.
+    """
+    table = hf.links(m)
+    if m.tied:
+        del table["output_layer.weight"]
+    wanted = {name for link in table.values() for name in link.hf}
+    again = (
+        {"lm_head.weight"} & base.entries.keys() - wanted if m.tied else set()
+    )  # some tied bases have it all the same
+    mtp = {name for name in base.entries if hf.is_mtp(name, m)}
+    if differing := sorted((wanted | again | mtp) ^ base.entries.keys()):
+        raise CheckpointError(
+            f"'{base.folder}' and the recipe's model differ in {_some(differing)}; write model.checkpoint=FOLDER of the run's base"
+        )
+    found = [(name, link, checkpoint.part(name, _shape(link, base), m)) for name, link in table.items()]
+    if missing := [name for name, _, part in found if part is None]:
+        raise CheckpointError(f"'{checkpoint.folder}' lacks {_some(missing)}: it is no whole checkpoint of {m.name}")
+    if unknown := sorted(checkpoint.tensors.keys() - {part.key for _, _, part in found if part}):
+        raise CheckpointError(f"'{checkpoint.folder}' holds {_some(unknown)}, which {m.name} has not; see model.*")
+    if again:
+        embedding = next(part for name, _, part in found if name == "embedding.word_embeddings.weight")
+        found.append(("", Link(tuple(again)), embedding))
+    if m.mtp is Mtp.copy:
+        found += [("", Link((name,)), None) for name in sorted(mtp)]
+    return [
+        Group(tuple(Piece(n, base.files[n], base.entries[n]) for n in link.hf), link, part) for _, link, part in found
+    ]
+
+
+def _shape(link: Link, base: SafetensorsFolder) -> tuple[int, ...]:
+    """Of Megatron's parameter: the base's tensors one over the other."""
+    shapes = [base.entries[name].shape for name in link.hf]
+    return (sum(s[0] for s in shapes), *shapes[0][1:])
+
+
+def _some(names: list[str]) -> str:
+    return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+
+
+def _placed(folder: Path, groups: list[Group]) -> list[Group]:
+    """Makes the files, in the groups' order and about `hf_folder.FILE_BYTES` large, and gives every tensor its place."""
+    files = list(_cut(groups, hf_folder.FILE_BYTES))
+    placed = []
+    for number, held in enumerate(files, 1):
+        file = hf_folder.file_name(number, len(files))
+        places = safetensors_file.create(folder / file, {p.name: p.base for g in held for p in g.pieces})
+        for group in held:
+            pieces = tuple(replace(p, file=file, start=places[p.name].start) for p in group.pieces)
+            placed.append(replace(group, pieces=pieces))
+    return placed
+
+
+def _cut(groups: Iterable[Group], size: int) -> Iterator[list[Group]]:
+    """Neighbours together, up to `size` bytes or one group."""
+    held: list[Group] = []
+    total = 0
+    for group in groups:
+        if held and total + group.size > size:
+            yield held
+            held, total = [], 0
+        held.append(group)
+        total += group.size
+    yield held
+
+
+def _write_all(write: Callable[[list[Group]], int], groups: list[Group], size: int, console: Console) -> None:
+    """`write` on all groups, by workers where there is work for several; a bar on a terminal."""
+    batches = list(_cut(groups, BATCH_BYTES))
+    workers = min(len(os.sched_getaffinity(0)), MOST_WORKERS, len(batches))
+    columns = (TextColumn("Exporting"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("export", total=size)
+        if workers == 1:
+            for batch in batches:
+                bar.update(task, advance=write(batch))
+            return
+        processes = pool(workers, "torch", torch.set_num_threads, 1)
+        try:
+            for done in as_completed([processes.submit(write, batch) for batch in batches]):
+                bar.update(task, advance=done.result())
+        except BrokenProcessPool as error:
+            raise CheckpointError(
+                f"one of {workers} workers was ended from outside (out of memory?); make room and run the same command again"
+            ) from error
+        finally:
+            processes.shutdown(cancel_futures=True)
+
+
+def _write(checkpoint: Path, folder: Path, m: Model, groups: list[Group]) -> int:
+    """Puts the tensors of some groups into their files; their bytes."""
+    for group in groups:
+        for piece, content in zip(group.pieces, _contents(checkpoint, m, group), strict=True):
+            with (folder / piece.file).open("r+b") as file:
+                file.seek(piece.start)
+                file.write(content)
+    return sum(g.size for g in groups)
+
+
+def _contents(checkpoint: Path, m: Model, group: Group) -> Iterator[memoryview]:
+    """The bytes of each tensor of a group."""
+    if group.part is None:
+        yield from (_of_base(piece, m) for piece in group.pieces)
+        return
+    trained = torch_dist.read(checkpoint, group.part)
+    if group.part.key.endswith("expert_bias"):
+        (piece,) = group.pieces
+        content = _of_base(piece, m)
+        _check_bias(torch.frombuffer(content, dtype=_dtype(piece)), trained, piece.name)
+        yield content
+        return
+    for piece, tensor in zip(group.pieces, hf.split(group.link, trained, m), strict=True):
+        if tuple(tensor.shape) != piece.base.shape:
+            raise CheckpointError(
+                f"{piece.name}: {[*tensor.shape]} trained, {[*piece.base.shape]} in the base; see model.*"
+            )
+        yield tensor.to(_dtype(piece)).contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _of_base(piece: Piece, m: Model) -> memoryview:
+    content = bytearray(piece.base.size)
+    with (Path(m.checkpoint) / piece.base_file).open("rb") as file:
+        file.seek(piece.base.start)
+        file.readinto(content)
+    return memoryview(content)
+
+
+def _check_bias(base: Tensor, trained: Tensor, name: str) -> None:
+    """The router's expert bias is frozen, and the base's bits are exported; a trained one may differ by bf16's rounding alone."""
+    off = (trained.float() - base.float()).abs()
+    if not bool((off <= base.float().abs() * 2**-8).all()):
+        raise CheckpointError(
+            f"{name} is frozen in training, and the checkpoint's is off the base's by {off.max().item():.1e}; write "
+            "model.checkpoint=FOLDER of the run's base"
+        )
+
+
+def _dtype(piece: Piece) -> torch.dtype:
+    if piece.base.dtype not in _DTYPES:
+        raise CheckpointError(
+            f"{piece.name} is {piece.base.dtype} in the base, and an export is {', '.join(_DTYPES)}; write model.checkpoint=FOLDER "
+            "of an unquantized base"
+        )
+    return _DTYPES[piece.base.dtype]
