@@ -1,0 +1,281 @@
+"""The export of a checkpoint: bit for bit what the ranks export, only weights read, and what is damaged refused by name."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from data_prep.files import write_text
+from launch import checkpoints, export
+from launch.megatron import engine
+from launch.model import hf_folder
+from launch.model.safetensors_folder import SafetensorsFolder
+from launch.run_folder import RunFolder
+from recipes.compose import compose_recipe, to_yaml
+from recipes.errors import CheckpointError, ConfigError
+from tests.conftest import REPO
+from tests.launch.recorded import overwrite, records, rewritten
+from tests.launch.support import limi, ranks_of, recipe_of
+
+QUIET = Console(quiet=True)
+TP, EP = ["layout.tp=2", "layout.sp=true"], ["layout.ep=2"]
+QWEN, GLM = ["model=qwen3-tiny"], ["model=glm4.5-tiny", "layout=data_parallel"]
+LAYOUTS = {
+    "Qwen3 TP2 SP": (QWEN, 2, TP),
+    "GLM TP2 SP EP2": (GLM, 2, [*TP, *EP]),
+}
+MORE = {
+    "Qwen3 PP2 VPP2": (QWEN, 2, ["layout.pp=2", "layout.vpp=2"]),
+    "Qwen3 untied TP2 PP2": (QWEN, 4, ["model.tied=false", "layout.tp=2", "layout.pp=2"]),
+    "GLM EP2 PP2": (GLM, 4, ["model.layers=4", *EP, "layout.pp=2"]),
+    "GLM TP2 SP ETP2, MTP dropped": (GLM, 2, [*TP, "layout.etp=2", "model.mtp=drop"]),
+}
+
+
+def trained(root, name, of, steps=2):
+    """A run's recipe and folder after a few steps, its checkpoint saved and `hf/` exported by its ranks."""
+    model, ranks, layout = of
+    slug = re.sub(r"\W+", "-", f"export {name}".lower())
+    words = [*model, f"run={slug}", f"cluster.gpus_per_node={ranks}", f"model.checkpoint={root}/models/{slug}", *layout]
+    with ranks_of(root, *words) as (plan, own):
+        run = RunFolder(plan.recipe, plan.data, plan.heldout)
+        for step in range(steps):
+            own.call("train_step", step)
+        with run.new_checkpoint(steps) as folder:
+            own.call("save", str(folder), steps)
+        engine._export(plan.recipe, run, own)
+    write_text(run.root / "config.yaml", to_yaml(plan.recipe))
+    plan.write(run.root / "plan.json")
+    return plan.recipe, run
+
+
+@pytest.fixture(scope="module")
+def glm(root):
+    """A run of the mixture of experts."""
+    return trained(root, "glm", (GLM, 2, EP))
+
+
+def content(folder):
+    """{tensor: dtype and bytes}."""
+    there = SafetensorsFolder(folder)
+    return {
+        n: (t.dtype, t.contiguous().view(torch.uint8).numpy().tobytes())
+        for n in there.files
+        if (t := there.read(n)) is not None
+    }
+
+
+def same(one, other):
+    """Whether two folders hold the same files and tensors, bit for bit; their files of tensors may be cut otherwise."""
+    names = [{p.name for p in folder.iterdir() if p.suffix != ".safetensors"} for folder in (one, other)]
+    config = [(folder / "config.json").read_text() for folder in (one, other)]
+    return names[0] == names[1] and config[0] == config[1] and content(one) == content(other)
+
+
+@pytest.mark.parametrize("name", [*LAYOUTS, *(pytest.param(n, marks=pytest.mark.slow) for n in MORE)])
+def test_an_export_is_the_one_that_the_ranks_write(root, tmp_path, monkeypatch, name):
+    """By several workers, into several files."""
+    monkeypatch.setattr(export, "BATCH_BYTES", 400_000)
+    monkeypatch.setattr(hf_folder, "FILE_BYTES", 700_000)
+    recipe, run = trained(root, name, (LAYOUTS | MORE)[name])
+    assert content(run.hf) != content(Path(recipe.model.checkpoint)), "trained"
+    export.export(recipe, run.checkpoint(2), tmp_path / "hf", QUIET)
+    assert same(tmp_path / "hf", run.hf)
+    files = sorted(p.name for p in (tmp_path / "hf").glob("*.safetensors"))
+    assert files == [hf_folder.file_name(i, len(files)) for i in range(1, len(files) + 1)]
+    assert len(files) > 2
+    index = json.loads((tmp_path / "hf" / "model.safetensors.index.json").read_text())
+    assert index["metadata"] == json.loads((run.hf / "model.safetensors.index.json").read_text())["metadata"]
+
+
+def test_an_export_reads_weights_alone_and_needs_no_megatron(glm, tmp_path):
+    recipe, run = glm
+    alone = rewritten(run.checkpoint(2), tmp_path / "alone")
+    others = records(alone, weights=False)
+    assert sum(size for *_, size in others) > sum(size for *_, size in records(alone, weights=True)), "the optimizer's"
+    for path, offset, size in others:
+        overwrite(path, offset, b"\0" * size)
+    write_text(tmp_path / "config.yaml", to_yaml(recipe))
+    code = """
+import sys
+from pathlib import Path
+from rich.console import Console
+from launch import export
+from recipes.compose import from_yaml
+recipe, checkpoint, target = sys.argv[1:]
+export.export(from_yaml(Path(recipe)), Path(checkpoint), Path(target), Console(soft_wrap=True))
+assert not [m for m in sys.modules if m.partition(".")[0] in ("megatron", "ray", "transformers")]
+"""
+    words = [tmp_path / "config.yaml", alone, tmp_path / "hf"]
+    done = subprocess.run([sys.executable, "-c", code, *map(str, words)], cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"hf: .* GB in .* s, .* GB/s", done.stdout), done.stdout
+    assert same(tmp_path / "hf", run.hf)
+
+
+def flip(checkpoint):
+    path, offset, size = max(records(checkpoint, weights=True), key=lambda record: record[2])
+    with path.open("rb") as file:
+        file.seek(offset + size // 2)
+        byte = file.read(1)
+    overwrite(path, offset + size // 2, bytes([byte[0] ^ 1]))
+
+
+def cut(checkpoint):
+    path, offset, _ = max(records(checkpoint, weights=True))
+    with path.open("r+b") as file:
+        file.truncate(offset + 100)
+
+
+DAMAGES = {
+    "a bit": (flip, "not what was written"),
+    "the end of a file": (cut, "its checkpoint's index names .* it is damaged"),
+    "a file": (lambda c: (c / "__0_0.distcp").unlink(), "has 0 bytes"),
+    "half the index": (
+        lambda c: (c / ".metadata").write_bytes((c / ".metadata").read_bytes()[:5000]),
+        "cannot be read",
+    ),
+    "the index": (lambda c: (c / ".metadata").unlink(), "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_checkpoint_is_refused_and_an_earlier_export_stays(glm, tmp_path, name):
+    recipe, run = glm
+    spoil, says = DAMAGES[name]
+    checkpoint = rewritten(run.checkpoint(2), tmp_path / "iter_0000001")
+    shutil.copytree(run.hf, tmp_path / "hf")
+    spoil(checkpoint)
+    with pytest.raises(CheckpointError, match=says):
+        export.export(recipe, checkpoint, tmp_path / "hf", QUIET)
+    assert same(tmp_path / "hf", run.hf)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["hf", "iter_0000001"]
+
+
+def test_a_bit_of_a_checkpoint_whose_files_are_recorded_is_missed_too(glm, tmp_path):
+    recipe, run = glm
+    shutil.copytree(run.checkpoint(2), tmp_path / "step_000002")
+    flip(tmp_path / "step_000002")
+    with pytest.raises(CheckpointError, match="is damaged .*is not the file that was written"):
+        export.export(recipe, tmp_path / "step_000002", tmp_path / "hf", QUIET)
+
+
+def test_a_checkpoint_without_a_tensor_or_a_piece_of_one_is_refused(glm, tmp_path):
+    recipe, run = glm
+    changed = rewritten(run.checkpoint(2), tmp_path / "a", lambda key, t: None if "final_layernorm" in key else t)
+    with pytest.raises(CheckpointError, match=r"lacks decoder\.final_layernorm\.weight"):
+        export.export(recipe, changed, tmp_path / "hf", QUIET)
+    seen = []
+
+    def lose(key, tensor):
+        seen.append(key)
+        lost = key.endswith("decoder.layers.1.mlp.experts.experts.linear_fc1.weight") and seen.count(key) == 3
+        return None if lost and not key.startswith("optimizer") else tensor
+
+    with pytest.raises(CheckpointError, match=r"experts\.linear_fc1\.weight \[\d\] in part only"):
+        export.export(recipe, rewritten(run.checkpoint(2), tmp_path / "b", lose), tmp_path / "hf", QUIET)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["model.ffn=256"], r"linear_fc1\.weight has the shape \[384, 96\] .* and the recipe's model \[512, 96\]"),
+        (["model.layers=4"], r"lacks decoder\.layers\.3\."),
+        (["model.layers=2"], r"holds decoder\.layers\.2\."),
+        (["model.experts=2"], r"has the shape \[4, 192, 96\].* \[2, 192, 96\]|router"),
+        (["model.vocab=800"], r"word_embeddings\.weight has the shape \[768, 96\]"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused(glm, root, tmp_path, words, says):
+    _, run = glm
+    other, *_ = recipe_of(
+        root, *GLM, "cluster.gpus_per_node=1", f"model.checkpoint={root}/models/other-{words[0][6:]}", *words
+    )
+    with pytest.raises(CheckpointError, match=says):
+        export.export(other, run.checkpoint(2), tmp_path / "hf", QUIET)
+
+
+def test_the_expert_bias_is_the_base_s_and_a_trained_one_may_be_off_by_rounding_alone(glm, tmp_path):
+    recipe, run = glm
+
+    def changed(by):
+        return lambda key, t: by(t) if key.endswith("expert_bias") and not key.startswith("optimizer") else t
+
+    rounded = rewritten(run.checkpoint(2), tmp_path / "a", changed(lambda t: t.bfloat16().float()))
+    export.export(recipe, rounded, tmp_path / "hf", QUIET)
+    assert same(tmp_path / "hf", run.hf)
+    moved = rewritten(run.checkpoint(2), tmp_path / "b", changed(lambda t: t + 1e-3))
+    with pytest.raises(CheckpointError, match=r"e_score_correction_bias is frozen .* off the base's by 1\.0e-03"):
+        export.export(recipe, moved, tmp_path / "hf2", QUIET)
+
+
+def test_a_base_that_lost_a_tensor_is_refused(glm, tmp_path):
+    recipe, run = glm
+    base = tmp_path / "base"
+    shutil.copytree(recipe.model.checkpoint, base)
+    index = json.loads((base / "model.safetensors.index.json").read_text())
+    del index["weight_map"]["model.norm.weight"]
+    (base / "model.safetensors.index.json").write_text(json.dumps(index))
+    other = compose_recipe([*GLM, "cluster.gpus_per_node=1", f"model.checkpoint={base}"])
+    with pytest.raises(CheckpointError, match=r"differ in model\.norm\.weight"):
+        export.export(other, run.checkpoint(2), tmp_path / "hf", QUIET)
+
+
+def test_a_tied_base_with_an_output_layer_of_its_own_keeps_its_name(root, tmp_path):
+    recipe, run = trained(root, "tied", (QWEN, 2, []), steps=1)
+    from safetensors.torch import load_file, save_file
+
+    base = tmp_path / "base"
+    shutil.copytree(recipe.model.checkpoint, base)
+    (base / "model.safetensors.index.json").unlink()
+    tensors = load_file(base / "model.safetensors")
+    save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, base / "model.safetensors")
+    other = compose_recipe([*QWEN, "cluster.gpus_per_node=1", f"model.checkpoint={base}", f"cluster.root={tmp_path}"])
+    export.export(other, run.checkpoint(1), tmp_path / "hf", QUIET)
+    found, ranks = content(tmp_path / "hf"), content(run.hf)
+    assert found.pop("lm_head.weight") == found["model.embed_tokens.weight"]
+    assert found == ranks
+
+
+def test_the_command_exports_the_newest_checkpoint_or_a_step_s(glm, root):
+    recipe, run = glm
+    shutil.rmtree(run.root / "hf-step000002", ignore_errors=True)
+    where = [f"cluster.root={root}", f"run={recipe.run}"]
+    done = limi("export", *where)
+    assert done.returncode == 0, done.stderr
+    assert same(run.root / "hf-step000002", run.hf)
+    again = limi("export", *where, "step=2", "model.mtp=drop")
+    assert again.returncode == 0, again.stderr
+    assert len(content(run.root / "hf-step000002")) < len(content(run.hf)), "in place of the earlier one"
+    absent = limi("export", *where, "step=7")
+    assert absent.returncode == 2
+    assert "no checkpoint of step 7; there are those of step 2: write step=N" in absent.stderr
+
+
+def test_a_command_that_would_be_half_obeyed_is_refused(glm, root):
+    recipe, _ = glm
+    with pytest.raises(ConfigError, match=r"optim\.lr: the recipe is the run's own"):
+        checkpoints.own_recipe(compose_recipe([f"cluster.root={root}", f"run={recipe.run}", "optim.lr=1"]))
+    with pytest.raises(ConfigError, match=rf"no run '.*nosuch'; write run=NAME, one of: .*{recipe.run}"):
+        checkpoints.own_recipe(compose_recipe([f"cluster.root={root}", "run=nosuch"]))
+
+
+def test_checkpoints_of_slime_count_once_all_ranks_wrote_them(tmp_path):
+    with pytest.raises(CheckpointError, match="has no checkpoint$"):
+        checkpoints.pick(tmp_path, None)
+    for last in (4, 9, 14):
+        (tmp_path / "checkpoints" / f"iter_{last:07}").mkdir(parents=True)
+        (tmp_path / "checkpoints" / f"iter_{last:07}" / ".metadata").touch()
+    (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("9")
+    assert checkpoints.pick(tmp_path, None) == (10, tmp_path / "checkpoints" / "iter_0000009")
+    assert checkpoints.pick(tmp_path, 5)[1].name == "iter_0000004"
+    with pytest.raises(CheckpointError, match="there are those of step 5, 10"):
+        checkpoints.pick(tmp_path, 15)
+    write_text(tmp_path / "plan.json", json.dumps({"steps": {"count": 10}}))
+    assert [checkpoints.target(tmp_path, n).name for n in (5, 10)] == ["hf-step000005", "hf"]
