@@ -220,34 +220,33 @@ def _tensors(folder: Path) -> dict[str, Stored]:
             for chunk in getattr(stored, "chunks", ())
         }
         for place, record in index.storage_data.items():
-            if place.offset is not None and (place.fqn, start := tuple(place.offset)) in sizes:
+            start = tuple(getattr(place, "offset", None) or ())  # left out where it is null
+            if (place.fqn, start) in sizes:
                 shape = sizes[place.fqn, start]
                 found = Piece(start, shape, record.relative_path, record.offset, record.length)
                 pieces.setdefault(place.fqn, []).append(found)
         described = index.state_dict_metadata
-        return {k: Stored(tuple(described[k].size), described[k].properties.dtype, tuple(p)) for k, p in pieces.items()}
+        return {
+            k: Stored(tuple(described[k].size), described[k].properties.state[0], tuple(p)) for k, p in pieces.items()
+        }
     except Exception as error:  # a damaged pickle can raise anything
         raise CheckpointError(f"'{folder / '.metadata'}' cannot be read ({error}): {_ANOTHER}") from error
 
 
 class _Index(pickle.Unpickler):
-    """`.metadata` names classes of torch's; anything else in it is left as an empty thing, and never called."""
+    """`.metadata` names classes of torch's, and of Megatron's: none is imported or called, their objects become plain ones."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if "." in name:
-            return _Other
-        if module == "torch" or module.startswith("torch.distributed.checkpoint."):
-            found = super().find_class(module, name)
-            if isinstance(found, type | torch.dtype):
-                return found
-        return _Other
+        if module == "torch" and (name == "Size" or isinstance(getattr(torch, name, None), torch.dtype)):
+            return getattr(torch, name)
+        return _Plain
 
 
-class _Other:
-    """What this reader has no use for."""
+class _Plain:
+    """The fields of an object, whatever its class was."""
 
-    def __new__(cls, *_: Any, **__: Any) -> "_Other":
+    def __new__(cls, *_: Any) -> "_Plain":
         return super().__new__(cls)
 
     def __setstate__(self, state: Any) -> None:
-        pass
+        self.__dict__.update(state if isinstance(state, dict) else {"state": state})

@@ -2,12 +2,17 @@
 
 import io
 import itertools
+import math
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
+from launch.model import hf, safetensors_file, tiny
+from recipes.config import Model
 
 
 def rewritten(
@@ -62,8 +67,9 @@ def overwrite(path: Path, offset: int, content: bytes) -> None:
         file.write(content)
 
 
-def stacked(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """A checkpoint of whole tensors, each row of those of all layers a record of its own, as Megatron writes them."""
+def dense(m: Model, folder: Path) -> Path:
+    """A checkpoint of a dense model with random bf16 weights as Megatron writes it: each layer's row of a tensor a record, a gate and
+    its up projection two."""
     from torch.distributed.checkpoint.filesystem import _StorageInfo
     from torch.distributed.checkpoint.metadata import (
         ChunkStorageMetadata,
@@ -75,18 +81,56 @@ def stacked(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
 
     folder.mkdir(parents=True)
     described, stored = {}, {}
-    files = [(folder / f"__{i}_0.distcp").open("wb") for i in range(4)]
-    for (key, whole), file in zip(tensors.items(), itertools.cycle(files)):
-        rows = range(len(whole)) if key.startswith("decoder.layers.") else (slice(None),)
-        chunks = []
-        for row in rows:
-            part = whole[row : row + 1] if isinstance(row, int) else whole
-            start = torch.Size([row if isinstance(row, int) else 0, *[0] * (whole.dim() - 1)])
-            content = saved(part.clone())
-            stored[MetadataIndex(key, start)] = _StorageInfo(Path(file.name).name, file.tell(), len(content))
-            chunks.append(ChunkStorageMetadata(start, part.shape))
-            file.write(content)
-        described[key] = TensorStorageMetadata(TensorProperties(whole.dtype), whole.shape, chunks)
-    for file in files:
-        file.close()
+    with (folder / "__0_0.distcp").open("wb") as file:
+        for key, shape in _dense_shapes(m).items():
+            first = range(shape[0]) if key.startswith("decoder.layers.") else (0,)
+            second = (0, shape[1] // 2) if key.endswith("linear_fc1.weight") else (0,)
+            chunks = []
+            for place in itertools.product(first, second):
+                start = torch.Size([*place, *[0] * len(shape)][: len(shape)])
+                whole = (shape[0] // len(first), *shape[1:])
+                part = torch.randn(whole).chunk(len(second), -2 if len(second) > 1 else -1)[0]
+                content = saved(part.bfloat16().clone())
+                stored[MetadataIndex(key, start)] = _StorageInfo("__0_0.distcp", file.tell(), len(content))
+                chunks.append(ChunkStorageMetadata(start, part.shape))
+                file.write(content)
+            described[key] = TensorStorageMetadata(TensorProperties(torch.bfloat16), torch.Size(shape), chunks)
     (folder / ".metadata").write_bytes(pickle.dumps(Metadata(described, storage_data=stored)))
+    return folder
+
+
+def _dense_shapes(m: Model) -> dict[str, tuple[int, ...]]:
+    layer = {
+        "self_attention.linear_qkv.weight": ((m.heads + 2 * m.kv_heads) * m.head_dim, m.hidden),
+        "self_attention.linear_qkv.layer_norm_weight": (m.hidden,),
+        "self_attention.linear_proj.weight": (m.hidden, m.heads * m.head_dim),
+        "self_attention.q_layernorm.weight": (m.head_dim,),
+        "self_attention.k_layernorm.weight": (m.head_dim,),
+        "mlp.linear_fc1.weight": (2 * m.ffn, m.hidden),
+        "mlp.linear_fc1.layer_norm_weight": (m.hidden,),
+        "mlp.linear_fc2.weight": (m.hidden, m.ffn),
+    }
+    stack = {f"decoder.layers.{name}": (m.layers, *shape) for name, shape in layer.items()}
+    whole = {"embedding.word_embeddings.weight": (m.vocab, m.hidden), "decoder.final_layernorm.weight": (m.hidden,)}
+    return whole | stack
+
+
+def hollow_base(m: Model) -> None:
+    """The base of a dense, tied bf16 model: headers and room for its tensors, zeros that take no disk."""
+    folder = Path(m.checkpoint)
+    folder.mkdir(parents=True)
+    ids = [{"content": token, "id": i} for i, token in enumerate(tiny.SPECIAL[m.family])]
+    tiny.hf_config(m, ids).save_pretrained(folder)
+    shapes = _dense_shapes(m)
+    entries = {}
+    for name, link in hf.links(m).items():
+        if name == "output_layer.weight":
+            continue
+        rows, *rest = shapes.get(name) or shapes[re.sub(r"layers\.\d+\.", "layers.", name)][1:]
+        if link.join is hf.Join.qkv:
+            parts = [m.heads * m.head_dim, m.kv_heads * m.head_dim, m.kv_heads * m.head_dim]
+        else:
+            parts = [rows // len(link.hf)] * len(link.hf)
+        for tensor, count in zip(link.hf, parts, strict=True):
+            entries[tensor] = safetensors_file.Entry("BF16", (count, *rest), 0, 2 * math.prod((count, *rest)))
+    safetensors_file.create(folder / "model.safetensors", entries)

@@ -20,7 +20,7 @@ from launch.run_folder import RunFolder
 from recipes.compose import compose_recipe, to_yaml
 from recipes.errors import CheckpointError, ConfigError
 from tests.conftest import REPO
-from tests.launch.recorded import overwrite, records, rewritten
+from tests.launch.recorded import dense, hollow_base, overwrite, records, rewritten
 from tests.launch.support import limi, ranks_of, recipe_of
 
 QUIET = Console(quiet=True)
@@ -117,6 +117,38 @@ assert not [m for m in sys.modules if m.partition(".")[0] in ("megatron", "ray",
     assert done.returncode == 0, done.stderr
     assert re.search(r"hf: .* GB in .* s, .* GB/s", done.stdout), done.stdout
     assert same(tmp_path / "hf", run.hf)
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+from rich.console import Console
+from launch import export
+from recipes.compose import from_yaml
+recipe, checkpoint, target = sys.argv[1:]
+export.BATCH_BYTES = 1 << 40  # one process does it all
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+export.export(from_yaml(Path(recipe)), Path(checkpoint), Path(target), Console(quiet=True))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_a_worker_s_memory_is_the_largest_tensor_s_and_not_the_model_s(tmp_path):
+    shape = ["hidden=1024", "ffn=3072", "layers=14", "heads=16", "kv_heads=8", "head_dim=64", "vocab=4096"]
+    recipe = compose_recipe(
+        [*QWEN, *(f"model.{word}" for word in shape), f"model.checkpoint={tmp_path}/base", f"cluster.root={tmp_path}"]
+    )
+    hollow_base(recipe.model)
+    checkpoint = dense(recipe.model, tmp_path / "iter_0000000")
+    write_text(tmp_path / "config.yaml", to_yaml(recipe))
+    words = [tmp_path / "config.yaml", checkpoint, tmp_path / "hf"]
+    done = subprocess.run([sys.executable, "-c", MEMORY, *map(str, words)], cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    size = sum(f.stat().st_size for f in (tmp_path / "hf").glob("*.safetensors"))
+    assert size > 350e6
+    assert int(done.stdout) * 1024 < 100e6, f"{done.stdout} KB more for tensors of at most 13 MB"
+    whole, base = (SafetensorsFolder(tmp_path / name).entries for name in ("hf", "base"))
+    assert {n: (e.dtype, e.shape) for n, e in whole.items()} == {n: (e.dtype, e.shape) for n, e in base.items()}
 
 
 def flip(checkpoint):

@@ -1,5 +1,5 @@
-"""`--spec tests.launch.slime.grouped_spec layer_spec`: the reference folder's layers for a CPU, whose experts are saved as Transformer
-Engine's are: theirs have no sharded state of their own, so that the ranks' experts would be written over one another."""
+"""`--spec grouped_spec layer_spec`, this folder being on the path: the reference folder's layers for a CPU, whose experts are saved
+as Transformer Engine's are. Theirs have no sharded state of their own: ranks would write their experts over one another's."""
 
 from megatron.core.transformer.moe.experts import TEGroupedMLP
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint

@@ -13,7 +13,7 @@ from tests.launch.support import limi
 LAYOUTS = {
     "Qwen3 TP2": (QWEN, "layout.tp=2 model.vocab=760"),
     "Qwen3 PP2": (QWEN, "layout.pp=2 model.layers=4"),
-    "Qwen3 untied PP2 TP1": (QWEN, "layout.pp=2 model.layers=4 model.tied=false model.vocab=760"),
+    "Qwen3 untied PP2": (QWEN, "layout.pp=2 model.layers=4 model.tied=false model.vocab=760"),
     "GLM EP2": (GLM, "layout.ep=2"),
     "GLM PP2 of 1 and 2 layers": (GLM, "layout.pp=2 layout.first_stage_layers=1"),
 }
@@ -42,7 +42,8 @@ def test_the_export_of_slime_s_checkpoint_is_slime_s_own_bit_for_bit(root, tmp_p
         n: (e.dtype, e.shape) for n, e in base.entries.items()
     }
     own = {n for n in ours.files if not hf.is_mtp(n, m)}
-    assert own == {n for n in theirs.files if not hf.is_mtp(n, m)}
+    # Of a pipeline slime also writes the last stage's copy of a tied embedding.
+    assert own == {n for n in theirs.files if not hf.is_mtp(n, m)} - ({"lm_head.weight"} if m.tied else set())
     for tensor in ours.files:
         if "e_score_correction_bias" in tensor or hf.is_mtp(tensor, m):
             assert torch.equal(ours.read(tensor), base.read(tensor)), tensor
