@@ -95,9 +95,8 @@ def planned(checkpoint: TorchDist, base: SafetensorsFolder, m: Model) -> list[Gr
     if m.tied:
         del table["output_layer.weight"]
     wanted = {name for link in table.values() for name in link.hf}
-    again = (
-        {"lm_head.weight"} & base.entries.keys() - wanted if m.tied else set()
-    )  # some tied bases have it all the same
+    # Some bases with a tied output layer have it all the same.
+    again = {"lm_head.weight"} & base.entries.keys() if m.tied else set()
     mtp = {name for name in base.entries if hf.is_mtp(name, m)}
     if differing := sorted((wanted | again | mtp) ^ base.entries.keys()):
         raise CheckpointError(
