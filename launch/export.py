@@ -5,6 +5,8 @@ Only weights are read, each byte once and checked, a few parameters at a time: w
 sizes are known from the base. So memory is that of the largest tensor a worker, whatever the model's size.
 """
 
+import contextlib
+import fcntl
 import os
 import shutil
 import time
@@ -30,7 +32,7 @@ from launch.model.torch_dist import Part, TorchDist
 from launch.run_folder import RECORD, check_room, damage
 from recipes.checkpoint_config import check_checkpoint
 from recipes.config import Model, Mtp, Recipe
-from recipes.errors import CheckpointError
+from recipes.errors import CheckpointError, PreflightError
 
 BATCH_BYTES = 128 << 20  # a worker's task
 MOST_WORKERS = 16
@@ -74,8 +76,8 @@ def export(recipe: Recipe, checkpoint: Path, target: Path, console: Console) -> 
         raise CheckpointError(f"'{checkpoint}' is damaged ({fault}); write step=N of another checkpoint")
     groups = planned(TorchDist(checkpoint), SafetensorsFolder(Path(m.checkpoint)), m)
     size = sum(g.size for g in groups)
-    check_room(recipe, size)
-    with whole_folder(target) as scratch:
+    with _alone(target), whole_folder(target) as scratch:
+        check_room(recipe, size)
         groups = _placed(scratch, groups)
         weight_map = {p.name: p.file for g in groups for p in g.pieces}
         _write_all(partial(_write, checkpoint, scratch, m), groups, size, console)
@@ -84,6 +86,23 @@ def export(recipe: Recipe, checkpoint: Path, target: Path, console: Console) -> 
         shutil.rmtree(target, ignore_errors=True)
     seconds = time.perf_counter() - started
     console.print(f"{target}: {size / 1e9:.3g} GB in {seconds:.1f} s, {size / 1e9 / seconds:.3g} GB/s")
+
+
+@contextlib.contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Holds the folder of `target` for one export, and removes what one that was killed left of this target."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise PreflightError(f"another export writes into '{target.parent}'; wait for it to end") from error
+        for leftover in target.parent.glob(f".{target.name}.*"):
+            shutil.rmtree(leftover)
+        yield
+    finally:
+        os.close(folder)
 
 
 def planned(checkpoint: TorchDist, base: SafetensorsFolder, m: Model) -> list[Group]:

@@ -67,6 +67,22 @@ def overwrite(path: Path, offset: int, content: bytes) -> None:
         file.write(content)
 
 
+def flip(checkpoint: Path) -> None:
+    """Changes a bit of the largest weight."""
+    path, offset, size = max(records(checkpoint, weights=True), key=lambda record: record[2])
+    with path.open("rb") as file:
+        file.seek(offset + size // 2)
+        byte = file.read(1)
+    overwrite(path, offset + size // 2, bytes([byte[0] ^ 1]))
+
+
+def cut(checkpoint: Path) -> None:
+    """Cuts a file off inside its last weight."""
+    path, offset, _ = max(records(checkpoint, weights=True))
+    with path.open("r+b") as file:
+        file.truncate(offset + 100)
+
+
 def dense(m: Model, folder: Path) -> Path:
     """A checkpoint of a dense model with random bf16 weights as Megatron writes it: each layer's row of a tensor a record, a gate and
     its up projection two."""

@@ -1,6 +1,8 @@
 """The export of a checkpoint: bit for bit what the ranks export, only weights read, and what is damaged refused by name."""
 
+import fcntl
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -12,15 +14,15 @@ import torch
 from rich.console import Console
 
 from data_prep.files import write_text
-from launch import checkpoints, export
+from launch import export
 from launch.megatron import engine
 from launch.model import hf_folder
 from launch.model.safetensors_folder import SafetensorsFolder
 from launch.run_folder import RunFolder
 from recipes.compose import compose_recipe, to_yaml
-from recipes.errors import CheckpointError, ConfigError
+from recipes.errors import CheckpointError, PreflightError
 from tests.conftest import REPO
-from tests.launch.recorded import dense, hollow_base, overwrite, records, rewritten
+from tests.launch.recorded import cut, dense, flip, hollow_base, overwrite, records, rewritten
 from tests.launch.support import limi, ranks_of, recipe_of
 
 QUIET = Console(quiet=True)
@@ -151,20 +153,6 @@ def test_a_worker_s_memory_is_the_largest_tensor_s_and_not_the_model_s(tmp_path)
     assert {n: (e.dtype, e.shape) for n, e in whole.items()} == {n: (e.dtype, e.shape) for n, e in base.items()}
 
 
-def flip(checkpoint):
-    path, offset, size = max(records(checkpoint, weights=True), key=lambda record: record[2])
-    with path.open("rb") as file:
-        file.seek(offset + size // 2)
-        byte = file.read(1)
-    overwrite(path, offset + size // 2, bytes([byte[0] ^ 1]))
-
-
-def cut(checkpoint):
-    path, offset, _ = max(records(checkpoint, weights=True))
-    with path.open("r+b") as file:
-        file.truncate(offset + 100)
-
-
 DAMAGES = {
     "a bit": (flip, "not what was written"),
     "the end of a file": (cut, "its checkpoint's index names .* it is damaged"),
@@ -290,24 +278,14 @@ def test_the_command_exports_the_newest_checkpoint_or_a_step_s(glm, root):
     assert "no checkpoint of step 7; there are those of step 2: write step=N" in absent.stderr
 
 
-def test_a_command_that_would_be_half_obeyed_is_refused(glm, root):
-    recipe, _ = glm
-    with pytest.raises(ConfigError, match=r"optim\.lr: the recipe is the run's own"):
-        checkpoints.own_recipe(compose_recipe([f"cluster.root={root}", f"run={recipe.run}", "optim.lr=1"]))
-    with pytest.raises(ConfigError, match=rf"no run '.*nosuch'; write run=NAME, one of: .*{recipe.run}"):
-        checkpoints.own_recipe(compose_recipe([f"cluster.root={root}", "run=nosuch"]))
-
-
-def test_checkpoints_of_slime_count_once_all_ranks_wrote_them(tmp_path):
-    with pytest.raises(CheckpointError, match="has no checkpoint$"):
-        checkpoints.pick(tmp_path, None)
-    for last in (4, 9, 14):
-        (tmp_path / "checkpoints" / f"iter_{last:07}").mkdir(parents=True)
-        (tmp_path / "checkpoints" / f"iter_{last:07}" / ".metadata").touch()
-    (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("9")
-    assert checkpoints.pick(tmp_path, None) == (10, tmp_path / "checkpoints" / "iter_0000009")
-    assert checkpoints.pick(tmp_path, 5)[1].name == "iter_0000004"
-    with pytest.raises(CheckpointError, match="there are those of step 5, 10"):
-        checkpoints.pick(tmp_path, 15)
-    write_text(tmp_path / "plan.json", json.dumps({"steps": {"count": 10}}))
-    assert [checkpoints.target(tmp_path, n).name for n in (5, 10)] == ["hf-step000005", "hf"]
+def test_one_export_at_a_time_clears_away_what_a_killed_one_left(glm, tmp_path):
+    recipe, run = glm
+    (tmp_path / ".hf.killed").mkdir()
+    folder = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    with pytest.raises(PreflightError, match="another export writes into"):
+        export.export(recipe, run.checkpoint(2), tmp_path / "hf", QUIET)
+    assert [p.name for p in tmp_path.iterdir()] == [".hf.killed"]
+    os.close(folder)
+    export.export(recipe, run.checkpoint(2), tmp_path / "hf", QUIET)
+    assert [p.name for p in tmp_path.iterdir()] == ["hf"]
