@@ -13,22 +13,21 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from torch import Tensor
 
 from data_prep.files import sync_tree, whole_folder
 from data_prep.workers import pool
-from launch.model import hf, hf_folder, safetensors_file, torch_dist
+from launch import export_worker
+from launch.export_worker import Group, Piece
+from launch.model import hf, hf_folder, safetensors_file
 from launch.model.hf import Link
-from launch.model.safetensors_file import Entry
 from launch.model.safetensors_folder import SafetensorsFolder
-from launch.model.torch_dist import Part, TorchDist
+from launch.model.torch_dist import TorchDist
 from launch.run_folder import RECORD, check_room, damage
 from recipes.checkpoint_config import check_checkpoint
 from recipes.config import Model, Mtp, Recipe
@@ -36,31 +35,6 @@ from recipes.errors import CheckpointError, PreflightError
 
 BATCH_BYTES = 128 << 20  # a worker's task
 MOST_WORKERS = 16
-_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A tensor of the export, and the base's of its name."""
-
-    name: str
-    base_file: str
-    base: Entry
-    file: str = ""
-    start: int = 0  # of its bytes in `file`
-
-
-@dataclass(frozen=True)
-class Group:
-    """Tensors that one of Megatron's parameters holds; without one, they are the base's."""
-
-    pieces: tuple[Piece, ...]
-    link: Link
-    part: Part | None
-
-    @property
-    def size(self) -> int:
-        return sum(p.base.size for p in self.pieces)
 
 
 def export(recipe: Recipe, checkpoint: Path, target: Path, console: Console) -> None:
@@ -80,7 +54,7 @@ def export(recipe: Recipe, checkpoint: Path, target: Path, console: Console) -> 
         check_room(recipe, size)
         groups = _placed(scratch, groups)
         weight_map = {p.name: p.file for g in groups for p in g.pieces}
-        _write_all(partial(_write, checkpoint, scratch, m), groups, size, console)
+        _write_all(partial(export_worker.write, checkpoint, scratch, m), groups, size, console)
         hf_folder.finish(scratch, weight_map, m)
         sync_tree(scratch)  # before the earlier one goes
         shutil.rmtree(target, ignore_errors=True)
@@ -183,7 +157,7 @@ def _write_all(write: Callable[[list[Group]], int], groups: list[Group], size: i
             for batch in batches:
                 bar.update(task, advance=write(batch))
             return
-        processes = pool(workers, "torch", _start_worker)
+        processes = pool(workers, "torch", export_worker.start)
         try:
             for done in as_completed([processes.submit(write, batch) for batch in batches]):
                 bar.update(task, advance=done.result())
@@ -193,67 +167,3 @@ def _write_all(write: Callable[[list[Group]], int], groups: list[Group], size: i
             ) from error
         finally:
             processes.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    torch.set_num_threads(1)
-    os.environ["THP_MEM_ALLOC_ENABLE"] = (
-        "1"  # torch's, read at its first allocation: large pages halve the time of a read
-    )
-
-
-def _write(checkpoint: Path, folder: Path, m: Model, groups: list[Group]) -> int:
-    """Puts the tensors of some groups into their files; their bytes."""
-    for group in groups:
-        for piece, content in zip(group.pieces, _contents(checkpoint, m, group), strict=True):
-            with (folder / piece.file).open("r+b") as file:
-                file.seek(piece.start)
-                file.write(content)
-    return sum(g.size for g in groups)
-
-
-def _contents(checkpoint: Path, m: Model, group: Group) -> Iterator[memoryview]:
-    """The bytes of each tensor of a group."""
-    if group.part is None:
-        yield from (_of_base(piece, m) for piece in group.pieces)
-        return
-    trained = torch_dist.read(checkpoint, group.part)
-    if group.part.key.endswith("expert_bias"):
-        (piece,) = group.pieces
-        content = _of_base(piece, m)
-        _check_bias(torch.frombuffer(content, dtype=_dtype(piece)), trained, piece.name)
-        yield content
-        return
-    for piece, tensor in zip(group.pieces, hf.split(group.link, trained, m), strict=True):
-        if tuple(tensor.shape) != piece.base.shape:
-            raise CheckpointError(
-                f"{piece.name}: {[*tensor.shape]} trained, {[*piece.base.shape]} in the base; see model.*"
-            )
-        yield tensor.to(_dtype(piece)).contiguous().reshape(-1).view(torch.uint8).numpy().data
-
-
-def _of_base(piece: Piece, m: Model) -> memoryview:
-    content = bytearray(piece.base.size)
-    with (Path(m.checkpoint) / piece.base_file).open("rb") as file:
-        file.seek(piece.base.start)
-        file.readinto(content)
-    return memoryview(content)
-
-
-def _check_bias(base: Tensor, trained: Tensor, name: str) -> None:
-    """The router's expert bias is frozen, and the base's bits are exported; a trained one may differ by bf16's rounding alone."""
-    off = (trained.float() - base.float()).abs()
-    if not bool((off <= base.float().abs() * 2**-8).all()):
-        raise CheckpointError(
-            f"{name} is frozen in training, and the checkpoint's is off the base's by {off.max().item():.1e}; write "
-            "model.checkpoint=FOLDER of the run's base"
-        )
-
-
-def _dtype(piece: Piece) -> torch.dtype:
-    if piece.base.dtype not in _DTYPES:
-        raise CheckpointError(
-            f"{piece.name} is {piece.base.dtype} in the base, and an export is {', '.join(_DTYPES)}; write model.checkpoint=FOLDER "
-            "of an unquantized base"
-        )
-    return _DTYPES[piece.base.dtype]
