@@ -6,7 +6,7 @@ import torch
 from launch.model import hf
 from launch.model.safetensors_folder import SafetensorsFolder
 from recipes.compose import from_yaml
-from tests.launch.slime.test_on_cpu import GLM, QWEN, STEPS, slime
+from tests.launch.slime.test_on_cpu import GLM, QWEN, trained
 from tests.launch.support import limi
 
 # A vocabulary of 760 rows is padded to 768.
@@ -27,15 +27,15 @@ def test_the_export_of_slime_s_checkpoint_is_slime_s_own_bit_for_bit(root, tmp_p
     model, layout = LAYOUTS[name]
     run = f"slime-export-{name.lower().replace(' ', '-')}"
     words = [
-        *model, "cluster.gpus_per_node=2", *layout.split(), f"model.checkpoint={root}/models/{run}",
+        *model, "optim.epochs=1", *layout.split(), f"model.checkpoint={root}/models/{run}",
         f"engine.args.save_hf={tmp_path}/theirs",
     ]  # fmt: skip
-    slime(root, run, words, 2)
+    trained(root, f"export {name}", *words)
     done = limi("export", f"run={run}", f"cluster.root={root}")
     assert done.returncode == 0, done.stderr
     assert "GB/s" in done.stdout
 
-    folder = root / "runs" / run / f"hf-step{STEPS:06}"
+    folder = root / "runs" / run / "hf"
     m = from_yaml(root / "runs" / run / "config.yaml").model
     ours, theirs, base = (SafetensorsFolder(f) for f in (folder, tmp_path / "theirs", root / "models" / run))
     assert {n: (e.dtype, e.shape) for n, e in ours.entries.items()} == {
