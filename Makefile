@@ -74,6 +74,10 @@ inspect: $(READY) ## Show the sequences of one trajectory, id=ID, supervised tok
 plan: $(READY) ## Layout, memory, steps, time and cost of MODEL on cluster=NAME, before a GPU is taken
 	@$(call LIMI,plan)
 
+.PHONY: check
+check: $(READY) ## Everything that would end or spoil a run, before a GPU is held
+	@$(call LIMI,check)
+
 .PHONY: train
 train: $(READY) $(SLIME_READY) ## Data, training, export, sanity check and report
 	@$(call LIMI,train)

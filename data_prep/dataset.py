@@ -121,7 +121,7 @@ def prepare(recipe: Recipe, path: str, option: str = "data.path") -> Dataset:
     inputs = {
         "format": FORMAT,
         "source": {f.name: sha256(f) for f in files} if source.is_dir() else sha256(source),
-        "tokenizer": {n: sha256(checkpoint / n) for n in _TOKENIZER_FILES if (checkpoint / n).is_file()},
+        "tokenizer": tokenizer_hashes(checkpoint),
         "family": recipe.model.family.value,
         "options": {
             k: v.value if isinstance(v, Enum) else v for k, v in asdict(recipe.data).items() if k not in _NOT_CONTENT
@@ -151,6 +151,11 @@ def prepare(recipe: Recipe, path: str, option: str = "data.path") -> Dataset:
                 plot.lengths(scratch / "lengths.svg", made.lengths, made.supervised)
             write_text(scratch / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     return _accepted(open_dataset(folder), recipe.data.max_rejected, f"{option}={path}")
+
+
+def tokenizer_hashes(checkpoint: Path) -> dict[str, str]:
+    """SHA-256 by name of the files that decide which tokens a conversation becomes, the chat template among them."""
+    return {n: sha256(checkpoint / n) for n in _TOKENIZER_FILES if (checkpoint / n).is_file()}
 
 
 def open_dataset(folder: Path) -> Dataset:

@@ -119,6 +119,29 @@ def _of_data(recipe: Recipe, data: "Dataset") -> "Sequences":
     return Sequences(data.trajectory, data.lengths, f"packed from {recipe.data.path}")
 
 
+def check(recipe: Recipe, console: Console) -> None:
+    """Everything that would end or spoil a run, before a GPU is held: recipe, checkpoint, data, memory, disk; with slime the
+    cluster's nodes, what is on them, their shared folder and network."""
+    from launch import checklist, preflight
+    from recipes.compose import in_ray_job
+
+    slime = recipe.engine.name is EngineName.slime
+    if slime and recipe.cluster.address is not None and not in_ray_job():
+        raise ConfigError(
+            "a check of cluster.address runs as a Ray job there; ray job submit -- launch/limi.py check ..."
+        )
+    rows = preflight.rows(recipe, lambda: _packed(recipe, console))
+    if slime:
+        from launch.connection import connected
+        from launch.slime import preflight as on_cluster
+
+        # Ray takes a core for a GPU where there are none: slime's ranks are placed by it.
+        with connected(num_gpus=world_size(recipe) if recipe.gpu.name == "cpu" else None):
+            rows += on_cluster.rows(recipe)
+    console.print(checklist.table(rows))
+    checklist.refuse(rows)
+
+
 def train(recipe: Recipe, console: Console) -> None:
     """Data, training, export, sanity check, report."""
     from launch.sanity.server import free_port
@@ -341,6 +364,7 @@ STAGES: dict[str, Stage] = {
     "data": data,
     "inspect": inspect,
     "plan": plan,
+    "check": check,
     "parity": parity,
     "bench": bench,
 }

@@ -1,9 +1,6 @@
 """All ranks of a run as Ray actors: started, called together, watched and ended together."""
 
 import contextlib
-import logging
-import os
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -13,11 +10,11 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from launch.connection import connected
 from launch.megatron.place import Place
 from launch.megatron.worker import Worker
 from launch.plan import Plan
-from launch.ray_environment import own_ray
-from recipes.compose import REPO, in_ray_job
+from recipes.compose import REPO
 from recipes.config import Recipe
 from recipes.errors import LimiError, TrainError
 from recipes.layout import world_size
@@ -36,7 +33,7 @@ class Ranks:
 
     def __enter__(self) -> "Ranks":
         try:
-            self._start_ray()
+            self._cleanup.enter_context(connected(num_cpus=world_size(self.recipe)))
             self._start_workers()
         except BaseException:
             self._cleanup.close()
@@ -47,28 +44,6 @@ class Ranks:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._cleanup.close()
-
-    def _start_ray(self) -> None:
-        self._cleanup.callback(ray.shutdown)
-        on_sigterm = signal.getsignal(signal.SIGTERM)
-        self._init_ray()
-        # Ray's own handler, set by ray.init, would end this process without the cleanup.
-        signal.signal(signal.SIGTERM, on_sigterm)
-
-    def _init_ray(self) -> None:
-        if in_ray_job():  # train on that cluster, in place
-            ray.init(log_to_driver=True, logging_level=logging.ERROR)
-            return
-        for name, value in own_ray().items():
-            os.environ.setdefault(name, value)
-        ray.init(
-            address="local",
-            num_cpus=world_size(self.recipe),
-            include_dashboard=False,
-            object_store_memory=100 << 20,  # only small messages pass: data and weights are read from files
-            logging_level=logging.ERROR,
-            log_to_driver=True,
-        )
 
     def _start_workers(self) -> None:
         env = {

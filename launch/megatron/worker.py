@@ -1,7 +1,8 @@
 """The Ray actor around one rank: cheap to start, it imports torch and Megatron when the rank is built."""
 
-import socket
 from typing import Any
+
+from launch.store import open_store
 
 
 class Worker:
@@ -11,12 +12,7 @@ class Worker:
 
     def open_store(self, host: str) -> int:
         """Opens, on a free port of this node, the store where all ranks meet; returns the port."""
-        from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
-        # Bound here and handed over, so that no other process can take the port in between.
-        listener = socket.create_server((host, 0))
-        port = listener.getsockname()[1]
-        self._store = TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
+        self._store, port = open_store(host)
         return port
 
     def build(self, *arguments: Any) -> None:

@@ -1,0 +1,197 @@
+"""What is checked on the Ray cluster that this process is connected to, before a GPU is held: its nodes, what each of them has, the
+folder they share, and the network between them. Everything started here has ended when `rows` returns."""
+
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from launch.checklist import Found, Row, check
+from launch.slime import network, node
+from launch.slime import preflight_node as here
+from launch.slime.job import environment
+from launch.slime.pins import PACKAGES
+from launch.slime.preflight_node import Reports, listed, on_cpu
+from recipes.config import Recipe
+from recipes.layout import world_size
+
+ANSWER_S = 120.0  # longest wait for what a node says of itself: a first process there imports its packages
+NETWORK_S = 30.0  # of messages between the ranks
+
+
+@dataclass
+class Known:
+    """What one check found out and later ones need; None where it could not."""
+
+    alive: dict[str, dict[str, Any]] | None = None  # Ray's nodes by address
+    taken: list[dict[str, Any]] | None = None  # those with enough GPUs, as many as the recipe takes
+    reports: Reports | None = None
+
+
+def rows(r: Recipe, seconds: float = NETWORK_S, start: float = network.START_S) -> list[Row]:
+    """Every check of the cluster. seconds: of messages between the ranks at most; start: longest wait for their processes."""
+    known = Known()
+    return [
+        nodes(r, known),
+        free_gpus(r),
+        cpus(r, known.taken),
+        answers(r, known, known.alive),
+        here.numpy(known.reports),
+        here.software(known.reports),
+        here.transformer_engine(r, known.reports),
+        here.slime(r, known.reports),
+        here.megatron(r, known.reports),
+        here.packages(known.reports),
+        here.files(r, known.reports),
+        here.shared_memory(r, known.reports),
+        here.locked_memory(r, known.reports),
+        here.wandb(r, known.reports),
+        shared_folder(r, known.alive),
+        *_network(r, known, seconds, start),
+    ]
+
+
+@check("nodes", "waiting for GPUs that the cluster does not have")
+def nodes(r: Recipe, known: Known) -> Found:
+    alive = [n for n in ray.nodes() if n["Alive"]]
+    addresses = [n["NodeManagerAddress"] for n in alive]
+    names = [a if addresses.count(a) == 1 else f"{a}#{i}" for i, a in enumerate(addresses)]
+    known.alive = dict(zip(names, alive, strict=True))
+    gpus = [int(n["Resources"].get("GPU", 0)) for n in alive]
+    taken = [n for n, count in zip(alive, gpus, strict=True) if count >= r.cluster.gpus_per_node]
+    text = f"{len(alive)} alive, GPUs: {', '.join(map(str, gpus))}"
+    limit = f"cluster.nodes {r.cluster.nodes} x cluster.gpus_per_node {r.cluster.gpus_per_node}"
+    if len(taken) >= r.cluster.nodes:
+        known.taken = taken[: r.cluster.nodes]
+        return Found(text, limit)
+    most = max(gpus, default=0)
+    fewer = f"write cluster.nodes={gpus.count(most)} cluster.gpus_per_node={most}, or " if most else ""
+    return Found(text, limit, f"{fewer}add nodes to the cluster: ray start --address=HEAD:6379, on each")
+
+
+@check("free GPUs", "waiting for GPUs that another job holds")
+def free_gpus(r: Recipe) -> Found:
+    free, wanted = int(ray.available_resources().get("GPU", 0)), world_size(r)
+    mend = "wait for the job that holds them, or end it: ray job list, ray job stop ID"
+    return Found(f"{free} free", f"{wanted}", "" if free >= wanted else mend)
+
+
+@check("CPUs", "slime's placement, which waits for a CPU beside every GPU and one for its rollout manager")
+def cpus(r: Recipe, taken: list[dict[str, Any]]) -> Found:
+    counts = [int(n["Resources"].get("CPU", 0)) for n in taken]
+    a_node = r.cluster.gpus_per_node
+    total = int(ray.cluster_resources().get("CPU", 0))
+    limit = f"{a_node} a node, {world_size(r) + 1} in all"
+    enough = min(counts) >= a_node and total > world_size(r)
+    mend = f"start the nodes anew with more: ray start --num-cpus={a_node + 1}"
+    return Found(f"{', '.join(map(str, counts))}, {total} in all", limit, "" if enough else mend)
+
+
+@check("answers", "nodes on which no process of the project starts")
+def answers(r: Recipe, known: Known, alive: dict[str, dict[str, Any]]) -> Found:
+    roots = str(r.engine.slime_root), str(r.engine.megatron_root)
+    versions = ["numpy", "torch", "ray", "transformer_engine"]
+    paths = [str(Path(r.model.checkpoint, "config.json")), r.data.out]
+    said, silent = _on_each(r, alive, node.report, lambda _: (versions, [*PACKAGES], *roots, paths))
+    known.reports = said or None
+    limit = f"within {ANSWER_S:g} s"
+    if silent:
+        return Found(
+            listed(silent), limit, "see that node's logs in /tmp/ray/session_latest/logs, or take it out: ray stop"
+        )
+    return Found(f"{len(said)} of {len(alive)} nodes", limit)
+
+
+@check("cluster.root", "checkpoints and data that one node writes and another does not see")
+def shared_folder(r: Recipe, alive: dict[str, dict[str, Any]]) -> Found:
+    folder = os.path.join(r.cluster.root, f".check-{secrets.token_hex(8)}")
+    nonces = {name: secrets.token_hex(16) for name in alive}
+    limit, mend = (
+        "written and read by every node",
+        "write cluster.root=FOLDER of one file system that every node can write to",
+    )
+    try:
+        _, failed = _on_each(r, alive, node.write, lambda name: (folder, name, nonces[name]))
+        if failed:
+            return Found(f"'{r.cluster.root}': {listed(failed)}", limit, mend)
+        read, failed = _on_each(r, alive, node.unread, lambda _: (folder, nonces))
+    finally:
+        _on_each(r, alive, node.remove, lambda _: (folder,))
+    blind = failed | {name: f"does not see what {', '.join(others)} wrote" for name, others in read.items() if others}
+    if blind:
+        return Found(f"'{r.cluster.root}': {listed(blind)}", limit, mend)
+    return Found(f"'{r.cluster.root}': {len(read)} of {len(alive)} nodes", limit)
+
+
+def _network(r: Recipe, known: Known, seconds: float, start: float) -> list[Row]:
+    """Both exchanges are measured together; where that fails, both say so."""
+    speeds: dict[str, float] | Exception | None = None
+    if known.taken is not None:
+        a_node = network.CPU_RANKS if on_cpu(r) else r.cluster.gpus_per_node
+        env = environment(r)
+        if on_cpu(r) and len({n["NodeManagerAddress"] for n in known.taken}) == 1:
+            env = {"GLOO_SOCKET_IFNAME": "lo", **env}
+        try:
+            speeds = network.measured(known.taken, a_node, not on_cpu(r), env, seconds, start)
+        except Exception as error:  # becomes a row, as any check's does
+            speeds = error
+    return [exchange(r, speeds, name) for name in ("all-reduce", "all-to-all")]
+
+
+@check("network", "a network at a fraction of its speed, which every step waits for")
+def exchange(r: Recipe, speeds: dict[str, float] | Exception, name: str) -> Found:
+    """Bytes of a rank's message by the seconds it took, as what each GPU sends to other nodes: rings of an all-reduce cross from
+    node to node once for all GPUs of a node."""
+    if isinstance(speeds, Exception):
+        raise speeds
+    a_node = network.CPU_RANKS if on_cpu(r) else r.cluster.gpus_per_node
+    ranks = a_node * r.cluster.nodes
+    if ranks == 1:
+        return Found(f"{name}: one rank exchanges nothing", judged=False)
+    speed = speeds[name] / 1e9
+    bus = speed * (ranks - 1) / ranks * (2 if name == "all-reduce" else 1)
+    text = f"{name}: {bus:.3g} GB/s on the bus of {ranks} ranks"
+    if on_cpu(r):
+        return Found(f"{text}, by gloo; not on a CPU", judged=False)
+    if r.cluster.nodes == 1 or r.cluster.network_gb_s is None:
+        return Found(f"{text}; one node, or cluster.network_gb_s is not set", judged=False)
+    between = bus / a_node if name == "all-reduce" else speed * (ranks - a_node) / ranks
+    half = r.cluster.network_gb_s / 2
+    return Found(
+        f"{text}, {between:.3g} GB/s between nodes for each GPU",
+        f"{half:g} GB/s, half of cluster.network_gb_s",
+        "" if between >= half else f"write cluster.network_gb_s={between:.3g} where it is no faster; {network.MEND}",
+    )
+
+
+def _on_each(
+    r: Recipe,
+    alive: dict[str, dict[str, Any]],
+    function: Callable[..., Any],
+    arguments: Callable[[str], tuple[Any, ...]],
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Calls a function once on every node: what it returns by node, and why it does not where it does not."""
+    task, env = ray.remote(function), {"env_vars": environment(r)}
+    calls = {}
+    for name, one in alive.items():
+        there = NodeAffinitySchedulingStrategy(one["NodeID"], soft=False)
+        bound = task.options(num_cpus=0, max_retries=0, runtime_env=env, scheduling_strategy=there)
+        calls[name] = bound.remote(*arguments(name))
+    _, late = ray.wait([*calls.values()], num_returns=len(calls), timeout=ANSWER_S)
+    returned, failed = {}, {}
+    for name, call in calls.items():
+        if call in late:
+            ray.cancel(call, force=True)
+            failed[name] = f"no answer within {ANSWER_S:g} s"
+            continue
+        try:
+            returned[name] = ray.get(call)
+        except RayError as error:
+            failed[name] = str(error).strip().splitlines()[-1]
+    return returned, failed
