@@ -116,5 +116,5 @@ def _answers(calls: list[Any], deadline: float) -> list[Any]:
                 f"rank {calls.index(done[0])}: {str(error).strip().splitlines()[-1]}; {MEND}"
             ) from error
         stuck = ", ".join(str(i) for i, c in enumerate(calls) if c in pending)
-        raise PreflightError(f"rank {stuck} of {len(calls)} did not answer in time; {MEND}")
+        raise PreflightError(f"rank {stuck} did not answer in time; {MEND}")
     return ray.get(calls)

@@ -141,11 +141,11 @@ def _network(r: Recipe, known: Known, seconds: float, start: float) -> list[Row]
             speeds = network.measured(known.taken, a_node, not on_cpu(r), env, seconds, start)
         except Exception as error:  # becomes a row, as any check's does
             speeds = error
-    return [exchange(r, speeds, name) for name in ("all-reduce", "all-to-all")]
+    protects = "a network at a fraction of its speed, which every step waits for"
+    return [check(name, protects)(_exchange)(r, speeds, name) for name in ("all-reduce", "all-to-all")]
 
 
-@check("network", "a network at a fraction of its speed, which every step waits for")
-def exchange(r: Recipe, speeds: dict[str, float] | Exception, name: str) -> Found:
+def _exchange(r: Recipe, speeds: dict[str, float] | Exception, name: str) -> Found:
     """Bytes of a rank's message by the seconds it took, as what each GPU sends to other nodes: rings of an all-reduce cross from
     node to node once for all GPUs of a node."""
     if isinstance(speeds, Exception):
@@ -153,10 +153,10 @@ def exchange(r: Recipe, speeds: dict[str, float] | Exception, name: str) -> Foun
     a_node = network.CPU_RANKS if on_cpu(r) else r.cluster.gpus_per_node
     ranks = a_node * r.cluster.nodes
     if ranks == 1:
-        return Found(f"{name}: one rank exchanges nothing", judged=False)
+        return Found("one rank exchanges nothing", judged=False)
     speed = speeds[name] / 1e9
     bus = speed * (ranks - 1) / ranks * (2 if name == "all-reduce" else 1)
-    text = f"{name}: {bus:.3g} GB/s on the bus of {ranks} ranks"
+    text = f"{bus:.3g} GB/s on the bus of {ranks} ranks"
     if on_cpu(r):
         return Found(f"{text}, by gloo; not on a CPU", judged=False)
     if r.cluster.nodes == 1 or r.cluster.network_gb_s is None:

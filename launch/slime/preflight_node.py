@@ -83,7 +83,7 @@ def packages(reports: Reports) -> Found:
     names = sorted({word.split(" (")[0] for report in reports.values() for word in report["missing"]})
     wanted = " ".join(PACKAGES[name] for name in names)
     return Found(
-        listed(lacking), ", ".join(PACKAGES), f"on these nodes: python3 -m pip install {wanted} numpy=={NUMPY}"
+        f"not {listed(lacking)}", "imported", f"on these nodes: python3 -m pip install {wanted} numpy=={NUMPY}"
     )
 
 
