@@ -17,11 +17,6 @@ SIZES = {True: [4**k * MEGABYTE for k in range(6)], False: [4**k * MEGABYTE for 
 CPU_RANKS = 2  # processes of a node without GPUs
 START_S = 120.0  # longest wait for processes, their imports and their process group, beside the messages themselves
 
-MEND = (
-    "write cluster.env.NCCL_SOCKET_IFNAME=NAME (GLOO_SOCKET_IFNAME on a CPU) of the interface between the nodes, or see what NCCL "
-    "says with cluster.env.NCCL_DEBUG=INFO"
-)
-
 
 class Peer:
     """The Ray actor around one rank; imports torch when it is asked for something."""
@@ -95,15 +90,15 @@ def measured(
     deadline = time.monotonic() + start + seconds
     try:
         host = nodes[0]["NodeManagerAddress"]
-        port = _answers([peers[0].open_store.remote(host)], deadline)[0]
+        port = _answers([peers[0].open_store.remote(host)], deadline, gpu)[0]
         calls = [p.measure.remote(i, len(peers), (host, port), gpu, seconds) for i, p in enumerate(peers)]
-        return _answers(calls, deadline)[0]
+        return _answers(calls, deadline, gpu)[0]
     finally:
         for peer in peers:
             ray.kill(peer)
 
 
-def _answers(calls: list[Any], deadline: float) -> list[Any]:
+def _answers(calls: list[Any], deadline: float, gpu: bool) -> list[Any]:
     pending = list(calls)
     while pending:
         done, pending = ray.wait(pending, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
@@ -113,8 +108,18 @@ def _answers(calls: list[Any], deadline: float) -> list[Any]:
                 continue
         except RayError as error:
             raise PreflightError(
-                f"rank {calls.index(done[0])}: {str(error).strip().splitlines()[-1]}; {MEND}"
+                f"rank {calls.index(done[0])}: {str(error).strip().splitlines()[-1]}; {mend(gpu)}"
             ) from error
         stuck = ", ".join(str(i) for i, c in enumerate(calls) if c in pending)
-        raise PreflightError(f"rank {stuck} did not answer in time; {MEND}")
+        raise PreflightError(f"rank {stuck} did not answer in time; {mend(gpu)}")
     return ray.get(calls)
+
+
+def mend(gpu: bool) -> str:
+    """What to write where ranks do not reach one another, or not fast enough."""
+    if not gpu:
+        return "write cluster.env.GLOO_SOCKET_IFNAME=NAME of the interface between the nodes"
+    return (
+        "write cluster.env.NCCL_SOCKET_IFNAME=NAME of the interface between the nodes, or cluster.env.NCCL_DEBUG=INFO to see what "
+        "NCCL says"
+    )

@@ -141,8 +141,12 @@ def _network(r: Recipe, known: Known, seconds: float, start: float) -> list[Row]
             speeds = network.measured(known.taken, a_node, not on_cpu(r), env, seconds, start)
         except Exception as error:  # becomes a row, as any check's does
             speeds = error
-    protects = "a network at a fraction of its speed, which every step waits for"
-    return [check(name, protects)(_exchange)(r, speeds, name) for name in ("all-reduce", "all-to-all")]
+    return [exchange(name)(r, speeds, name) for name in ("all-reduce", "all-to-all")]
+
+
+def exchange(name: str) -> Callable[..., Row]:
+    """The check of one of them."""
+    return check(name, "a network at a fraction of its speed, which every step waits for")(_exchange)
 
 
 def _exchange(r: Recipe, speeds: dict[str, float] | Exception, name: str) -> Found:
@@ -166,7 +170,9 @@ def _exchange(r: Recipe, speeds: dict[str, float] | Exception, name: str) -> Fou
     return Found(
         f"{text}, {between:.3g} GB/s between nodes for each GPU",
         f"{half:g} GB/s, half of cluster.network_gb_s",
-        "" if between >= half else f"write cluster.network_gb_s={between:.3g} where it is no faster; {network.MEND}",
+        ""
+        if between >= half
+        else f"write cluster.network_gb_s={between:.3g} where it is no faster; {network.mend(gpu=True)}",
     )
 
 

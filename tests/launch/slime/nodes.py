@@ -1,7 +1,7 @@
-"""A Ray cluster of several nodes on this machine, in a process of its own. As JSON on standard input comes: `nodes`, the CPUs and GPUs of
-each; `cases`, each with the `words` of a recipe, the `pins` that the preflight takes for right, and its times; `apart`, a further case,
-for which a node joins that has a file system of its own in the place of `folder`. Out come, as JSON, the rows of each case, its seconds,
-and what of it still ran afterwards."""
+"""A Ray cluster of several nodes on this machine, in a process of its own. As JSON on standard input comes: `nodes`, the CPUs and
+GPUs of each; `cases`, each with the `words` of a recipe, the `pins` that the preflight takes for right, and its times; `apart`, a
+further case, for which a node joins that has a file system of its own in the place of `folder`. Out come, as JSON, the rows of each
+case, its seconds, and what of it still ran afterwards."""
 
 import contextlib
 import json
