@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 INDEX = "model.safetensors.index.json"
 
 
-def _folder(r: Recipe) -> Path:
-    folder = Path(r.model.checkpoint)
-    if not (folder / "config.json").is_file():
-        raise ConfigError(
-            f"no config.json in '{folder}'; write model.checkpoint=FOLDER of a Hugging Face checkpoint of {r.model.name}"
-        )
-    return folder
+def folder(r: Recipe) -> Path | None:
+    """The checkpoint's, where it is one."""
+    found = Path(r.model.checkpoint)
+    return found if (found / "config.json").is_file() else None
 
 
 @check("model", "training another model than the checkpoint's, which slime does without a word")
 def model(r: Recipe) -> Found:
-    folder = _folder(r)
-    found = differences(r.model, _json(folder / "config.json"))
+    if (here := folder(r)) is None:
+        raise ConfigError(
+            f"no config.json in '{r.model.checkpoint}'; write model.checkpoint=FOLDER of a Hugging Face checkpoint of {r.model.name}"
+        )
+    found = differences(r.model, _json(here / "config.json"))
     if not found:
         return Found("as in the checkpoint's config.json", "no difference")
     # Each line ends with the override that takes the checkpoint's value, where one can.
@@ -40,8 +40,7 @@ def model(r: Recipe) -> Found:
 
 
 @check("weights", "a download that is not whole")
-def weights(r: Recipe) -> Found:
-    folder = _folder(r)
+def weights(folder: Path) -> Found:
     shards = {path.name for path in folder.glob("*.safetensors")}
     again = f"download {folder} again, or write model.checkpoint=FOLDER of a whole checkpoint"
     limit = "*.safetensors, all of the index"
@@ -77,8 +76,7 @@ def _fault(shard: Path, tensors: set[str]) -> str:
 
 
 @check("code", "code from a checkpoint, which slime runs: it trusts every one")
-def code(r: Recipe) -> Found:
-    folder = _folder(r)
+def code(folder: Path) -> Found:
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.py"))
     settings = ("config.json", "tokenizer_config.json")
     mapped = [name for name in settings if (folder / name).is_file() and "auto_map" in _json(folder / name)]

@@ -21,7 +21,7 @@ from launch.slime.preflight_node import Reports, listed, on_cpu
 from recipes.config import Recipe
 from recipes.layout import world_size
 
-ANSWER_S = 120.0  # longest wait for what a node says of itself: a first process there imports its packages
+ANSWER_S = 60.0  # longest wait for what a node says of itself: a first process there imports its packages
 NETWORK_S = 30.0  # of messages between the ranks
 
 
@@ -32,6 +32,7 @@ class Known:
     alive: dict[str, dict[str, Any]] | None = None  # Ray's nodes by address
     taken: list[dict[str, Any]] | None = None  # those with enough GPUs, as many as the recipe takes
     reports: Reports | None = None
+    answering: dict[str, dict[str, Any]] | None = None  # nodes that reported
 
 
 def rows(r: Recipe, seconds: float = NETWORK_S, start: float = network.START_S) -> list[Row]:
@@ -52,7 +53,7 @@ def rows(r: Recipe, seconds: float = NETWORK_S, start: float = network.START_S) 
         here.shared_memory(r, known.reports),
         here.locked_memory(r, known.reports),
         here.wandb(r, known.reports),
-        shared_folder(r, known.alive),
+        shared_folder(r, known.answering),
         *_network(r, known, seconds, start),
     ]
 
@@ -100,6 +101,7 @@ def answers(r: Recipe, known: Known, alive: dict[str, dict[str, Any]]) -> Found:
     paths = [str(Path(r.model.checkpoint, "config.json")), r.data.out]
     said, silent = _on_each(r, alive, node.report, lambda _: (versions, [*PACKAGES], *roots, paths))
     known.reports = said or None
+    known.answering = {name: alive[name] for name in said} or None
     limit = f"within {ANSWER_S:g} s"
     if silent:
         return Found(
@@ -109,24 +111,24 @@ def answers(r: Recipe, known: Known, alive: dict[str, dict[str, Any]]) -> Found:
 
 
 @check("cluster.root", "checkpoints and data that one node writes and another does not see")
-def shared_folder(r: Recipe, alive: dict[str, dict[str, Any]]) -> Found:
+def shared_folder(r: Recipe, answering: dict[str, dict[str, Any]]) -> Found:
     folder = os.path.join(r.cluster.root, f".check-{secrets.token_hex(8)}")
-    nonces = {name: secrets.token_hex(16) for name in alive}
+    nonces = {name: secrets.token_hex(16) for name in answering}
     limit, mend = (
         "written and read by every node",
         "write cluster.root=FOLDER of one file system that every node can write to",
     )
     try:
-        _, failed = _on_each(r, alive, node.write, lambda name: (folder, name, nonces[name]))
+        _, failed = _on_each(r, answering, node.write, lambda name: (folder, name, nonces[name]))
         if failed:
             return Found(f"'{r.cluster.root}': {listed(failed)}", limit, mend)
-        read, failed = _on_each(r, alive, node.unread, lambda _: (folder, nonces))
+        read, failed = _on_each(r, answering, node.unread, lambda _: (folder, nonces))
     finally:
-        _on_each(r, alive, node.remove, lambda _: (folder,))
+        _on_each(r, answering, node.remove, lambda _: (folder,))
     blind = failed | {name: f"does not see what {', '.join(others)} wrote" for name, others in read.items() if others}
     if blind:
         return Found(f"'{r.cluster.root}': {listed(blind)}", limit, mend)
-    return Found(f"'{r.cluster.root}': {len(read)} of {len(alive)} nodes", limit)
+    return Found(f"'{r.cluster.root}': {len(read)} of {len(answering)} nodes", limit)
 
 
 def _network(r: Recipe, known: Known, seconds: float, start: float) -> list[Row]:

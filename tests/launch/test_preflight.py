@@ -183,41 +183,39 @@ def test_a_relative_path_in_a_ray_job_is_refused(root, tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_with_code_is_refused(base):
-    recipe = compose_recipe([*GLM, f"model.checkpoint={base}"])
-    assert not preflight_checkpoint.code(recipe).red
+    assert not preflight_checkpoint.code(base).red
     (base / "deep").mkdir()
     (base / "deep" / "modeling.py").touch()
     for name in ("config.json", "tokenizer_config.json"):
         settings = json.loads((base / name).read_text())
         (base / name).write_text(json.dumps(settings | {"auto_map": {"AutoModel": "modeling.Model"}}))
-    row = preflight_checkpoint.code(recipe)
+    row = preflight_checkpoint.code(base)
     assert row.found == "deep/modeling.py, auto_map in config.json, auto_map in tokenizer_config.json"
     assert f"remove deep/modeling.py from {base}" in row.mend
     assert f"take auto_map out of {base / 'config.json'}" in row.mend
 
 
 def test_weights_that_are_not_whole_are_refused(base):
-    recipe = compose_recipe([*GLM, f"model.checkpoint={base}"])
-    assert not preflight_checkpoint.weights(recipe).red
+    assert not preflight_checkpoint.weights(base).red
     mtp, main = base / "mtp-3.safetensors", base / "model.safetensors"
     whole = main.read_bytes()
     main.write_bytes(whole[:-1])
-    assert "1 of 2 files: model.safetensors: " in preflight_checkpoint.weights(recipe).found
+    assert "1 of 2 files: model.safetensors: " in preflight_checkpoint.weights(base).found
     main.write_text("version https://git-lfs.github.com/spec/v1")
-    assert preflight_checkpoint.weights(recipe).red
+    assert preflight_checkpoint.weights(base).red
     main.write_bytes(mtp.read_bytes())
-    assert "model.safetensors: lacks " in preflight_checkpoint.weights(recipe).found
+    assert "model.safetensors: lacks " in preflight_checkpoint.weights(base).found
     main.write_bytes(whole)
     mtp.unlink()
-    row = preflight_checkpoint.weights(recipe)
+    row = preflight_checkpoint.weights(base)
     assert row.found == "1 of 2 files: mtp-3.safetensors: missing" and "download" in row.mend
     (base / preflight_checkpoint.INDEX).unlink()
-    assert not preflight_checkpoint.weights(recipe).red, "one file needs no index"
+    assert not preflight_checkpoint.weights(base).red, "one file needs no index"
     mtp.write_bytes(whole)
-    assert "no model.safetensors.index.json" in preflight_checkpoint.weights(recipe).found
+    assert "no model.safetensors.index.json" in preflight_checkpoint.weights(base).found
     mtp.unlink()
     main.unlink()
-    assert preflight_checkpoint.weights(recipe).found == "no *.safetensors"
+    assert preflight_checkpoint.weights(base).found == "no *.safetensors"
 
 
 def test_the_tokenizer_of_another_model_and_another_template_are_refused(root, bases, base):
@@ -295,6 +293,17 @@ def test_make_check_of_the_embedded_engine(root):
     assert done.returncode == 2
     assert "PreflightError: 2 of " in done.stderr
     assert "\n  warm-up: " in done.stderr and "\n  disk: " in done.stderr
+
+
+@pytest.mark.slow
+def test_make_check_of_slime_starts_a_ray_of_this_machine(root, tmp_path):
+    words = [f"cluster.root={root}", "engine=slime", f"engine.slime_root={tmp_path}", "engine.keep_last=1000000000"]
+    done = limi("check", *words, f"engine.megatron_root={tmp_path}/none")
+    assert done.returncode == 2
+    red = re.findall(r"^  ([\w-]+): ", done.stderr, re.M)
+    assert [name for name in red if name != "numpy"] == ["disk", "slime", "Megatron-LM"]
+    assert f"no folder {tmp_path}/none" in done.stderr
+    assert "on the bus of 2 ranks, by" in done.stdout
 
 
 def test_a_model_that_this_machine_cannot_hold_is_refused_with_the_figures():

@@ -1,11 +1,13 @@
 """The checks of the cluster: what they make of a node's report, and on real Ray nodes of this machine."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from launch.slime import node, preflight, preflight_node
@@ -13,7 +15,7 @@ from launch.slime.pins import MEGATRON, SLIME, TRANSFORMER_ENGINE
 from recipes.compose import compose_recipe
 from tests.conftest import REPO
 from tests.launch.slime.support import pinned
-from tests.launch.support import recipe_of
+from tests.launch.support import descendants, recipe_of
 
 CPU = compose_recipe(["engine=slime", "cluster.nodes=2"])
 GPUS = compose_recipe(
@@ -173,17 +175,25 @@ def test_a_file_that_another_node_did_not_write_is_seen_to_be_missing(tmp_path):
 
 def on_nodes(asked, python=sys.executable, **env):
     """`nodes.py` on what it is asked."""
-    done = subprocess.run(
+    process = subprocess.Popen(
         [python, "tests/launch/slime/nodes.py"],
-        input=json.dumps({"nodes": [{"num_cpus": 3, "num_gpus": 2}, {"num_cpus": 2, "num_gpus": 2}], **asked}),
         cwd=REPO,
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(REPO), **env},
-        timeout=400,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    nodes = [{"num_cpus": 3, "num_gpus": 2}, {"num_cpus": 2, "num_gpus": 2}]
+    try:
+        out, err = process.communicate(json.dumps({"nodes": nodes, **asked}), timeout=240)
+    except subprocess.TimeoutExpired:
+        for child in [*descendants(process.pid), process]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        raise
+    assert process.returncode == 0, err[-3000:]
+    return json.loads(out.splitlines()[-1])
 
 
 def red(case):
@@ -197,7 +207,7 @@ def on_ray(root, checkouts, tmp_path_factory):
     (folder / "good" / "numpy-1.26.4.dist-info").mkdir(parents=True)
     (folder / "good" / "numpy-1.26.4.dist-info" / "METADATA").write_text("Name: numpy\nVersion: 1.26.4\n")
     (folder / "broken").mkdir()
-    (folder / "broken" / "jsonschema.py").write_text("raise OSError")
+    (folder / "broken" / "hydra.py").write_text("raise OSError")
     (folder / "file").touch()
     (folder / "apart").mkdir()
     (slime, slime_commit), (megatron, megatron_commit) = checkouts["slime"], checkouts["megatron"]
@@ -216,7 +226,7 @@ def on_ray(root, checkouts, tmp_path_factory):
                 f"cluster.root={folder}/file/root", f"cluster.env.PYTHONPATH={folder}/broken:{REPO}",
             ],
         },
-        "no network": {"words": [*good, "cluster.env.GLOO_SOCKET_IFNAME=none0"]},
+        "no network": {"words": [*good, "cluster.env.GLOO_SOCKET_IFNAME=none0"], "times": [2.0, 30.0]},
     }  # fmt: skip
     apart = {"folder": f"{folder}/apart", "words": [*good, f"cluster.root={folder}/apart/root"], "times": [0.1, 0.0]}
     can_mount = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode == 0
@@ -246,7 +256,7 @@ def test_everything_that_is_wrong_is_red_at_once_with_its_mend(on_ray):
         "numpy": "pip install numpy==1.26.4",
         "slime": "write engine.slime_root=FOLDER",
         "Megatron-LM": "slime's image",
-        "packages": "pip install jsonschema",
+        "packages": "pip install hydra-core",
         "files": "data.out=FOLDER",
         "Weights & Biases": "engine.wandb=null",
         "cluster.root": "write cluster.root=FOLDER",
@@ -254,7 +264,7 @@ def test_everything_that_is_wrong_is_red_at_once_with_its_mend(on_ray):
     assert red(on_ray["spoiled"]) == list(mends)
     assert rows["nodes"]["found"] == "2 alive, GPUs: 2, 2"
     assert "NotADirectoryError" in rows["cluster.root"]["found"]
-    assert "jsonschema (OSError)" in rows["packages"]["found"]
+    assert "hydra (OSError)" in rows["packages"]["found"]
     assert rows["all-reduce"]["found"] == "not known without what is red"
 
 
