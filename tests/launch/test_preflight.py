@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -298,7 +299,8 @@ def test_make_check_of_the_embedded_engine(root):
 @pytest.mark.slow
 def test_make_check_of_slime_starts_a_ray_of_this_machine(root, tmp_path):
     words = [f"cluster.root={root}", "engine=slime", f"engine.slime_root={tmp_path}", "engine.keep_last=1000000000"]
-    done = limi("check", *words, f"engine.megatron_root={tmp_path}/none")
+    wide = {**os.environ, "COLUMNS": "400"}  # no cell of the table in two lines
+    done = limi("check", *words, f"engine.megatron_root={tmp_path}/none", env=wide)
     assert done.returncode == 2
     red = re.findall(r"^  ([\w-]+): ", done.stderr, re.M)
     assert [name for name in red if name != "numpy"] == ["disk", "slime", "Megatron-LM"]
