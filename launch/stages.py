@@ -128,16 +128,14 @@ def check(recipe: Recipe, console: Console) -> None:
     slime = recipe.engine.name is EngineName.slime
     if slime and recipe.cluster.address is not None and not in_ray_job():
         raise ConfigError(
-            "a check of cluster.address runs as a Ray job there; ray job submit -- launch/limi.py check ..."
+            f"a check of cluster.address={recipe.cluster.address} runs there; write ray job submit --working-dir . -- "
+            "launch/limi.py check, with the same words"
         )
     rows = preflight.rows(recipe, lambda: _packed(recipe, console))
     if slime:
-        from launch.connection import connected
         from launch.slime import preflight as on_cluster
 
-        # Ray takes a core for a GPU where there are none: slime's ranks are placed by it.
-        with connected(num_gpus=world_size(recipe) if recipe.gpu.name == "cpu" else None):
-            rows += on_cluster.rows(recipe)
+        rows += on_cluster.connected_rows(recipe)
     console.print(checklist.table(rows))
     checklist.refuse(rows)
 

@@ -13,6 +13,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from launch.checklist import Found, Row, check
+from launch.connection import connected
 from launch.slime import network, node
 from launch.slime import preflight_node as here
 from launch.slime.job import environment
@@ -33,6 +34,21 @@ class Known:
     taken: list[dict[str, Any]] | None = None  # those with enough GPUs, as many as the recipe takes
     reports: Reports | None = None
     answering: dict[str, dict[str, Any]] | None = None  # nodes that reported
+
+
+def connected_rows(r: Recipe) -> list[Row]:
+    """The checks on the Ray of this job, or of this machine, connected to for as long; whether there is one is the first."""
+    found: list[Row] = []
+    return [reach(r, found), *found]
+
+
+@check("Ray", "a cluster that does not answer")
+def reach(r: Recipe, found: list[Row]) -> Found:
+    # Ray takes a core for a GPU where there are none: slime's ranks are placed by it.
+    with connected(num_gpus=world_size(r) if on_cpu(r) else None):
+        version = f"Ray {ray.__version__}"
+        found += rows(r)
+    return Found(version)
 
 
 def rows(r: Recipe, seconds: float = NETWORK_S, start: float = network.START_S) -> list[Row]:

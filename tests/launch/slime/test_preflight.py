@@ -104,6 +104,17 @@ def test_a_network_below_half_its_speed_is_refused():
     assert not speed(one, "all-reduce", 0.001).judged, "no network is in it"
 
 
+def test_a_ray_that_cannot_be_reached_is_a_red_row(monkeypatch):
+    @contextlib.contextmanager
+    def gone(**_):
+        raise ConnectionError("no Ray here")
+        yield
+
+    monkeypatch.setattr(preflight, "connected", gone)
+    (row,) = preflight.connected_rows(CPU)
+    assert row.red and row.found == "ConnectionError: no Ray here"
+
+
 def git(folder, *words):
     author = {
         "GIT_AUTHOR_NAME": "a",
