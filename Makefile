@@ -86,6 +86,14 @@ train: $(READY) $(SLIME_READY) ## Data, training, export, sanity check and repor
 rehearse: $(READY) $(SLIME_READY) ## Through slime, one step on the longest sequence, a save, a reload, and the peak memory beside the plan's
 	@$(call LIMI,rehearse)
 
+.PHONY: attach
+attach: $(READY) ## Show the job of a run on the cluster, from its first line: run=NAME cluster.address=http://HEAD:8265
+	@$(call LIMI,attach)
+
+.PHONY: stop
+stop: $(READY) ## Stop the job of a run on the cluster, its step saved: run=NAME cluster.address=http://HEAD:8265
+	@$(call LIMI,stop)
+
 .PHONY: replay
 replay: $(READY) ## Repeat step STEP of a run, whole and sequence by sequence: what made it diverge, and whether it does so again
 	@$(call LIMI,replay)

@@ -48,9 +48,10 @@ def main(words: list[str]) -> int:
             raise
         errors.print(f"PreflightError: {error}; make room or write cluster.root=FOLDER you can write to", style="red")
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         errors.print(
-            "Interrupted; the same command goes on from what is whole: a data set, a checkpoint.", style="yellow"
+            str(interrupt) or "Interrupted; the same command goes on from what is whole: a data set, a checkpoint.",
+            style="yellow",
         )
         return 130
     return 0

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from recipes.checkpoint_config import check_checkpoint
-from recipes.compose import run_folder, to_yaml
+from recipes.compose import in_ray_job, run_folder, to_yaml
 from recipes.config import EngineName, Recipe
 from recipes.context import check_context
 from recipes.errors import ConfigError, TrainError
@@ -142,6 +142,10 @@ def check(recipe: Recipe, console: Console) -> None:
 
 def train(recipe: Recipe, console: Console) -> None:
     """Data, training, export, sanity check, report."""
+    if recipe.cluster.address is not None and not in_ray_job():
+        from launch import submit
+
+        return submit.submit("train", recipe, console)
     from launch.sanity.server import free_port
 
     started = time.perf_counter()
@@ -314,6 +318,19 @@ def _plan(recipe: Recipe, console: Console) -> "Plan":
         recipe = planner.plan(recipe, _of_data(recipe, packed["training"])).recipe
     return Plan(recipe, packed["training"], packed.get("held out"))
 
+def attach(recipe: Recipe, console: Console) -> None:
+    """Shows the run's last job on the cluster from its first line, and watches it to its end."""
+    from launch import submit
+
+    submit.attach(recipe, console)
+
+
+def stop(recipe: Recipe, console: Console) -> None:
+    """Stops the run's last job on the cluster; training saves the step it is at."""
+    from launch import submit
+
+    submit.stop(recipe, console)
+
 
 def _packed(recipe: Recipe, console: Console) -> dict[str, "Dataset"]:
     """The data sets by name: `training`, and `held out` where the recipe names one. Says what comes twice."""
@@ -365,6 +382,8 @@ STAGES: dict[str, Stage] = {
     "check": check,
     "parity": parity,
     "bench": bench,
+    "attach": attach,
+    "stop": stop,
 }
 
 

@@ -19,6 +19,10 @@ def check_values(r: Recipe) -> None:
         raise ConfigError(
             f"cluster.root='{r.cluster.root}' is not absolute; write cluster.root={Path(r.cluster.root).absolute()}"
         )
+    if r.cluster.address is not None and not re.fullmatch(r"https?://[^/\s]+/?", r.cluster.address):
+        raise ConfigError(
+            f"cluster.address='{r.cluster.address}' is not that of a Ray dashboard; write cluster.address=http://HEAD:8265"
+        )
     least: dict[str, float] = {
         "optim.epochs": 1, "optim.batch_size": 1, "optim.copies": 1, "optim.warmup_steps": 0, "optim.eval_steps": 1,
         "model.native_context": 1, "layout.loss_chunk": 1,

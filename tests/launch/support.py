@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -103,3 +105,71 @@ def descendants(pid: int) -> list[psutil.Process]:
 def alive(processes: list[psutil.Process], patience: float = 15.0) -> list[psutil.Process]:
     """Those that still run after `patience` seconds."""
     return psutil.wait_procs(processes, timeout=patience)[1]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray cluster of a test's own."""
+
+    address: str  # of its dashboard
+    env: dict[str, str]  # that its nodes were started with, with a folder of its own as HOME
+
+    @property
+    def home(self) -> Path:
+        return Path(self.env["HOME"])
+
+
+@contextlib.contextmanager
+def ray_cluster(home: Path, nodes: int = 1, cpus: int = 2, **more: str) -> Iterator[Cluster]:
+    """Nodes on this machine, started as a user does, with the environment first on their PATH; `more` is added to it."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    path = f"{Path(sys.executable).parent}:{env['PATH']}"
+    env |= {"PATH": path, "HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0", **more}
+    port, dashboard = free_port(), free_port()
+    started: list[psutil.Process] = []
+    log = (home / "ray.log").open("w")
+
+    def start_node(*words: str) -> None:
+        command = [
+            "ray",
+            "start",
+            "--block",
+            "--num-cpus",
+            str(cpus),
+            "--dashboard-agent-listen-port",
+            str(free_port()),
+        ]
+        process = subprocess.Popen([*command, *words], env=env, stdout=log, stderr=log, start_new_session=True)
+        started.append(psutil.Process(process.pid))
+
+    try:
+        start_node("--head", "--port", str(port), "--dashboard-port", str(dashboard))
+        _answers(dashboard)
+        for i in range(1, nodes):
+            # In one folder with the head's, a node would put each job's files there anew, under the running job.
+            start_node("--address", f"127.0.0.1:{port}", "--temp-dir", str(home / f"node{i}"))
+        yield Cluster(f"http://127.0.0.1:{dashboard}", env)
+    finally:
+        left = [p for node in started for p in (node, *descendants(node.pid))]
+        for sign in (signal.SIGTERM, signal.SIGKILL):  # some of Ray's servers outlive SIGTERM
+            for process in left:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(sign)
+            left = alive(left, 5)
+        log.close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _answers(port: int) -> None:
+    """Waits until something listens."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"nothing listens on {port}")

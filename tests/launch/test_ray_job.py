@@ -1,49 +1,18 @@
 """`ray job submit --working-dir . -- launch/limi.py ...` against a head on this machine, as the README has it."""
 
-import contextlib
-import os
-import signal
-import socket
 import subprocess
-import sys
 import time
-from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.conftest import REPO
-from tests.launch.support import alive, descendants
-
-BIN = Path(sys.executable).parent
-
-
-def free() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+from tests.launch.support import ray_cluster
 
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory):
-    """A head of our own, started with the environment first on its PATH; a folder as HOME, where a run's files go."""
-    home = tmp_path_factory.mktemp("home")
-    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    env |= {"PATH": f"{BIN}:{env['PATH']}", "HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0"}
-    ports = {name: str(free()) for name in ("--port", "--dashboard-port", "--dashboard-agent-listen-port")}
-    options = [word for pair in ports.items() for word in pair]
-    log = (home / "head.log").open("w")
-    process = subprocess.Popen(
-        ["ray", "start", "--head", "--block", "--num-cpus", "2", *options],
-        env=env, stdout=log, stderr=log, start_new_session=True,
-    )  # fmt: skip
-    yield {**env, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{ports['--dashboard-port']}"}, home
-    started = [psutil.Process(process.pid), *descendants(process.pid)]
-    for sign in (signal.SIGTERM, signal.SIGKILL):  # some of Ray's servers outlive SIGTERM
-        for child in started:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.send_signal(sign)
-        started = alive(started, 5)
+    with ray_cluster(tmp_path_factory.mktemp("home")) as cluster:
+        yield {**cluster.env, "RAY_API_SERVER_ADDRESS": cluster.address}, cluster.home
 
 
 def submit(env, *words):
