@@ -43,7 +43,7 @@ setup: $(READY) ## Make the virtual environment (every other target does)
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
 		{ echo "'$(PYTHON)' is not Python 3.11; write PYTHON=/path/to/python3.11" >&2; exit 2; }
-	@echo "Setting up $(VENV) (about two minutes, 2.5 GB)"
+	@echo "Setting up $(VENV) (about two minutes, 2.5 GB)" >&2
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check 'pip==26.3'
 	@$(BIN)/pip install --quiet --constraint constraints.txt --group run --group test
@@ -93,6 +93,14 @@ attach: $(READY) ## Show the job of a run on the cluster, from its first line: r
 .PHONY: stop
 stop: $(READY) ## Stop the job of a run on the cluster, its step saved: run=NAME cluster.address=http://HEAD:8265
 	@$(call LIMI,stop)
+
+.PHONY: slurm
+slurm: $(READY) ## Print the sbatch script of a run: make slurm MODEL=glm4.5 cluster.root=/shared/limi > job.sbatch
+	@$(call LIMI,slurm)
+
+.PHONY: kuberay
+kuberay: $(READY) ## Print the RayJob manifest of a run: make kuberay MODEL=glm4.5 cluster.root=/shared/limi > job.yaml
+	@$(call LIMI,kuberay)
 
 .PHONY: replay
 replay: $(READY) ## Repeat step STEP of a run, whole and sequence by sequence: what made it diverge, and whether it does so again

@@ -332,6 +332,20 @@ def stop(recipe: Recipe, console: Console) -> None:
     submit.stop(recipe, console)
 
 
+def slurm(recipe: Recipe, console: Console) -> None:
+    """Prints the sbatch script that starts Ray on the nodes and runs the recipe there."""
+    from launch import schedulers
+
+    console.file.write(schedulers.slurm(recipe))
+
+
+def kuberay(recipe: Recipe, console: Console) -> None:
+    """Prints the RayJob manifest that runs the recipe on Kubernetes."""
+    from launch import schedulers
+
+    console.file.write(schedulers.kuberay(recipe))
+
+
 def _packed(recipe: Recipe, console: Console) -> dict[str, "Dataset"]:
     """The data sets by name: `training`, and `held out` where the recipe names one. Says what comes twice."""
     from data_prep.dataset import overlap, prepare, repeated
@@ -384,6 +398,8 @@ STAGES: dict[str, Stage] = {
     "bench": bench,
     "attach": attach,
     "stop": stop,
+    "slurm": slurm,
+    "kuberay": kuberay,
 }
 
 
