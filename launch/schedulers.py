@@ -59,22 +59,25 @@ trap end EXIT
 ray+=($!)
 {workers}
 # Every GPU is in the cluster before anything starts on it.
-"${{on_head[@]}}" python3 - {all_gpus} {timeout} <<'PYTHON'
+"${{on_head[@]}}" python3 - "$head:{port}" {all_gpus} {timeout} <<'PYTHON' &
 import sys, time
 import ray
 
-wanted, deadline, there = int(sys.argv[1]), time.monotonic() + int(sys.argv[2]), 0
+address, wanted, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+deadline, there = time.monotonic() + seconds, 0
 while there < wanted:
     if time.monotonic() > deadline:
-        sys.exit(f"{{there}} of {{wanted}} GPUs are in the cluster after engine.timeout={{sys.argv[2]}} s")
+        sys.exit(f"{{there}} of {{wanted}} GPUs are in the cluster after engine.timeout={{seconds}} s")
     time.sleep(2)
     try:
-        ray.init(address="auto", logging_level="ERROR", log_to_driver=False)
+        ray.init(address=address, logging_level="ERROR", log_to_driver=False)
         there = int(ray.cluster_resources().get("GPU", 0))
         ray.shutdown()
     except ConnectionError:
         pass  # the head is not up yet
 PYTHON
+ray+=($!)
+wait -n "${{ray[@]}}" # the first to end: what waits, or a node that cannot start
 
 limi=("${{on_head[@]}}" python3 launch/limi.py)
 cluster=cluster.address=http://127.0.0.1:{dashboard}

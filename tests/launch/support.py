@@ -3,10 +3,12 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -128,6 +130,9 @@ def ray_cluster(home: Path, nodes: int = 1, cpus: int = 2, **more: str) -> Itera
     port, dashboard = free_port(), free_port()
     started: list[psutil.Process] = []
     log = (home / "ray.log").open("w")
+    # Folders of their own: in a shared one a job finds whatever Ray was started last on this machine, and a node puts a job's
+    # files there anew, under the running job. Short names: the sockets inside have 107 characters at most.
+    folders = [tempfile.mkdtemp(prefix="ray") for _ in range(nodes)]
 
     def start_node(*words: str) -> None:
         command = [
@@ -143,11 +148,10 @@ def ray_cluster(home: Path, nodes: int = 1, cpus: int = 2, **more: str) -> Itera
         started.append(psutil.Process(process.pid))
 
     try:
-        start_node("--head", "--port", str(port), "--dashboard-port", str(dashboard))
+        start_node("--head", "--port", str(port), "--dashboard-port", str(dashboard), "--temp-dir", folders[0])
         _answers(dashboard)
-        for i in range(1, nodes):
-            # In one folder with the head's, a node would put each job's files there anew, under the running job.
-            start_node("--address", f"127.0.0.1:{port}", "--temp-dir", str(home / f"node{i}"))
+        for folder in folders[1:]:
+            start_node("--address", f"127.0.0.1:{port}", "--temp-dir", folder)
         yield Cluster(f"http://127.0.0.1:{dashboard}", env)
     finally:
         left = [p for node in started for p in (node, *descendants(node.pid))]
@@ -157,6 +161,8 @@ def ray_cluster(home: Path, nodes: int = 1, cpus: int = 2, **more: str) -> Itera
                     process.send_signal(sign)
             left = alive(left, 5)
         log.close()
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def free_port() -> int:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -27,10 +28,11 @@ ADDRESS = "cluster.address=http://head:8265"
 # Slurm's commands as one machine plays them: every node is this one.
 SRUN = """#!/bin/bash
 while [[ "$1" == --* ]]; do echo "$1" >>"$LOG/srun.log"; shift; done
-[[ "$*" == *--address=* && "$1" == ray ]] && set -- "$@" --temp-dir "$LOG/node1" --dashboard-agent-listen-port "$AGENT"
+if [[ "$1" == ray && "$*" == *--head* ]]; then set -- "$@" --temp-dir "$FOLDER/0" --dashboard-agent-listen-port "$AGENT0"; fi
+if [[ "$1" == ray && "$*" == *--address=* ]]; then set -- "$@" --temp-dir "$FOLDER/1" --dashboard-agent-listen-port "$AGENT1"; fi
 exec "$@"
 """
-SCONTROL = '#!/bin/bash\nhostname\n[[ -z "$OTHER" ]] || echo other\n'
+SCONTROL = "#!/bin/bash\nhostname\necho other\n"
 RAY = '#!/bin/bash\necho "$*" >>"$LOG/ray.log"\nexec sleep 60\n'
 # limi.py: its words, and for train, where the test wants it, a wait for stop.
 PYTHON = f"""#!{sys.executable}
@@ -53,7 +55,14 @@ def nodes(tmp_path):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    return {**env, "PATH": f"{tmp_path}:{env['PATH']}", "LOG": str(tmp_path), "SLURM_JOB_NODELIST": "x", "OTHER": "1"}
+    return {
+        **env,
+        "PATH": f"{tmp_path}:{env['PATH']}",
+        "LOG": str(tmp_path),
+        "SLURM_JOB_NODELIST": "x",
+        "AGENT0": "",
+        "AGENT1": "",
+    }
 
 
 def script(tmp_path, *words):
@@ -93,7 +102,7 @@ def test_the_script_starts_ray_everywhere_and_hands_the_words_on_as_typed(tmp_pa
     head, workers = sorted((tmp_path / "ray.log").read_text().splitlines(), key=lambda line: "--head" not in line)
     assert "--num-gpus=8" in head and "--port=6379" in head
     assert "--num-gpus=8" in workers and re.search(r"--address=\S+:6379", workers)
-    assert json.loads((tmp_path / "wait").read_text()) == ["-", "64", "3600"]
+    assert json.loads((tmp_path / "wait").read_text())[2:] == ["64", "3600"]
     options = (tmp_path / "srun.log").read_text().splitlines()
     assert options.count("--container-image=some/image") == 4
     assert f"--container-mounts={REPO}:{REPO},{tmp_path}/a b:{tmp_path}/a b" in options
@@ -129,16 +138,16 @@ def test_the_script_trains_on_two_nodes(tmp_path, nodes):
     root = tmp_path / "root"
     path = script(tmp_path, *small, f"cluster.root={root}", "run=by-slurm", "optim.epochs=1", "sanity.min_tool_calls=0")
     text = path.read_text()
-    for port in ("6379", "8265"):
-        text = text.replace(port, str(free_port()))
-    # Both nodes are this machine, whose processes must not take the folder of another Ray here.
-    path.write_text(text.replace("ray start --head", f"ray start --head --temp-dir {tmp_path / 'node0'}"))
-    env = nodes | {"AGENT": str(free_port()), "HOME": str(tmp_path)}
-    done = subprocess.run(["bash", path], env=env, capture_output=True, text=True, timeout=400)
+    port = str(free_port())
+    path.write_text(text.replace("6379", port).replace("8265", str(free_port())))
+    # Both nodes are this machine: each needs a folder and a port of its own.
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:
+        env = nodes | {"AGENT0": str(free_port()), "AGENT1": str(free_port()), "FOLDER": folder, "HOME": str(tmp_path)}
+        done = subprocess.run(["bash", path], env=env, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "steps on 2 ranks" in done.stdout and (root / "runs" / "by-slurm" / "report.html").is_file()
     deadline = time.monotonic() + 20
-    while left := subprocess.run(["pgrep", "-af", str(tmp_path)], capture_output=True, text=True).stdout:
+    while left := subprocess.run(["pgrep", "-af", f"[:=]{port}"], capture_output=True, text=True).stdout:
         assert time.monotonic() < deadline, left
         time.sleep(0.5)
 
