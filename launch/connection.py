@@ -30,13 +30,8 @@ def _init(num_cpus: int | None, num_gpus: int | None) -> None:
     if in_ray_job():
         ray.init(log_to_driver=True, logging_level=logging.ERROR)
         return
-    # A token of this process's own, which Ray reads once: else it writes one to the home folder, and clusters
-    # started there later ask their users for it.
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Ray's processes of a killed driver, and a driver whose Ray was killed, wait so long before they end.
-    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
+    for name, value in own_ray().items():
+        os.environ.setdefault(name, value)
     ray.init(
         address="local",
         num_cpus=num_cpus,
@@ -46,3 +41,16 @@ def _init(num_cpus: int | None, num_gpus: int | None) -> None:
         logging_level=logging.ERROR,
         log_to_driver=True,
     )
+
+
+def own_ray() -> dict[str, str]:
+    """What a Ray that is started here gets in its environment, where that has not said otherwise."""
+    return {
+        # A token of this process's own, which Ray reads once: else it writes one to the home folder, and clusters
+        # started there later ask their users for it.
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        # Ray's processes of a killed driver, and a driver whose Ray was killed, wait so long before they end.
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
+    }

@@ -27,7 +27,7 @@ def main(words: list[str]) -> int:
     errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
     named = [w for w in words if "=" not in w]
     try:
-        from launch import stages
+        from launch import dry_run, stages
         from launch.fetch import fetched
         from recipes.compose import compose_recipe
 
@@ -37,7 +37,7 @@ def main(words: list[str]) -> int:
             recipe = fetched(recipe)
         console = Console(soft_wrap=True, markup=False, highlight=False)
         if recipe.dry_run:
-            stages.show(stage, recipe, console)
+            dry_run.show(stage, recipe, console)
         else:
             stage(recipe, console)
     except LimiError as error:

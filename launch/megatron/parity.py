@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 from data_prep.dataset import prepare
@@ -21,6 +22,7 @@ from launch.megatron.ranks import Pool
 from launch.model import tiny
 from launch.plan import Plan
 from recipes.compose import compose_recipe
+from recipes.errors import TrainError
 
 STEPS = 5
 EPS = "optim.eps=1e-4"
@@ -219,3 +221,27 @@ def compared_bf16(pool: Pool, root: Path, names: Iterable[str]) -> Iterator[tupl
             yield f"{name.split()[0]} one rank, beside fp32", 1, difference(one, one, exact, exact), limits
         run, one = train(pool, root, [*words_of(name), EPS, _BF16]), reference[key]
         yield name, ranks, difference(run, run, one, one), limits
+
+
+def show(console: Console) -> None:
+    """Prints both tables as they come. Raises `TrainError` where a layout differs too much."""
+    with tempfile.TemporaryDirectory() as folder, Pool() as pool:
+        root = Path(folder)
+        failed = _table(console, "layout", True, compared(pool, root, LAYOUTS))
+        failed += _table(console, "bf16", False, compared_bf16(pool, root, BF16_LAYOUTS))
+    if failed:
+        raise TrainError(f"{len(failed)} layouts do not train as one rank does: {'; '.join(failed)}")
+
+
+def _table(console: Console, title: str, own: bool, found: Iterator[tuple[str, int, Difference, Limits]]) -> list[str]:
+    """What failed. own: with the losses under the recipe's own Adam."""
+    head = f"| {title} | ranks | loss | gradient norm | gradients | weights |{' loss, own Adam |' if own else ''}"
+    console.print(f"{head}\n{'|---' * (head.count('|') - 1)}|")
+    failed = []
+    for name, ranks, d, limits in found:
+        figures = [d.loss, d.norm, d.gradient[0], d.weight[0], *([d.own_loss] if own else [])]
+        console.print(f"| {name} | {ranks} | {' | '.join(f'{x:.1e}' for x in figures)} |")
+        if not d.within(limits):
+            failed.append(f"{name} ({d.gradient[1]}, {d.weight[1]})")
+    console.print()
+    return failed

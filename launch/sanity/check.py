@@ -20,6 +20,7 @@ from launch.run_folder import RunFolder
 from launch.sanity import checks
 from launch.sanity.checks import Answer, Check, Turn
 from launch.sanity.server import Server
+from recipes.config import Dtype, Recipe
 from recipes.errors import SanityError
 
 
@@ -40,7 +41,7 @@ def check(plan: Plan, run: RunFolder, console: Console) -> list[Check]:
         after, new = ask(server, trained), ask(server, heldout)
         done += [
             checks.template_parity(after + new, lambda tokens: str(tokenizer.decode(tokens))),
-            checks.heldout_nll(server, plan.heldout, _last_loss(run), recipe.sanity.nll_tolerance),
+            checks.heldout_nll(server, plan.heldout, _last_loss(run), _tolerance(recipe)),
             checks.right_calls("calls on trained prompts", after, recipe.sanity.min_tool_calls),
             checks.right_calls("calls on held-out prompts", new, None),
             checks.valid_calls(after + new),
@@ -51,6 +52,10 @@ def check(plan: Plan, run: RunFolder, console: Console) -> list[Check]:
         done.append(checks.right_calls("the base on trained prompts", ask(server, trained), None))
     write_text(run.root / "sanity.json", json.dumps([asdict(c) for c in done], indent=2, ensure_ascii=False) + "\n")
     return done
+
+
+def _tolerance(recipe: Recipe) -> float:
+    return recipe.sanity.nll_tolerance_bf16 if recipe.engine.dtype is Dtype.bf16 else recipe.sanity.nll_tolerance
 
 
 def _last_loss(run: RunFolder) -> float:

@@ -13,9 +13,9 @@ import psutil
 from rich.console import Console
 
 from launch import metrics, progress
+from launch.connection import own_ray
 from launch.plan import Plan
 from launch.processes import end, end_session, end_with_parent
-from launch.ray_environment import own_ray
 from launch.retries import retrying
 from launch.run_folder import RunFolder
 from launch.slime import checkpoints, job

@@ -76,15 +76,15 @@ class Peer:
 
 
 def measured(
-    nodes: list[dict[str, Any]], per_node: int, gpu: bool, env: dict[str, str], seconds: float, start: float
+    nodes: list[dict[str, Any]], per_node: int, gpu: bool, env: dict[str, Any], seconds: float, start: float
 ) -> dict[str, float]:
     """Bytes a second by exchange, over `per_node` ranks on each of these nodes of Ray's. start: longest wait for their
-    processes. They are gone when it returns.
+    processes. They are gone when it returns. env: Ray's runtime environment.
 
     Raises `PreflightError` where a rank fails, or where one does not answer in time.
     """
     actor: Any = ray.remote(Peer)
-    options = {"num_cpus": 0, "num_gpus": int(gpu), "max_restarts": 0, "runtime_env": {"env_vars": env}}
+    options = {"num_cpus": 0, "num_gpus": int(gpu), "max_restarts": 0, "runtime_env": env}
     places = [NodeAffinitySchedulingStrategy(n["NodeID"], soft=False) for n in nodes for _ in range(per_node)]
     peers = [actor.options(scheduling_strategy=place, **options).remote() for place in places]
     deadline = time.monotonic() + start + seconds
@@ -118,8 +118,8 @@ def _answers(calls: list[Any], deadline: float, gpu: bool) -> list[Any]:
 def mend(gpu: bool) -> str:
     """What to write where ranks do not reach one another, or not fast enough."""
     if not gpu:
-        return "write cluster.env.GLOO_SOCKET_IFNAME=NAME of the interface between the nodes"
+        return "write cluster.interface=NAME of the network interface between the nodes"
     return (
-        "write cluster.env.NCCL_SOCKET_IFNAME=NAME of the interface between the nodes, or cluster.env.NCCL_DEBUG=INFO to see what "
+        "write cluster.interface=NAME of the network interface between the nodes, or cluster.env.NCCL_DEBUG=INFO to see what "
         "NCCL says"
     )

@@ -16,9 +16,11 @@ from launch.checklist import Found, Row, check
 from launch.connection import connected
 from launch.slime import network, node
 from launch.slime import preflight_node as here
+from launch.slime.arguments import on_cpu
 from launch.slime.job import environment
 from launch.slime.pins import PACKAGES
-from launch.slime.preflight_node import Reports, listed, on_cpu
+from launch.slime.preflight_node import Reports, listed
+from recipes.compose import in_ray_job
 from recipes.config import Recipe
 from recipes.layout import world_size
 
@@ -36,23 +38,25 @@ class Known:
     answering: dict[str, dict[str, Any]] | None = None  # nodes that reported
 
 
-def connected_rows(r: Recipe) -> list[Row]:
-    """The checks on the Ray of this job, or of this machine, connected to for as long; whether there is one is the first."""
+def connected_rows(r: Recipe, seconds: float = NETWORK_S) -> list[Row]:
+    """The checks on the Ray of this job, or of this machine, connected to for as long; whether there is one is the first.
+    seconds: as `rows` takes them."""
     found: list[Row] = []
-    return [reach(r, found), *found]
+    return [reach(r, found, seconds), *found]
 
 
 @check("Ray", "a cluster that does not answer")
-def reach(r: Recipe, found: list[Row]) -> Found:
+def reach(r: Recipe, found: list[Row], seconds: float) -> Found:
     # Ray takes a core for a GPU where there are none: slime's ranks are placed by it.
     with connected(num_gpus=world_size(r) if on_cpu(r) else None):
         version = f"Ray {ray.__version__}"
-        found += rows(r)
+        found += rows(r, seconds)
     return Found(version)
 
 
 def rows(r: Recipe, seconds: float = NETWORK_S, start: float = network.START_S) -> list[Row]:
-    """Every check of the cluster. seconds: of messages between the ranks at most; start: longest wait for their processes."""
+    """Every check of the cluster. seconds: of messages between the ranks at most, none where 0; start: longest wait for their
+    processes."""
     known = Known()
     return [
         nodes(r, known),
@@ -149,12 +153,12 @@ def shared_folder(r: Recipe, answering: dict[str, dict[str, Any]]) -> Found:
 
 def _network(r: Recipe, known: Known, seconds: float, start: float) -> list[Row]:
     """Both exchanges are measured together; where that fails, both say so."""
+    if not seconds:
+        return []
     speeds: dict[str, float] | Exception | None = None
     if known.taken is not None:
         a_node = network.CPU_RANKS if on_cpu(r) else r.cluster.gpus_per_node
-        env = environment(r)
-        if on_cpu(r) and len({n["NodeManagerAddress"] for n in known.taken}) == 1:
-            env = {"GLOO_SOCKET_IFNAME": "lo", **env}
+        env = runtime_env(r)
         try:
             speeds = network.measured(known.taken, a_node, not on_cpu(r), env, seconds, start)
         except Exception as error:  # becomes a row, as any check's does
@@ -194,6 +198,12 @@ def _exchange(r: Recipe, speeds: dict[str, float] | Exception, name: str) -> Fou
     )
 
 
+def runtime_env(r: Recipe) -> dict[str, Any]:
+    """What a process of slime gets: in a job the cluster's own Python, on a Ray of this machine the one that slime will run by."""
+    python = {} if in_ray_job() else {"py_executable": str(r.engine.python)}
+    return {"env_vars": environment(r), **python}
+
+
 def _on_each(
     r: Recipe,
     alive: dict[str, dict[str, Any]],
@@ -201,7 +211,7 @@ def _on_each(
     arguments: Callable[[str], tuple[Any, ...]],
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Calls a function once on every node: what it returns by node, and why it does not where it does not."""
-    task, env = ray.remote(function), {"env_vars": environment(r)}
+    task, env = ray.remote(function), runtime_env(r)
     calls = {}
     for name, one in alive.items():
         there = NodeAffinitySchedulingStrategy(one["NodeID"], soft=False)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from launch.checklist import Found, check
+from launch.slime.arguments import on_cpu
 from launch.slime.pins import MEGATRON, NUMPY, PACKAGES, SLIME, TRANSFORMER_ENGINE
 from recipes.config import Recipe
 
@@ -10,10 +11,6 @@ from recipes.config import Recipe
 SHM = 10**9
 IMAGE = "run slime's image, slimerl/slime, there"
 Reports = dict[str, dict[str, Any]]  # `node.report` by node
-
-
-def on_cpu(r: Recipe) -> bool:
-    return r.gpu.name == "cpu"
 
 
 NOT_ON_CPU = Found("not on a CPU", judged=False)

@@ -7,18 +7,17 @@ sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from rich.console import Console  # noqa: E402
 
-from launch import limi, stages  # noqa: E402
+from launch import limi, prepare, stages  # noqa: E402
 
 
 def train(recipe, console):
     """Data and training."""
     import importlib
 
-    from launch.plan import Plan
     from launch.run_folder import RunFolder
 
     engine = importlib.import_module(f"launch.{recipe.engine.name.value}.engine")
-    plan = Plan(recipe, *stages._packed(recipe, console).values())
+    plan = prepare.plan(recipe, console)
     engine.train(plan, RunFolder(recipe, plan.data, plan.heldout), console)
 
 

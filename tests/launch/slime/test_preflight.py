@@ -237,7 +237,7 @@ def on_ray(root, checkouts, tmp_path_factory):
                 f"cluster.root={folder}/file/root", f"cluster.env.PYTHONPATH={folder}/broken:{REPO}",
             ],
         },
-        "no network": {"words": [*good, "cluster.env.GLOO_SOCKET_IFNAME=none0"], "times": [2.0, 30.0]},
+        "no network": {"words": [*good, "cluster.interface=none0"], "times": [2.0, 30.0]},
     }  # fmt: skip
     apart = {"folder": f"{folder}/apart", "words": [*good, f"cluster.root={folder}/apart/root"], "times": [0.1, 0.0]}
     can_mount = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode == 0
@@ -284,7 +284,7 @@ def test_ranks_that_do_not_answer_end_in_a_red_row_in_time(on_ray):
     assert red(on_ray["late"]) == red(on_ray["no network"]) == ["all-reduce", "all-to-all"]
     assert "did not answer in time" in on_ray["late"]["rows"]["all-reduce"]["found"]
     assert "none0" in on_ray["no network"]["rows"]["all-reduce"]["found"]
-    assert "cluster.env.GLOO_SOCKET_IFNAME=NAME" in on_ray["no network"]["rows"]["all-reduce"]["mend"]
+    assert "cluster.interface=NAME" in on_ray["no network"]["rows"]["all-reduce"]["mend"]
     assert on_ray["late"]["seconds"] < 60
 
 

@@ -1,0 +1,57 @@
+"""`dry_run=true`: the whole recipe and what would run."""
+
+import itertools
+import json
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+
+from recipes.compose import run_folder, to_yaml
+from recipes.config import EngineName, Recipe
+from recipes.layout import data_parallel, world_size
+
+
+def show(stage: Callable[[Recipe, Console], None], recipe: Recipe, console: Console) -> None:
+    """`dry_run=true`: the resolved recipe and what would run; writes nothing but a cluster run's `job.json`."""
+    console.print(to_yaml(recipe))
+    console.print(f"would run: {stage.__name__} ({stage.__doc__})")
+    console.print(
+        f"  data     {recipe.data.path} and {recipe.data.heldout or 'nothing held out'}, packed into {recipe.data.out}"
+    )
+    trains = stage.__name__ == "train"
+    if trains and recipe.engine.name is EngineName.slime:
+        _show_job(recipe, console)
+    elif trains:
+        m = recipe.model
+        layout = "layout searched for" if recipe.layout.search else f"data parallel {data_parallel(recipe)}"
+        made = " (made with random weights if missing)" if m.random_init else ""
+        console.print(f"  model    {m.name} from {m.checkpoint}{made}")
+        console.print(
+            f"  train    engine {recipe.engine.name.value}, {world_size(recipe)} ranks, {layout}, "
+            f"{recipe.optim.epochs} epochs of steps of {recipe.optim.batch_size} trajectories"
+        )
+        console.print(f"  write    {run_folder(recipe)}")
+
+
+def _show_job(recipe: Recipe, console: Console) -> None:
+    """What would be submitted to the cluster, with the layout that the plan settles on; writes `job.json`."""
+    from launch import prepare
+    from launch.slime import job
+    from recipes import planner
+
+    made = planner.plan(recipe, prepare.sequences(recipe, console))
+    path = job.write(made.recipe, made.schedule.num_steps, made.recipe.model.checkpoint)
+    submitted = json.loads(path.read_text())
+    console.print("  submit   python3 " + submitted["entrypoint"])
+    for flag, values in _grouped(submitted["argv"]):
+        console.print(f"             {flag} {' '.join(values)}".rstrip())
+    for name, value in submitted["env_vars"].items():
+        console.print(f"  env      {name}={value}")
+    console.print(f"  job      {path}")
+
+
+def _grouped(words: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """Every flag with its values."""
+    starts = [i for i, word in enumerate(words) if word.startswith("--")]
+    for start, end in itertools.pairwise([*starts, len(words)]):
+        yield words[start], words[start + 1 : end]

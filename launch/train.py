@@ -1,0 +1,108 @@
+"""Training from the recipe to the report, by either engine, and its rehearsal."""
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from launch import checklist, preflight, prepare, report
+from launch.plan import Plan
+from launch.run_folder import RunFolder, check_room
+from recipes.checkpoint_config import check_checkpoint
+from recipes.config import EngineName, Recipe
+from recipes.context import check_context
+from recipes.errors import ConfigError
+
+
+def train(recipe: Recipe, console: Console) -> None:
+    """Checks, trains, exports, serves what came out and writes the report.
+
+    SGLang is asked on a CPU so far: a run on GPUs ends with its export.
+    """
+    from launch.sanity import check
+    from launch.sanity.server import free_port
+
+    started = time.perf_counter()
+    slime = recipe.engine.name is EngineName.slime
+    serves = not slime or recipe.gpu.memory_mib is None
+    if recipe.layout.search and not slime:
+        raise ConfigError("layout=auto is for GPUs, whose times can be predicted; write layout=data_parallel")
+    if serves:
+        free_port(recipe.sanity.port)
+        if recipe.data.heldout is None:
+            raise ConfigError(
+                "data.heldout is not set, and without held-out trajectories nothing shows whether training helped; write "
+                "data.heldout=FILE"
+            )
+    plan = _through_slime_plan(recipe, console) if slime else _embedded_plan(recipe, console)
+    run = RunFolder(plan.recipe, plan.data, plan.heldout)
+    console.print(
+        f"{run.recipe.run}: {plan.schedule.num_steps} steps on {plan.world_size} ranks, {len(plan.data.ids)} sequences of "
+        f"{min(plan.data.lengths):,} to {max(plan.data.lengths):,} tokens"
+    )
+    if not (_through_slime if slime else _embedded)(plan, run, console):
+        return
+    done = check.check(plan, run, console) if serves else []
+    if done:
+        console.print(check.table(done))
+    console.print(f"report: {report.write(run)}   checkpoint: {run.hf}   {time.perf_counter() - started:.0f} s")
+    check.refuse_failed(done, run)
+
+
+def _embedded_plan(recipe: Recipe, console: Console) -> Plan:
+    prepare.base(recipe, console)
+    check_checkpoint(recipe.model)
+    plan = prepare.plan(recipe, console)
+    check_context(recipe.model, max(plan.data.lengths))
+    return plan
+
+
+def _embedded(plan: Plan, run: RunFolder, console: Console) -> bool:
+    """Whether it trained to the end, with the export in `hf/`."""
+    from torch.cuda import is_available
+
+    from launch.megatron import engine
+
+    if not is_available():
+        preflight.check_memory(plan.recipe)
+    # Weights, two moments and fp32 copies for every checkpoint kept, and one being written.
+    weights = sum(f.stat().st_size for f in Path(plan.recipe.model.checkpoint).glob("*.safetensors"))
+    check_room(plan.recipe, 4 * weights * (plan.recipe.engine.keep_last + 1))
+    return engine.train(plan, run, console)
+
+
+def _through_slime_plan(recipe: Recipe, console: Console) -> Plan:
+    """Every check of `make check` first; on a CPU without the network's, which is not judged there."""
+    from launch.slime import preflight as on_cluster
+    from launch.slime.arguments import on_cpu
+
+    prepare.base(recipe, console)
+    rows = preflight.rows(recipe, lambda: prepare.packed(recipe, console))
+    with console.status("Checking the cluster"):
+        rows += on_cluster.connected_rows(recipe, 0.0 if on_cpu(recipe) else on_cluster.NETWORK_S)
+    checklist.refuse(rows)
+    return prepare.plan(recipe, console)
+
+
+def _through_slime(plan: Plan, run: RunFolder, console: Console) -> bool:
+    """As `_embedded`."""
+    from launch.export import export
+    from launch.slime import engine
+
+    export(plan.recipe, engine.train(plan, run, console), run.hf, console)
+    return True
+
+
+def rehearse(recipe: Recipe, console: Console) -> None:
+    """What a run through slime does first and last, on the longest sequence."""
+    if recipe.engine.name is not EngineName.slime:
+        raise ConfigError(
+            f"cluster={recipe.cluster.name} trains with the embedded engine, which needs no rehearsal; write MODEL=qwen3-32b, or "
+            "engine=slime"
+        )
+    from launch.slime import rehearsal
+
+    plan = _through_slime_plan(recipe, console)
+    done = rehearsal.rehearse(plan, console)
+    console.print(rehearsal.table(done, plan))
+    console.print(rehearsal.remark(done, plan))
