@@ -125,6 +125,6 @@ def test_a_plan_of_what_cannot_fit_exits_with_2_and_says_what_would(tmp_path):
     assert "cluster.nodes=" in done.stderr or "data.max_tokens" in done.stderr
 
 
-def test_what_only_slime_trains_is_refused_with_what_to_type(tmp_path):
+def test_a_model_that_is_not_here_is_refused_with_what_fetches_it(tmp_path):
     done = limi("train", "model=qwen3-4b", f"cluster.root={tmp_path}")
-    assert done.returncode == 2 and "make plan MODEL=qwen3-4b" in done.stderr
+    assert done.returncode == 2 and "make fetch MODEL=qwen3-4b" in done.stderr

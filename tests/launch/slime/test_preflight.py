@@ -98,7 +98,7 @@ def test_a_network_below_half_its_speed_is_refused():
     assert not speed(GPUS, "all-to-all", 51).red
     row = speed(GPUS, "all-to-all", 49)
     assert row.limit == "25 GB/s, half of cluster.network_gb_s"
-    assert "cluster.network_gb_s=24.5" in row.mend and "cluster.env.NCCL_SOCKET_IFNAME" in row.mend
+    assert "cluster.network_gb_s=24.5" in row.mend and "cluster.interface=NAME" in row.mend
     assert not speed(CPU, "all-to-all", 0.001).judged and "gloo" in speed(CPU, "all-to-all", 1).found
     one = compose_recipe(["engine=slime", "gpu=h100", "cluster.network_gb_s=50"])
     assert not speed(one, "all-reduce", 0.001).judged, "no network is in it"

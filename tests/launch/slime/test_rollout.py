@@ -23,11 +23,13 @@ def here(request, root, tmp_path, monkeypatch):
     recipe, data, heldout = recipe_of(root, "cluster.gpus_per_node=4", "optim.epochs=4", *request.param.split())
     plan = Plan(recipe, data, heldout)
     (tmp_path / "config.yaml").write_text(to_yaml(recipe))
-    (tmp_path / "plan.json").write_text(json.dumps({"data": {"folder": str(data.folder)}}))
+    (tmp_path / "plan.json").write_text(
+        json.dumps({"data": {"folder": str(data.folder)}, "heldout": None, "rehearsal": False})
+    )
     monkeypatch.setenv(job.RUN, str(tmp_path))
-    rollout.run.cache_clear()
+    rollout.plan.cache_clear()
     yield plan
-    rollout.run.cache_clear()
+    rollout.plan.cache_clear()
 
 
 MANAGER = """
@@ -69,7 +71,7 @@ def manager(monkeypatch):
 
 
 def test_a_job_finds_the_recipe_it_was_made_of(here):
-    assert rollout.run().recipe == here.recipe
+    assert rollout.plan().recipe == here.recipe
     assert from_yaml(os.path.join(os.environ[job.RUN], "config.yaml")) == here.recipe
 
 
@@ -80,7 +82,7 @@ def test_slime_runs_every_step_as_planned(here, manager):
         partitions, micro_batches, counts, rollouts = manager._split_train_data_by_dp(dp, samples)
         ranks = zip(partitions, micro_batches, strict=True)
         got = [[[partition[i] for i in b] for b in batches] for partition, batches in ranks]
-        sequences = rollout.run().sequences(here.schedule.step(number))
+        sequences = rollout.in_order(here.schedule.step(number))
         by_sequence = tuple(tuple(tuple(sequences[i] for i in b) for b in rank) for rank in got)
         assert by_sequence == here.schedule.step(number).ranks
         assert counts == [len(got[0])] and rollouts == [dp], "one optimizer step"
