@@ -8,6 +8,8 @@ from pathlib import Path
 from recipes.config import Recipe, Rope
 from recipes.errors import ConfigError
 
+_SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$", re.I)
+
 
 def check_values(r: Recipe) -> None:
     """Raises `ConfigError` for the first value that no run could have, with the value, the limit and what to type."""
@@ -58,6 +60,11 @@ def check_values(r: Recipe) -> None:
         raise ConfigError(f"optim.warmup_fraction={fraction} leaves no step after it; write optim.warmup_fraction=0.1")
     _check_rope(r)
     _check_machines(r)
+    if secret := next((name for name in r.cluster.env if _SECRET.search(name)), None):
+        raise ConfigError(
+            f"cluster.env.{secret} would be written to config.yaml, job.json and Ray's dashboard; leave it out, and set {secret} in "
+            "the environment in which `ray start` runs on the nodes"
+        )
 
 
 def _check_rope(r: Recipe) -> None:

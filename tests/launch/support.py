@@ -122,10 +122,13 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def ray_cluster(home: Path, nodes: int = 1, cpus: int = 2, **more: str) -> Iterator[Cluster]:
-    """Nodes on this machine, started as a user does, with the environment first on their PATH; `more` is added to it."""
+def ray_cluster(
+    home: Path, nodes: int = 1, cpus: int = 2, gpus: int = 0, python: str = sys.executable, **more: str
+) -> Iterator[Cluster]:
+    """Nodes on this machine, started as a user does, with the environment of `python` first on their PATH; `more` is added to it.
+    gpus: that each node says it has."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    path = f"{Path(sys.executable).parent}:{env['PATH']}"
+    path = f"{Path(python).parent}:{env['PATH']}"
     env |= {"PATH": path, "HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0", **more}
     port, dashboard = free_port(), free_port()
     started: list[psutil.Process] = []
@@ -136,14 +139,9 @@ def ray_cluster(home: Path, nodes: int = 1, cpus: int = 2, **more: str) -> Itera
 
     def start_node(*words: str) -> None:
         command = [
-            "ray",
-            "start",
-            "--block",
-            "--num-cpus",
-            str(cpus),
-            "--dashboard-agent-listen-port",
-            str(free_port()),
-        ]
+            str(Path(python).parent / "ray"), "start", "--block", "--num-cpus", str(cpus), "--num-gpus", str(gpus),
+            "--dashboard-agent-listen-port", str(free_port()),
+        ]  # fmt: skip
         process = subprocess.Popen([*command, *words], env=env, stdout=log, stderr=log, start_new_session=True)
         started.append(psutil.Process(process.pid))
 

@@ -13,6 +13,7 @@ from recipes.errors import ConfigError
         ("gpu.matmul_efficiency=5", "above 0 and at most 1"),
         ("gpu.hour_price=nan", "gpu.hour_price=2.5"),
         ("optim.warmup_fraction=1", "optim.warmup_fraction=0.1"),
+        ("cluster.env.WANDB_API_KEY=0123", "in the environment in which `ray start` runs"),
         ("model.heads=0", "model.heads=1 or more"),
         ("optim.copies=0", "optim.copies=1 or more"),
         ("layout.loss_chunk=0", "layout.loss_chunk=1 or more"),

@@ -1,0 +1,62 @@
+"""slime as a job of two Ray nodes on this machine: submitted, watched, stopped, submitted again, and a trainer killed meanwhile."""
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from launch import metrics
+from tests.launch.slime.support import on_cpu
+from tests.launch.slime.test_resume import killing, of_run
+from tests.launch.support import limi, ray_cluster
+
+WORDS = [
+    "model=qwen3-tiny", "engine=slime", "run=nodes", "cluster.nodes=2", "cluster.gpus_per_node=1", "optim.epochs=40",
+    "optim.eval_steps=100", "engine.save_steps=20", "engine.timeout=300",
+]  # fmt: skip
+
+
+def wait_for(run: Path, step: int) -> None:
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        if (run / metrics.NAME).exists() and metrics.completed(run) >= step:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"step {step} never came")
+
+
+@pytest.mark.slow
+def test_a_job_on_two_nodes_is_stopped_submitted_again_and_survives_a_killed_trainer(tmp_path):
+    on_cpu()
+    home, root = tmp_path / "home", tmp_path / "shared"
+    home.mkdir()
+    run = root / "runs" / "nodes"
+    given = {name: os.environ[name] for name in ("SLIME_ROOT", "MEGATRON_ROOT")}
+    python = os.environ["SLIME_PYTHON"]
+    with ray_cluster(home, nodes=2, cpus=4, gpus=1, python=python, SLIME_PYTHON=python, **given) as cluster:
+        words = [*WORDS, f"cluster.root={root}", f"cluster.address={cluster.address}"]
+        said: list = []
+        first = threading.Thread(target=lambda: said.append(limi("train", *words)))
+        first.start()
+        wait_for(run, 30)
+        stopped = limi("stop", *words)
+        assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+        first.join(120)
+        assert said[0].returncode == 130, said[0].stdout + said[0].stderr
+        assert not psutil.wait_procs(of_run(run), timeout=60)[1]
+        before = metrics.completed(run)
+
+        killer = killing(run, before + 20, "MegatronTrainRayActor")
+        again = limi("train", *words)
+        killer.join(5)
+        text = again.stdout + again.stderr
+        assert "going on from" in text and "retry 1 of 3" in text, text
+        assert "tokens/s" in text, "the job's log was streamed"
+        # slime's Python has no SGLang: the job trains and exports, and the sanity check cannot start its server.
+        assert "GB/s" in text and "SGLang" in text, text
+        lines = [m["step"] for m in metrics.read(run / metrics.NAME) if "loss" in m]
+        assert lines == list(range(1, 201))
+        assert not psutil.wait_procs(of_run(run), timeout=60)[1]
