@@ -1,6 +1,7 @@
 """The stages of a run, in the order it takes them, each a function of the recipe."""
 
 import difflib
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,21 @@ from recipes.errors import ConfigError
 Stage = Callable[[Recipe, Console], None]
 
 
+def _on_cluster(stage: Stage) -> Stage:
+    """Runs the stage as a job of the Ray cluster at `cluster.address`, where there is one: its files are there."""
+
+    @functools.wraps(stage)
+    def here_or_there(recipe: Recipe, console: Console) -> None:
+        if recipe.cluster.address is None or in_ray_job():
+            return stage(recipe, console)
+        from launch import submit
+
+        submit.submit(stage.__name__, recipe, console)
+
+    return here_or_there
+
+
+@_on_cluster
 def fetch(recipe: Recipe, console: Console) -> None:
     """Fetches the model, and data sets named by a Hugging Face id, once; asks nothing of the hub where they are here."""
     from launch.fetch import fetch_all
@@ -23,6 +39,7 @@ def fetch(recipe: Recipe, console: Console) -> None:
     fetch_all(recipe, console)
 
 
+@_on_cluster
 def data(recipe: Recipe, console: Console) -> None:
     """Packs the training and the held-out trajectories, every mask proved."""
     from launch import prepare
@@ -76,11 +93,10 @@ def plan(recipe: Recipe, console: Console) -> None:
     planner.refuse_too_large(made)
 
 
+@_on_cluster
 def check(recipe: Recipe, console: Console) -> None:
     """Everything that would end or spoil a run, before a GPU is held: recipe, checkpoint, data, memory, disk; with slime the
     cluster's nodes, what is on them, their shared folder and network."""
-    if _elsewhere("check", recipe, console):
-        return
     from launch import checklist, preflight, prepare
 
     rows = preflight.rows(recipe, lambda: prepare.packed(recipe, console))
@@ -92,30 +108,20 @@ def check(recipe: Recipe, console: Console) -> None:
     checklist.refuse(rows)
 
 
+@_on_cluster
 def rehearse(recipe: Recipe, console: Console) -> None:
     """A step on the longest sequence, a save, a reload and a step after it, through slime."""
-    if not _elsewhere("rehearse", recipe, console):
-        from launch import train
+    from launch import train
 
-        train.rehearse(recipe, console)
+    train.rehearse(recipe, console)
 
 
+@_on_cluster
 def train(recipe: Recipe, console: Console) -> None:
     """Data, training, export, sanity check, report."""
-    if not _elsewhere("train", recipe, console):
-        from launch import train
+    from launch import train
 
-        train.train(recipe, console)
-
-
-def _elsewhere(stage: str, recipe: Recipe, console: Console) -> bool:
-    """Whether the stage was run as a job of the cluster that the recipe names."""
-    if recipe.cluster.address is None or in_ray_job():
-        return False
-    from launch import submit
-
-    submit.submit(stage, recipe, console)
-    return True
+    train.train(recipe, console)
 
 
 def replay(recipe: Recipe, console: Console) -> None:
@@ -132,6 +138,7 @@ def replay(recipe: Recipe, console: Console) -> None:
     replay.replay(plan, RunFolder(recipe, plan.data, plan.heldout), recipe.step, console)
 
 
+@_on_cluster
 def export(recipe: Recipe, console: Console) -> None:
     """Hugging Face folder of a run's newest checkpoint, or of `step`'s; the recipe is the run's own."""
     from launch import checkpoints, export
