@@ -50,6 +50,7 @@ def train(recipe: Recipe, console: Console) -> None:
 
 
 def _embedded_plan(recipe: Recipe, console: Console) -> Plan:
+    checklist.refuse([preflight.paths(recipe)])
     prepare.base(recipe, console)
     check_checkpoint(recipe.model)
     plan = prepare.plan(recipe, console)
