@@ -267,7 +267,7 @@ class Sanity:
     port: int | None = None  # the server's port on loopback; a free one where null
     timeout: int = MISSING  # longest wait for the server to answer
     nll_tolerance: float = MISSING  # held-out loss, server against trainer, both in fp32
-    nll_tolerance_bf16: float = MISSING  # as much as two orders of the same sums differ in bf16
+    nll_tolerance_bf16: float = MISSING  # of a trainer in bf16, whose sums are rounded
     min_tool_calls: float = MISSING  # share of trained prompts answered with exactly the right calls
 
 

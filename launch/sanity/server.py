@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from launch.processes import end_session, end_with_parent
-from recipes.config import Dtype, Family, Recipe
+from recipes.config import Family, Recipe
 from recipes.errors import PreflightError, SanityError
 
 STAND_INS = Path(__file__).parent / "stand_ins"
@@ -35,12 +35,11 @@ def free_port(wanted: int | None) -> int:
 
 
 def command(recipe: Recipe, checkpoint: Path, port: int) -> list[str]:
-    """SGLang's command line for this model on a CPU."""
+    """SGLang's command line for this model on a CPU, in fp32 whatever it trained in: bf16 is emulated on most of them."""
     calls, reasoning = PARSERS[recipe.model.family]
-    dtype = "bfloat16" if recipe.engine.dtype is Dtype.bf16 else "float32"
     return [
         sys.executable, "-m", "sglang.launch_server", "--model-path", str(checkpoint), "--host", "127.0.0.1",
-        "--port", str(port), "--device", "cpu", "--dtype", dtype, "--tool-call-parser", calls,
+        "--port", str(port), "--device", "cpu", "--dtype", "float32", "--tool-call-parser", calls,
         "--reasoning-parser", reasoning, "--max-total-tokens", str(_MAX_TOTAL_TOKENS), "--max-running-requests", "16",
         "--skip-server-warmup", "--log-level", "warning",
     ]  # fmt: skip
