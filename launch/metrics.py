@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any, TextIO
 
+from data_prep.files import write_text
+
 NAME = "metrics.jsonl"
 
 
@@ -38,7 +40,9 @@ def read(path: Path) -> list[dict[str, Any]]:
 def keep(path: Path, completed: int) -> None:
     """Leaves the lines of the first `completed` steps; those of later ones will be written again."""
     kept = [m for m in read(path) if m["step"] <= completed] if path.exists() and completed else []
-    path.write_text("".join(json.dumps(m) + "\n" for m in kept))
+    text = "".join(json.dumps(m) + "\n" for m in kept)
+    if not path.exists() or path.read_text() != text:
+        write_text(path, text)  # whole: the lines of earlier steps come only once
 
 
 def shown(line: dict[str, Any]) -> str:

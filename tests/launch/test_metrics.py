@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from launch.metrics import Metrics, heldout_losses, read
+from launch import metrics as module
+from launch.metrics import Metrics, heldout_losses, keep, read
 
 
 def test_going_on_keeps_the_lines_of_completed_steps_only(tmp_path):
@@ -32,3 +33,18 @@ def test_a_number_that_is_not_finite_never_reaches_the_file(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         metrics.add({"step": 1, "loss": float("nan")})
     metrics.close()
+
+
+def test_a_disk_that_is_full_takes_no_line_of_an_earlier_start(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    text = "".join(json.dumps({"step": step, "loss": 1.0}) + "\n" for step in range(1, 6))
+    path.write_text(text)
+
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(module, "write_text", full)
+    keep(path, 5)  # nothing to leave out, nothing to write
+    with pytest.raises(OSError, match="No space"):
+        keep(path, 3)
+    assert path.read_text() == text
