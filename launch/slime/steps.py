@@ -64,7 +64,7 @@ class Steps:
     def _after(self) -> None:
         peak = _peak_gb()
         if self.log:
-            self.log.peak_gb = peak
+            self.log.end(peak)
         done, every = self.step + 1, self.plan.recipe.optim.eval_steps
         if done % every == 0 or done == self.plan.schedule.num_steps:
             self._evaluate(done)
@@ -88,12 +88,16 @@ class Log(logging.Handler):
         self.recent = deque(metrics.losses(root), maxlen=10)
         self.heldout: dict[str, Any] | None = None
         self.completed = completed
-        self.lr, self.started, self.peak_gb = 0.0, 0.0, 0.0
+        self.lr, self.started, self.took, self.peak_gb = 0.0, 0.0, 0.0, 0.0
         logging.getLogger(_LOGGER).addHandler(self)
 
     def begin(self, lr: float) -> None:
         """Of a step: its rate; its time counts from here."""
         self.lr, self.started = lr, time.perf_counter()
+
+    def end(self, peak_gb: float) -> None:
+        """Of a step, before the held-out loss that may follow."""
+        self.took, self.peak_gb = time.perf_counter() - self.started, peak_gb
 
     def emit(self, record: logging.LogRecord) -> None:
         if match := re.fullmatch(r"step (\d+): (\{.*\})", record.getMessage()):
@@ -101,7 +105,6 @@ class Log(logging.Handler):
             self.flush()
 
     def _step(self, number: int, figures: str) -> None:
-        took = time.perf_counter() - self.started
         if number != self.completed:
             raise TrainError(f"slime logged step {number + 1} after step {self.completed}")
         try:
@@ -119,7 +122,7 @@ class Log(logging.Handler):
             "tokens": sum(data.lengths[s] for s in sequences),
             "supervised_tokens": sum(end - start for s in sequences for start, end in data.spans(s)),
         }
-        self.metrics.add({**line, "time": {"step_s": took, "peak_gb": self.peak_gb}})
+        self.metrics.add({**line, "time": {"step_s": self.took, "peak_gb": self.peak_gb}})
         self.completed += 1
         spike = self.plan.recipe.engine.spike
         if spike and self.recent and line["loss"] > spike * max(self.recent):
@@ -131,8 +134,13 @@ class Log(logging.Handler):
         self.recent.append(line["loss"])
 
     def flush(self) -> None:
-        """Writes the held-out loss that was taken since the last line."""
+        """Writes the held-out loss that was taken since the last line. Raises `DivergedError` where it is not finite."""
         if self.heldout is not None:
+            if not math.isfinite(self.heldout["heldout_loss"]):
+                raise DivergedError(
+                    f"held-out loss {self.heldout['heldout_loss']} after step {self.heldout['step']}",
+                    "which is not finite; a smaller optim.lr with run=OTHER may mend it",
+                )
             from slime.observability import logging_utils
 
             self.metrics.add(self.heldout)
