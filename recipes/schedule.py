@@ -13,6 +13,7 @@ packing, which lets a sequence over the cap run alone above it.
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -158,7 +159,8 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Rehearsal(Schedule):
-    """Two steps that hold as much as any step can: every rank fills its pipeline with micro-batches of the longest sequence."""
+    """Two steps that hold as much as any of the run's: every rank fills its pipeline with the fullest micro-batch, and runs the
+    longest sequence too."""
 
     @property
     def num_steps(self) -> int:
@@ -166,8 +168,19 @@ class Rehearsal(Schedule):
 
     def step(self, number: int) -> Step:
         longest = max(range(len(self.lengths)), key=self.lengths.__getitem__)
-        count = round_up(self.pipeline.stages, self.micro_batch_multiple)
-        return Step(0, (self.trajectory[longest],), (((longest,),) * count,) * self.dp)
+        batches = (self.fullest,) * round_up(self.pipeline.stages, self.micro_batch_multiple)
+        if longest not in self.fullest:
+            batches += ((longest,),) * self.micro_batch_multiple
+        return Step(0, tuple(sorted({self.trajectory[s] for b in batches for s in b})), (batches,) * self.dp)
+
+    @cached_property
+    def fullest(self) -> MicroBatch:
+        """Of all micro-batches of the run, the one of the most tokens."""
+        ranks = [rank for number in range(super().num_steps) for rank in self._of_run(number)]
+        return max((b for rank in ranks for b in rank), key=lambda b: self.padded([self.lengths[s] for s in b]))
+
+    def _of_run(self, number: int) -> tuple[tuple[MicroBatch, ...], ...]:
+        return super().step(number).ranks
 
 
 def schedule_of(r: Recipe, trajectory: Sequence[int], lengths: Sequence[int]) -> Schedule:

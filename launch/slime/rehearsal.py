@@ -28,7 +28,8 @@ BAND = 1.05  # of the plan's memory, within which the plan holds
 class Rehearsed:
     """Bytes and seconds."""
 
-    longest: int  # tokens
+    longest: int  # tokens of a sequence
+    fullest: int  # tokens of a micro-batch, padding counted
     micro_batches: int  # of each rank
     planned_peak: float
     peak: float
@@ -45,10 +46,11 @@ def rehearse(plan: Plan, console: Console) -> Rehearsed:
     Raises `TrainError` where it fails, with what makes room where memory ran out.
     """
     root = run_folder(plan.recipe).with_name(f"{plan.recipe.run}-rehearsal")
-    shutil.rmtree(root, ignore_errors=True)
     recipe = replace(plan.recipe, run=root.name, engine=replace(plan.recipe.engine, save_steps=1, max_retries=0))
     plan = Plan(recipe, plan.data, None, rehearsal=True)
     run = RunFolder(recipe, plan.data, None)
+    run.take()
+    shutil.rmtree(root, ignore_errors=True)
     run.open()
     plan.write(root / "plan.json")
     try:
@@ -80,6 +82,7 @@ def _rehearsed(plan: Plan, run: RunFolder, console: Console) -> Rehearsed:
     said = (run.root / engine.LOG).read_text(errors="replace")
     done = Rehearsed(
         longest=max(plan.data.lengths),
+        fullest=max(max(rank) for rank in tokens),
         micro_batches=len(step.ranks[0]),
         planned_peak=max(stage.total for stage in gpu_memory(recipe, Load(tokens))),
         peak=1e9 * max(first["time"]["peak_gb"], second["time"]["peak_gb"]),
@@ -100,7 +103,8 @@ def table(done: Rehearsed, plan: Plan) -> Table:
     gb = 1e9
     share = done.peak / done.planned_peak
     judged = "not judged on a CPU" if on_cpu(plan.recipe) else f"{done.limit / gb:,.1f} GB"
-    out.add_row("longest sequence", f"{done.longest:,} tokens", f"{done.micro_batches} a rank", "")
+    out.add_row("longest sequence", f"{done.longest:,} tokens", "", "")
+    out.add_row("micro-batches of a rank", f"{done.micro_batches}, up to {done.fullest:,} tokens", "", "")
     out.add_row("peak memory", f"{done.peak / gb:,.2f} GB ({share:.0%})", f"{done.planned_peak / gb:,.2f} GB", judged)
     out.add_row("step, the first of a start", f"{done.step_s:,.1f} s", "", "")
     out.add_row("step after the reload", f"{done.after_reload_s:,.1f} s", "", "")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from recipes.config import Sampling
 from recipes.errors import ConfigError
 from recipes.pipeline import Pipeline
-from recipes.schedule import Schedule
+from recipes.schedule import Rehearsal, Schedule
 from recipes.slime_packing import first_fit
 
 
@@ -148,3 +148,29 @@ def test_all_steps_are_checked_without_the_search():
     schedule([10] * 8, batch_size=4, dp=2).check()
     with pytest.raises(ConfigError, match="cannot fill"):
         schedule([10] * 7, batch_size=1, dp=2).check()
+
+
+def _fields(s):
+    return {name: getattr(s, name) for name, field in Schedule.__dataclass_fields__.items() if field.init}
+
+
+@settings(deadline=None)
+@given(schedules())
+def test_a_rehearsal_holds_as_much_as_any_step_and_runs_the_longest_sequence(s):
+    rehearsal = Rehearsal(**_fields(s))
+    try:
+        fullest = max(s.loads(s.step(number))[0].max() for number in range(s.num_steps))
+    except ConfigError:
+        with pytest.raises(ConfigError):
+            rehearsal.step(0)
+        return
+    assert rehearsal.num_steps == 2
+    step = rehearsal.step(0)
+    assert step == rehearsal.step(1)
+    tokens, _ = s.loads(step)
+    in_flight = max(s.pipeline.stages, s.micro_batch_multiple)
+    assert (tokens[:, :in_flight] == fullest).all()
+    assert tokens.max() == fullest
+    assert tokens.shape[1] % s.micro_batch_multiple == 0
+    assert max(s.lengths) in {s.lengths[i] for i in step.sequences}
+    assert set(step.trajectories) == {s.trajectory[i] for i in step.sequences}
