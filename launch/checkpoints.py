@@ -8,6 +8,7 @@ from recipes.compose import from_yaml, run_folder
 from recipes.config import Recipe
 from recipes.errors import CheckpointError, ConfigError
 
+TRACKER = "latest_checkpointed_iteration.txt"
 _FROM_HERE = ("run", "step", "model", "cluster", "cluster.root", "model.checkpoint", "model.mtp")
 
 
@@ -52,12 +53,19 @@ def whole(run: Path) -> dict[int, Path]:
     """{completed steps: folder}."""
     folder = run / "checkpoints"
     found = {int(p.parent.name.removeprefix("step_")): p.parent for p in folder.glob(f"step_*/{RECORD}")}
-    latest = folder / "latest_checkpointed_iteration.txt"  # Megatron writes it when every rank has written its part
-    if latest.is_file():
-        # slime counts its steps from 0, and names a checkpoint by the last one.
-        of_slime = {int(p.parent.name.removeprefix("iter_")): p.parent for p in folder.glob("iter_*/.metadata")}
-        found |= {last + 1: path for last, path in of_slime.items() if last <= int(latest.read_text())}
-    return found
+    latest = latest_iteration(folder)
+    # slime counts its steps from 0, and names a checkpoint by the last one.
+    of_slime = {int(p.parent.name.removeprefix("iter_")): p.parent for p in folder.glob("iter_*/.metadata")}
+    return found | {last + 1: path for last, path in of_slime.items() if last <= latest or (path / RECORD).is_file()}
+
+
+def latest_iteration(folder: Path) -> int:
+    """The last that Megatron wrote whole, which it says when every rank has written its part; -1 where none was, or where it is
+    about to say so."""
+    try:
+        return int((folder / TRACKER).read_text())
+    except (FileNotFoundError, ValueError):
+        return -1
 
 
 def target(run: Path, step: int) -> Path:

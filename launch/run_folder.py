@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TextIO
@@ -31,31 +31,37 @@ class RunFolder:
         self.recipe = recipe
         self.root = run_folder(recipe)
         self.hf = self.root / "hf"
-        self._fixed = _fixed(recipe, data, heldout)
+        self.fixed = _fixed(recipe, data, heldout)
         self._lock: TextIO | None = None
 
-    def open(self) -> tuple[int, Path | None, str | None]:
+    def open(self, mend: Callable[[], None] = lambda: None) -> tuple[int, Path | None, str | None]:
         """Makes the folder ready: the steps completed so far, the checkpoint to go on from, and what to tell the user.
+
+        mend: what else puts an earlier start's checkpoints in order, once no other process is at them.
 
         A checkpoint whose files are not those that were written is moved aside, and the one before it taken. A finished run of
         this name is moved aside. Raises `ConfigError` where an unfinished one has another recipe,
         and `PreflightError` where another process is at it.
         """
         note = None
-        self._take()
+        self.take()
         if (self.root / "report.html").exists():
             aside = self.root.with_name(f"{self.root.name}.{time.strftime('%Y%m%d-%H%M%S')}")
             self.root.rename(aside)
             note = f"the finished run of this name is now {aside}"
         self.root.mkdir(parents=True, exist_ok=True)
         for leftover in (self.root / "checkpoints").glob(".*"):
-            shutil.rmtree(leftover)
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:  # of a write that was cut short
+                leftover.unlink()
+        mend()
         damaged = self._set_aside_damaged()
         step, last = 0, None
         if checkpoints := self.checkpoints():
             last = checkpoints[-1]
             record = json.loads((last / RECORD).read_text())
-            self._compare(record["fixed"])
+            self.compare(record["fixed"])
             step, note = int(record["step"]), f"going on from {last}"
         if damaged:
             note = "; ".join([*damaged, note or "no earlier checkpoint is whole: starting anew"])
@@ -74,7 +80,7 @@ class RunFolder:
             said.append(f"{checkpoint} is damaged ({fault}) and is now {aside.name}")
         return said
 
-    def _take(self) -> None:
+    def take(self) -> None:
         """Holds the run's name for this process; the lock goes with the process, however it ends."""
         if self._lock is not None:
             return
@@ -102,7 +108,7 @@ class RunFolder:
             if damage(checkpoint) is not None:
                 continue
             record = json.loads((checkpoint / RECORD).read_text())
-            self._compare(record["fixed"])
+            self.compare(record["fixed"])
             if record["step"] < step:
                 return int(record["step"]), checkpoint
         return 0, None
@@ -138,14 +144,15 @@ class RunFolder:
 
     def write_record(self, checkpoint: Path, step: int, files: Mapping[str, str | int]) -> None:
         """Makes a checkpoint of `step` completed steps count. files: by path, the SHA-256 or the size of each."""
-        record = {"step": step, "fixed": self._fixed, "files": files}
+        record = {"step": step, "fixed": self.fixed, "files": files}
         write_text(checkpoint / RECORD, json.dumps(record, indent=2) + "\n")
 
     def remove_old(self) -> None:
         """Leaves the last `engine.keep_last` checkpoints."""
         for old in self.checkpoints()[: -self.recipe.engine.keep_last]:
             # Out of sight first: one half removed must not pass for whole.
-            shutil.rmtree(old.rename(old.with_name(f".{old.name}")))
+            # On a network file system a file that is still open leaves its folder behind; the next start removes that.
+            shutil.rmtree(old.rename(old.with_name(f".{old.name}")), ignore_errors=True)
 
     def room(self) -> str:
         """How much the disk has left, and where to go: the end of an error message."""
@@ -155,8 +162,9 @@ class RunFolder:
             f"cluster.root=FOLDER on another disk. {kept[-1] if kept else 'No earlier checkpoint'} is whole"
         )
 
-    def _compare(self, there: dict[str, Any]) -> None:
-        different = [f"{k}={there.get(k)} there, {v} here" for k, v in self._fixed.items() if there.get(k) != v]
+    def compare(self, there: Mapping[str, Any]) -> None:
+        """Raises `ConfigError` where `there`, of an earlier start, is not what this one must keep."""
+        different = [f"{k}={there.get(k)} there, {v} here" for k, v in self.fixed.items() if there.get(k) != v]
         if different:
             raise ConfigError(
                 f"'{self.root}' holds an unfinished run of another recipe ({'; '.join(different)}); write run=OTHER, or "

@@ -4,18 +4,18 @@ Megatron writes into the folder by its final name and then that name's number in
 a large model are terabytes: their sizes are recorded, not their hashes.
 """
 
+import json
 import shutil
 from pathlib import Path
 
 from data_prep.files import write_text
+from launch.checkpoints import TRACKER, latest_iteration
 from launch.run_folder import RECORD, RunFolder, sizes
-
-TRACKER = "latest_checkpointed_iteration.txt"
 
 
 def settle(run: RunFolder) -> None:
     """Records what has been written whole since the last call, and removes what is older than `engine.keep_last`."""
-    latest = _latest(run)
+    latest = latest_iteration(run.root / "checkpoints")
     for folder in _folders(run):
         if _iteration(folder) <= latest and not (folder / RECORD).exists():
             run.write_record(folder, _iteration(folder) + 1, sizes(folder))
@@ -23,15 +23,27 @@ def settle(run: RunFolder) -> None:
 
 
 def remove_parts(run: RunFolder) -> None:
-    """Removes what a killed job had half written."""
-    settle(run)
-    for folder in _folders(run):
-        if not (folder / RECORD).exists():
+    """Records what a killed job wrote whole at its end, and removes what it had half written.
+
+    Raises `ConfigError` where that job was of another recipe.
+    """
+    latest = latest_iteration(run.root / "checkpoints")
+    unrecorded = [folder for folder in _folders(run) if not (folder / RECORD).exists()]
+    if any(_iteration(folder) <= latest for folder in unrecorded):
+        if (begun := run.root / "checkpoints" / RECORD).exists():
+            run.compare(json.loads(begun.read_text()))
+        settle(run)
+    for folder in unrecorded:
+        if folder.exists() and not (folder / RECORD).exists():
             shutil.rmtree(folder)
 
 
 def go_on_from(run: RunFolder, checkpoint: Path | None) -> str:
-    """Makes `checkpoint` the one that Megatron loads; what slime's `--load` gets: the base where there is none."""
+    """Makes `checkpoint` the one that Megatron loads; what slime's `--load` gets: the base where there is none.
+
+    What the run must keep is written beside them, for a start after this one.
+    """
+    write_text(run.root / "checkpoints" / RECORD, json.dumps(run.fixed, indent=2) + "\n")
     tracker = run.root / "checkpoints" / TRACKER
     if checkpoint is None:
         tracker.unlink(missing_ok=True)
@@ -46,11 +58,3 @@ def _folders(run: RunFolder) -> list[Path]:
 
 def _iteration(folder: Path) -> int:
     return int(folder.name.removeprefix("iter_"))
-
-
-def _latest(run: RunFolder) -> int:
-    """The last iteration that was written whole; -1 where none was, or where Megatron is about to say so."""
-    try:
-        return int((run.root / "checkpoints" / TRACKER).read_text())
-    except (FileNotFoundError, ValueError):
-        return -1

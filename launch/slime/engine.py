@@ -3,9 +3,9 @@
 import contextlib
 import json
 import os
-import re
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from launch.processes import end, end_session, end_with_parent
 from launch.retries import retrying
 from launch.run_folder import RunFolder
 from launch.slime import checkpoints, job
+from launch.slime.failure import failure
 from recipes.compose import REPO, in_ray_job
 from recipes.config import Recipe
-from recipes.errors import DivergedError, TrainError
+from recipes.errors import TrainError
 
 LOG = "train.log"  # everything that slime and its processes say, start after start
 _POLL_S = 0.5
@@ -37,8 +38,7 @@ def train(plan: Plan, run: RunFolder, console: Console) -> Path:
 
 def _attempt(plan: Plan, run: RunFolder, console: Console) -> Path:
     total = plan.schedule.num_steps
-    checkpoints.remove_parts(run)
-    completed, checkpoint, note = run.open()
+    completed, checkpoint, note = run.open(partial(checkpoints.remove_parts, run))
     if note:
         console.print(note)
     if completed < total:
@@ -54,7 +54,7 @@ def _attempt(plan: Plan, run: RunFolder, console: Console) -> Path:
 
 def start(recipe: Recipe, run: RunFolder, completed: int, total: int, console: Console) -> None:
     """One start of slime on the `job.json` that was written, from `completed` steps to `total`. Raises `TrainError` where it does
-    not come so far."""
+    not come so far, `CheckpointError` where the disk is full."""
     path = run.root / metrics.NAME
     metrics.keep(path, completed)
     console.print(f"slime's log: {run.root / LOG}")
@@ -76,9 +76,10 @@ def start(recipe: Recipe, run: RunFolder, completed: int, total: int, console: C
                     f"slime said nothing for engine.timeout={recipe.engine.timeout} s; raise it, or read {run.root / LOG}"
                 )
             time.sleep(_POLL_S)
+    reached = metrics.completed(run.root)
     if status:
-        raise _failure(run, status)
-    if (reached := metrics.completed(run.root)) != total:
+        raise failure(run, run.root / LOG, slime.logged, status, reached + 1)
+    if reached != total:
         raise TrainError(f"slime ended after step {reached} of {total} without an error; see {run.root / LOG}")
 
 
@@ -106,12 +107,14 @@ class Slime:
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run
+        self.logged = 0  # bytes of the log before this start
         self._started: set[psutil.Process] = set()
 
     def __enter__(self) -> "Slime":
         python, given = str(self.run.recipe.engine.python), json.loads((self.run.root / "job.json").read_text())
         own = {} if in_ray_job() else own_ray()
         with (self.run.root / LOG).open("ab") as log:
+            self.logged = log.tell()
             self._process = subprocess.Popen(
                 [python, str(REPO / "launch" / "slime" / "driver.py"), str(self.run.root)],
                 env={**own, **os.environ, **given["env_vars"]},
@@ -140,18 +143,3 @@ class Slime:
 def _modified(path: Path) -> float:
     """When a file was last written, on the monotonic clock."""
     return time.monotonic() - max(0.0, time.time() - path.stat().st_mtime)
-
-
-def _failure(run: RunFolder, status: int) -> TrainError:
-    """What the end of the log says of it."""
-    lines = (run.root / LOG).read_text(errors="replace").splitlines()[-400:]
-    causes = [m for line in lines if (m := re.search(r"\b(\w*(?:Error|Exception)): (.+)", line))]
-    named = [m for m in causes if m[1] in ("TrainError", "DivergedError", "CheckpointError", "OutOfMemoryError")]
-    tail = "\n".join(lines[-15:])
-    where = f"\nThe end of {run.root / LOG}:\n{tail}"
-    if not causes:
-        return TrainError(f"slime ended with status {status}{where}")
-    found = (named or causes)[-1]
-    if found[1] == "DivergedError":
-        return DivergedError(found[2], f"see {run.root / LOG}")
-    return TrainError(f"slime failed: {found[1]}: {found[2]}{where}")
