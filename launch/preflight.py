@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from data_prep.fetch import is_hub_id
 from launch import preflight_checkpoint as checkpoint
 from launch.checklist import Found, Row, check
+from launch.run_folder import held
 from recipes import planner
 from recipes.compose import in_ray_job
 from recipes.config import EngineName, Recipe
@@ -247,6 +248,9 @@ def room(r: Recipe) -> Found:
     free, one = shutil.disk_usage(there).free, disk(r)
     needed = (r.engine.keep_last + 1) * one.checkpoint + one.export
     text = f"{gigabytes(free)} GB free"
+    if own := held(r):
+        free += own
+        text += f", {gigabytes(own)} GB of this run there"
     limit = f"{gigabytes(needed)} GB: {r.engine.keep_last + 1} checkpoints and the export"
     if free >= needed:
         return Found(text, limit)

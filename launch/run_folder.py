@@ -219,6 +219,15 @@ def _fixed(r: Recipe, data: Dataset, heldout: Dataset | None) -> dict[str, Any]:
     }
 
 
+def held(r: Recipe) -> int:
+    """Bytes of the checkpoints and the export that an unfinished run of this name has on the disk: what it goes on with, and
+    replaces. A finished one's stay."""
+    root = run_folder(r)
+    if (root / "report.html").exists():
+        return 0
+    return sum(sum(sizes(root / name).values()) for name in ("checkpoints", "hf"))
+
+
 def check_room(recipe: Recipe, needed: int) -> None:
     """Refuses to start where `cluster.root` has not room for `needed` bytes."""
     root = Path(recipe.cluster.root)

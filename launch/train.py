@@ -7,7 +7,7 @@ from rich.console import Console
 
 from launch import checklist, preflight, prepare, report
 from launch.plan import Plan
-from launch.run_folder import RunFolder, check_room
+from launch.run_folder import RunFolder, check_room, held
 from recipes.checkpoint_config import check_checkpoint
 from recipes.config import EngineName, Recipe
 from recipes.context import check_context
@@ -68,7 +68,7 @@ def _embedded(plan: Plan, run: RunFolder, console: Console) -> bool:
         preflight.check_memory(plan.recipe)
     # Weights, two moments and fp32 copies for every checkpoint kept, and one being written.
     weights = sum(f.stat().st_size for f in Path(plan.recipe.model.checkpoint).glob("*.safetensors"))
-    check_room(plan.recipe, 4 * weights * (plan.recipe.engine.keep_last + 1))
+    check_room(plan.recipe, 4 * weights * (plan.recipe.engine.keep_last + 1) - held(plan.recipe))
     return engine.train(plan, run, console)
 
 

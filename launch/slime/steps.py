@@ -110,6 +110,8 @@ class Log(logging.Handler):
         try:
             logged = ast.literal_eval(figures)
         except ValueError as error:
+            if not re.search(r"\b(nan|inf)\b", figures):
+                raise TrainError(f"slime logged {figures}: this slime is not the pinned one") from error
             raise DivergedError(
                 figures, "which is not finite; a smaller optim.lr with run=OTHER may mend it"
             ) from error

@@ -13,6 +13,7 @@ from launch.checklist import Found, check, refuse
 from launch.preflight import check_memory
 from recipes.compose import compose_recipe
 from recipes.errors import ConfigError, DataError, PreflightError
+from recipes.memory import disk
 from tests.launch.support import limi, recipe_of
 
 GLM = ("model=glm4.5-tiny", "engine=slime", "cluster.gpus_per_node=2")
@@ -239,6 +240,22 @@ def test_sequences_that_slime_would_train_wrongly_are_refused(spans, what):
     assert preflight.supervision(packed([(2, 4)])).found == "4"
     row = preflight.supervision(packed(spans))
     assert row.red and row.found == what
+
+
+def test_a_run_that_goes_on_needs_no_second_room_for_what_it_has(tmp_path, monkeypatch):
+    recipe = compose_recipe(["model=qwen3-tiny", "engine=slime", f"cluster.root={tmp_path}", "run=room"])
+    one = disk(recipe)
+    full = shutil.disk_usage("/")._replace(free=one.checkpoint + one.export)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    assert preflight.room(recipe).red
+    checkpoints = tmp_path / "runs" / "room" / "checkpoints"
+    for step in (99, 199):
+        (checkpoints / f"iter_{step:07}").mkdir(parents=True)
+        with (checkpoints / f"iter_{step:07}" / ".metadata").open("wb") as file:
+            file.truncate(one.checkpoint)
+    assert not preflight.room(recipe).red
+    (tmp_path / "runs" / "room" / "report.html").write_text("finished: it moves aside and stays")
+    assert preflight.room(recipe).red
 
 
 def test_a_disk_without_room_for_the_checkpoints_is_refused(root):

@@ -10,7 +10,7 @@ from launch import metrics
 from launch.plan import Plan
 from launch.slime import steps
 from recipes.compose import run_folder
-from recipes.errors import DivergedError
+from recipes.errors import DivergedError, TrainError
 from tests.launch.support import recipe_of
 
 
@@ -55,3 +55,10 @@ def test_a_step_that_is_not_finite_or_leaps_is_a_divergence(log):
         logged("step 1: {'train/loss': 10.1, 'train/grad_norm': 1.0}")
     with pytest.raises(DivergedError, match="is not finite"):
         logged("step 2: {'train/loss': nan, 'train/grad_norm': 1.0}")
+
+
+def test_figures_that_are_no_numbers_are_no_divergence(log):
+    log.begin(1e-3)
+    with pytest.raises(TrainError, match="this slime is not the pinned one") as raised:
+        logged("step 0: {'train/loss': tensor(2.0, device='cuda:0'), 'train/grad_norm': 1.0}")
+    assert not isinstance(raised.value, DivergedError)
