@@ -93,6 +93,12 @@ class RunFolder:
             raise PreflightError(
                 f"run={self.recipe.run} is being trained by another process; wait for it, or write run=OTHER"
             ) from error
+        except OSError as error:
+            lock.close()
+            raise PreflightError(
+                f"'{lock.name}' cannot be locked ({error.strerror}), so that two commands could train into one folder; mount its "
+                "file system with locks (Lustre: -o flock), or write cluster.root=FOLDER on another"
+            ) from error
         self._lock = lock
 
     def checkpoints(self) -> list[Path]:

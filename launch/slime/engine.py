@@ -91,15 +91,20 @@ class Lines:
         self.seen = path.stat().st_size if path.exists() else 0
 
     def read(self) -> list[dict[str, Any]]:
-        """Whole lines since the last call."""
+        """Whole lines since the last call. What another node has half written is left for the next."""
         if not self.path.exists():
             return []
         with self.path.open("rb") as file:
             file.seek(self.seen)
             new = file.read()
-        new = new[: new.rfind(b"\n") + 1]
-        self.seen += len(new)
-        return [json.loads(line) for line in new.splitlines()]
+        found = []
+        for line in new[: new.rfind(b"\n") + 1].splitlines(keepends=True):
+            try:
+                found.append(json.loads(line))
+            except ValueError:  # a network file system may show zeros where a line will be
+                break
+            self.seen += len(line)
+        return found
 
 
 class Slime:

@@ -1,9 +1,13 @@
 """Which checkpoint is whole, which is kept, and what a second start finds."""
 
+import errno
+import fcntl
+import os
+
 import pytest
 
 from launch.run_folder import RunFolder
-from recipes.errors import CheckpointError, ConfigError
+from recipes.errors import CheckpointError, ConfigError, PreflightError
 from tests.launch.support import recipe_of
 
 
@@ -116,3 +120,12 @@ def test_a_replay_starts_from_the_last_whole_checkpoint_before_its_step(root, sp
     assert [run.before(step)[0] for step in (31, 30, 11, 10)] == [30, 20, 10, 0]
     spoil(run.root / "checkpoints" / "step_000020")
     assert [run.before(step)[0] for step in (31, 30)] == [30, 10]
+
+
+def test_a_file_system_without_locks_is_refused_with_the_way_out(root, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with pytest.raises(PreflightError, match=r"cannot be locked \(Function not implemented\).*Lustre: -o flock"):
+        opened(root, "run=unlocked")

@@ -238,3 +238,15 @@ def test_a_folder_that_cannot_be_emptied_does_not_end_training(root, tmp_path, m
     monkeypatch.setattr(os, "rmdir", busy)
     checkpoints.settle(run)
     assert run.checkpoints() == [newer]
+
+
+def test_lines_are_shown_once_they_are_whole(tmp_path):
+    path = tmp_path / metrics.NAME
+    path.write_bytes(b'{"step": 1}\n')
+    lines = engine.Lines(path)
+    assert lines.read() == []
+    path.write_bytes(b'{"step": 1}\n{"step": 2}\n' + bytes(12) + b'\n{"step')  # as NFS may show it
+    assert lines.read() == [{"step": 2}]
+    assert lines.read() == []
+    path.write_bytes(b'{"step": 1}\n{"step": 2}\n{"step": 33}\n{"step": 4}\n')
+    assert lines.read() == [{"step": 33}, {"step": 4}]
