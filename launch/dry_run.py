@@ -1,7 +1,6 @@
 """`dry_run=true`: the whole recipe and what would run."""
 
 import itertools
-import json
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
@@ -34,20 +33,24 @@ def show(stage: Callable[[Recipe, Console], None], recipe: Recipe, console: Cons
 
 
 def _show_job(recipe: Recipe, console: Console) -> None:
-    """What would be submitted to the cluster, with the layout that the plan settles on; writes `job.json`."""
+    """What would be submitted to the cluster, with the layout that the plan settles on; writes `job.json`, and leaves that of a
+    run which has begun."""
     from launch import prepare
     from launch.slime import job
     from recipes import planner
 
     made = planner.plan(recipe, prepare.sequences(recipe, console))
-    path = job.write(made.recipe, made.schedule.num_steps, made.recipe.model.checkpoint)
-    submitted = json.loads(path.read_text())
+    steps, base = made.schedule.num_steps, made.recipe.model.checkpoint
+    submitted = job.job(made.recipe, steps, base, save=True)
     console.print("  submit   python3 " + submitted["entrypoint"])
     for flag, values in _grouped(submitted["argv"]):
         console.print(f"             {flag} {' '.join(values)}".rstrip())
     for name, value in submitted["env_vars"].items():
         console.print(f"  env      {name}={value}")
-    console.print(f"  job      {path}")
+    if (begun := run_folder(recipe) / "plan.json").exists():
+        console.print(f"  job      not written: '{begun.parent}' has begun and keeps its own")
+    else:
+        console.print(f"  job      {job.write(made.recipe, steps, base)}")
 
 
 def _grouped(words: list[str]) -> Iterator[tuple[str, list[str]]]:

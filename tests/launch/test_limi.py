@@ -73,6 +73,21 @@ def test_a_root_that_cannot_be_written_is_refused():
     assert "cluster.root=FOLDER" in done.stderr
 
 
+def test_a_dry_run_leaves_a_run_that_has_begun_as_it_is(tmp_path):
+    words = ["model=qwen3-tiny", "engine=slime", f"cluster.root={tmp_path}", "run=begun", "dry_run=true"]
+    run = tmp_path / "runs" / "begun"
+    done = limi(*words)
+    assert done.returncode == 0, done.stderr
+    assert f"job      {run / 'job.json'}" in done.stdout
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    assert "job.json" in before
+    (run / "plan.json").write_text("{}")
+    done = limi(*words, "optim.lr=0.5")
+    assert done.returncode == 0, done.stderr
+    assert "--lr 0.5" in done.stdout and "has begun and keeps its own" in done.stdout
+    assert {name: (run / name).read_bytes() for name in before} == before
+
+
 def test_dry_run_prints_the_recipe_and_writes_nothing(tmp_path):
     done = limi(f"cluster.root={tmp_path}", "dry_run=true", "optim.lr=2e-5", "model=glm4.5-tiny")
     assert done.returncode == 0
