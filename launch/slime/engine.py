@@ -60,7 +60,7 @@ def start(recipe: Recipe, run: RunFolder, completed: int, total: int, console: C
     console.print(f"slime's log: {run.root / LOG}")
     lines = Lines(path)
     with Slime(run) as slime, progress.training(console, total, completed) as advance:
-        heard = time.monotonic()
+        heard, said = time.monotonic(), slime.logged
         while True:
             status = slime.status()
             for line in lines.read():
@@ -70,7 +70,9 @@ def start(recipe: Recipe, run: RunFolder, completed: int, total: int, console: C
             checkpoints.settle(run)
             if status is not None:
                 break
-            heard = max(heard, _modified(run.root / LOG))
+            # Not by when the log was written: a file server's clock may be off by more than the limit.
+            if (size := (run.root / LOG).stat().st_size) != said:
+                heard, said = time.monotonic(), size
             if time.monotonic() - heard > recipe.engine.timeout:
                 raise TrainError(
                     f"slime said nothing for engine.timeout={recipe.engine.timeout} s; raise it, or read {run.root / LOG}"
@@ -143,8 +145,3 @@ class Slime:
         # By SIGTERM Ray's driver takes Ray's own processes along.
         end_session(self._process, patience=15.0)
         end(self._started, patience=10.0)
-
-
-def _modified(path: Path) -> float:
-    """When a file was last written, on the monotonic clock."""
-    return time.monotonic() - max(0.0, time.time() - path.stat().st_mtime)

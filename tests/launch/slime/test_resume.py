@@ -250,3 +250,22 @@ def test_lines_are_shown_once_they_are_whole(tmp_path):
     assert lines.read() == []
     path.write_bytes(b'{"step": 1}\n{"step": 2}\n{"step": 33}\n{"step": 4}\n')
     assert lines.read() == [{"step": 33}, {"step": 4}]
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("sleep 60", "slime said nothing for engine.timeout=2 s; raise it"),
+        # A file server whose clock is behind.
+        ("for i in 1 2 3 4 5 6 7 8; do echo $i; touch -d '2 hours ago' train.log; sleep 0.5; done; exit 3", "status 3"),
+    ],
+)
+def test_silence_is_counted_and_a_log_that_grows_is_not_silent(root, tmp_path, script, said):
+    run = begun(tmp_path, root, "engine.timeout=2", f"engine.python={tmp_path}/python")
+    run.open()
+    (run.root / "job.json").write_text('{"env_vars": {}}')
+    (tmp_path / "python").write_text(f"#!/bin/sh\n{script}\n")
+    (tmp_path / "python").chmod(0o755)
+    with pytest.raises(TrainError, match=said):
+        engine.start(run.recipe, run, 0, 5, Console(file=io.StringIO()))
+    assert not [p for p in psutil.Process().children() if str(tmp_path) in " ".join(p.cmdline())]
