@@ -58,7 +58,7 @@ def main(words: list[str]) -> int:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    """SIGTERM, as `ray job stop` sends it, ends a stage as Ctrl-C does, everything started here first; training steps save."""
+    """SIGTERM, as `ray job stop` sends it, ends a stage as Ctrl-C does, everything started here first; the embedded engine saves."""
     raise KeyboardInterrupt
 
 

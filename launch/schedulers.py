@@ -25,7 +25,8 @@ _SLURM = """\
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node={gpus}
 #SBATCH --exclusive
-# What a site decides are options of sbatch; by the last one training saves the step it is at, 600 s before its time is over:
+# What a site decides are options of sbatch; the last one ends training in order 600 s before its time is over. It goes on from its
+# last checkpoint, of engine.save_steps:
 #   sbatch --partition=NAME --account=NAME --time=24:00:00 --signal=B:TERM@600 THIS_FILE
 # Nodes run what is installed on them, or, with Pyxis, a container: LIMI_IMAGE={image} sbatch THIS_FILE
 # Keys of the Hub and of W&B are taken from the environment of sbatch.

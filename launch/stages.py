@@ -171,7 +171,7 @@ def attach(recipe: Recipe, console: Console) -> None:
 
 
 def stop(recipe: Recipe, console: Console) -> None:
-    """Stops the run's last job on the cluster; training saves the step it is at."""
+    """Stops the run's last job on the cluster; `train` goes on from its last checkpoint."""
     from launch import submit
 
     submit.stop(recipe, console)

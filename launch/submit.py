@@ -77,7 +77,7 @@ def attach(recipe: Recipe, console: Console) -> None:
 
 
 def stop(recipe: Recipe, console: Console) -> None:
-    """Stops the run's last job and waits for its end; training saves the step it is at. Raises `TrainError` where it goes on."""
+    """Stops the run's last job and waits for its end; the embedded engine saves its step. Raises `TrainError` where it goes on."""
     client = connect(recipe)
     job = newest(client, recipe)
     if job.ended:
