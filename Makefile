@@ -16,6 +16,8 @@ SLIME_READY := .venv-slime/.ready
 SLIME_PYTHON := $(CURDIR)/.venv-slime/bin/python
 endif
 export SLIME_ROOT MEGATRON_ROOT SLIME_PYTHON
+else ifneq ($(filter command,$(origin SLIME_ROOT) $(origin MEGATRON_ROOT)),)
+$(error SLIME_ROOT='$(SLIME_ROOT)' and MEGATRON_ROOT='$(MEGATRON_ROOT)' go together: write SLIME_ROOT=FOLDER MEGATRON_ROOT=FOLDER)
 endif
 
 # What make and this file read themselves; everything else the user wrote is an override for Hydra.
@@ -75,7 +77,7 @@ plan: $(READY) ## Layout, memory, steps, time and cost of MODEL on cluster=NAME,
 	@$(call LIMI,plan)
 
 .PHONY: check
-check: $(READY) ## Everything that would end or spoil a run, before a GPU is held
+check: $(READY) $(SLIME_READY) ## Everything that would end or spoil a run, before a GPU is held
 	@$(call LIMI,check)
 
 .PHONY: train

@@ -4,11 +4,13 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from recipes.errors import LimiError, PreflightError
+
+NOT_KNOWN = "not known without what is red"
+WIDE = 140  # columns, from which on every row has room for what it protects from
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,7 @@ def check(name: str, protects: str) -> Callable[[Callable[..., Found]], Callable
     def made(look: Callable[..., Found]) -> Callable[..., Row]:
         @functools.wraps(look)
         def row(*arguments: object) -> Row:
-            if any(a is None for a in arguments):
-                found = Found("not known without what is red", judged=False)
-            else:
-                found = _looked(look, arguments)
+            found = Found(NOT_KNOWN, judged=False) if any(a is None for a in arguments) else _looked(look, arguments)
             return Row(name, protects, found.text, found.limit, found.mend, found.judged)
 
         return row
@@ -69,25 +68,33 @@ def _looked(look: Callable[..., Found], arguments: Sequence[object]) -> Found:
         )
 
 
-def table(rows: Sequence[Row]) -> Table:
-    out = Table(
-        title="Before a GPU is held", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, expand=True
-    )
-    out.add_column("", width=4)
-    out.add_column("check, protects from", ratio=3)
-    out.add_column("found, mended by", ratio=4, overflow="fold")
-    out.add_column("limit", ratio=3, overflow="fold")
+def table(rows: Sequence[Row], width: int) -> Table:
+    """A line a check; what is not known yet is listed in the last. width: columns of the terminal, `WIDE` ones show from what
+    each protects; `refuse` says it of the red ones, with what mends them."""
+    wide = width >= WIDE
+    out = Table(title="Before a GPU is held", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    out.add_column("", no_wrap=True)
+    out.add_column("check", no_wrap=True)
+    out.add_column("found (limit)", overflow="fold")
+    if wide:
+        out.add_column("protects from", style="dim")
     for r in rows:
+        if r.found == NOT_KNOWN:
+            continue
         mark = Text("FAIL", "bold red") if r.red else Text("pass", "green") if r.judged else Text("–", "dim")
-        found = Text(r.found)
-        if r.red:
-            found.append(f"\n→ {r.mend}", "yellow")
-        out.add_row(mark, Text(r.name, "bold").append(f": {r.protects}", "not bold dim"), found, r.limit)
+        found = Text(r.found).append(f" ({r.limit})" if r.limit and r.limit != r.found else "", "dim")
+        out.add_row(mark, Text(r.name, "bold"), found, *([r.protects] if wide else []))
+    if unknown := [r.name for r in rows if r.found == NOT_KNOWN]:
+        out.add_row(Text("–", "dim"), "", Text(f"{NOT_KNOWN}: {', '.join(unknown)}", "dim"))
     return out
 
 
 def refuse(rows: Sequence[Row]) -> None:
-    """Raises `PreflightError` with every red row and what mends it."""
-    red = [f"  {r.name}: {r.found}{f' (limit: {r.limit})' if r.limit else ''}; {r.mend}" for r in rows if r.red]
+    """Raises `PreflightError` with every red row, from what it protects and what mends it."""
+    red = [r for r in rows if r.red]
     if red:
-        raise PreflightError("\n".join([f"{len(red)} of {len(rows)} checks failed:", *red]))
+        text = [
+            f"  {r.name}: {r.found}{f' (limit: {r.limit})' if r.limit else ''}\n    protects from {r.protects}\n    → {r.mend}"
+            for r in red
+        ]
+        raise PreflightError("\n".join([f"{len(red)} of {len(rows)} checks failed:", *text]))

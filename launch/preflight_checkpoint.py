@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.checklist import Found, check
+from launch.fetch import local_checkpoint
 from recipes.checkpoint_config import differences
 from recipes.config import Recipe
 from recipes.errors import ConfigError
@@ -26,6 +27,7 @@ def folder(r: Recipe) -> Path | None:
 @check("model", "training another model than the checkpoint's, which slime does without a word")
 def model(r: Recipe) -> Found:
     if (here := folder(r)) is None:
+        local_checkpoint(r)  # says how to fetch one of the hub
         raise ConfigError(
             f"no config.json in '{r.model.checkpoint}'; write model.checkpoint=FOLDER of a Hugging Face checkpoint of {r.model.name}"
         )

@@ -103,8 +103,8 @@ def check(recipe: Recipe, console: Console) -> None:
     if recipe.engine.name is EngineName.slime:
         from launch.slime import preflight as on_cluster
 
-        rows += on_cluster.connected_rows(recipe)
-    console.print(checklist.table(rows))
+        rows += on_cluster.connected_rows(recipe, console)
+    console.print(checklist.table(rows, console.width))
     checklist.refuse(rows)
 
 

@@ -79,8 +79,7 @@ def _through_slime_plan(recipe: Recipe, console: Console) -> Plan:
 
     prepare.base(recipe, console)
     rows = preflight.rows(recipe, lambda: prepare.packed(recipe, console))
-    with console.status("Checking the cluster"):
-        rows += on_cluster.connected_rows(recipe, 0.0 if on_cpu(recipe) else on_cluster.NETWORK_S)
+    rows += on_cluster.connected_rows(recipe, console, 0.0 if on_cpu(recipe) else on_cluster.NETWORK_S)
     checklist.refuse(rows)
     return prepare.plan(recipe, console)
 

@@ -65,13 +65,24 @@ def _checked(word: str, names: dict[str, Any]) -> str:
     plain = name.lstrip("+~")
     inside_dict = any(plain.startswith(f"{n}.") for n, kind in names.items() if getattr(kind, "__origin__", 0) is dict)
     if name != plain or not (plain in names or plain in GROUPS or inside_dict):
-        near = difflib.get_close_matches(plain, [*names, *GROUPS], n=1, cutoff=0.0)
-        raise ConfigError(f"unknown option '{name}'; the nearest is '{near[0]}': write {near[0]}={value}")
+        raise ConfigError(f"unknown option '{name}'; {_instead(plain, value, [*names, *GROUPS])}")
     if plain in GROUPS:
         _check_choice(plain, value)
     if inside_dict:
         return f"++{plain}={_quoted(value)}"
     return f"{plain}={_quoted(value)}" if _is_text(names.get(plain)) else f"{plain}={value}"
+
+
+def _instead(name: str, value: str, options: list[str]) -> str:
+    """What to write in the place of a name that is not there: the nearest one, in either case, or by its last part alone."""
+    whole = {o.casefold(): o for o in options}
+    known = {o.rpartition(".")[2].casefold(): o for o in reversed(options)} | whole
+    for among, cutoff in ((known, 0.7), (whole, 0.0)):
+        if near := difflib.get_close_matches(name.casefold(), among, n=1, cutoff=cutoff):
+            break
+        if name.isupper():
+            return f"a variable of the environment stands before the command: {name}={value} make ..."
+    return f"the nearest is '{among[near[0]]}': write {among[near[0]]}={value}"
 
 
 def _quoted(value: str) -> str:

@@ -96,7 +96,7 @@ def _grid(r: Recipe) -> Iterator[str]:
             if local
             else f"cluster.nodes={needed // r.cluster.gpus_per_node}"
         )
-        yield f"{size} does not divide {_ranks(r)}; write {more} or smaller degrees, or layout=auto"
+        yield f"{size} does not divide {_ranks(r)}; write {more} or smaller degrees, or leave them out"
     elif p.dp is not None and p.dp != data_parallel(r):
         yield f"dp {p.dp} x {size} is not {_ranks(r)}; leave layout.dp out, or write layout.dp={data_parallel(r)}"
 

@@ -181,6 +181,8 @@ def warnings(p: RunPlan) -> Iterator[str]:
             f"warmup_fraction {optim.warmup_fraction:g} wins over warmup_steps {optim.warmup_steps}, and the first step's rate "
             "is zero: that step changes nothing"
         )
+    if optim.lr > 1e-2:
+        yield f"optim.lr {optim.lr:g} moves every weight by about as much in each step, and none is that large; write optim.lr=1e-5"
     if optim.batch_size > rows:
         yield f"optim.batch_size {optim.batch_size} is more than the {rows} trajectories of an epoch: every step holds all"
     cap = layout.max_tokens_per_gpu * layout.cp

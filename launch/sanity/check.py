@@ -33,10 +33,15 @@ def check(plan: Plan, run: RunFolder, console: Console) -> list[Check]:
     assert plan.heldout is not None
     trained, heldout = list(checks.turns(plan.data)), list(checks.turns(plan.heldout))
     tokenizer = load_tokenizer(run.hf)
+    turns = 2 * len(trained) + len(heldout)
+    # A job's log is no terminal: no bar shows there.
+    console.print(
+        f"asking SGLang for {turns} turns of the export and the base, minutes on a CPU: {run.root / 'sglang.log'}"
+    )
     with ExitStack() as stack:
         with console.status("Starting SGLang"):
             server = stack.enter_context(Server(recipe, run.hf, run.root / "sglang.log"))
-        ask = stack.enter_context(_progress(console, 2 * len(trained) + len(heldout)))
+        ask = stack.enter_context(_progress(console, turns))
         done = [checks.served(server, json.loads((run.hf / "config.json").read_text())["architectures"][0])]
         after, new = ask(server, trained), ask(server, heldout)
         done += [

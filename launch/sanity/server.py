@@ -124,6 +124,11 @@ class Server:
         except urllib.error.HTTPError as error:
             text = error.read().decode(errors="replace")[:500]
             raise SanityError(f"SGLang answered {error.code} to {request.selector}: {text}") from error
+        except TimeoutError as error:
+            raise SanityError(
+                f"SGLang did not answer {request.selector} within sanity.timeout={self.recipe.sanity.timeout} s; write "
+                f"sanity.timeout={2 * self.recipe.sanity.timeout}, or read {self.log}"
+            ) from error
         except (OSError, json.JSONDecodeError) as error:
             self._check_alive()
             raise SanityError(

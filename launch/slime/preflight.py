@@ -11,6 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from rich.console import Console
 
 from launch.checklist import Found, Row, check
 from launch.connection import connected
@@ -22,6 +23,7 @@ from launch.slime.pins import PACKAGES
 from launch.slime.preflight_node import Reports, listed
 from recipes.compose import in_ray_job
 from recipes.config import Recipe
+from recipes.errors import PreflightError
 from recipes.layout import world_size
 
 ANSWER_S = 60.0  # longest wait for what a node says of itself: a first process there imports its packages
@@ -35,12 +37,16 @@ class Known:
     alive: dict[str, dict[str, Any]] | None = None  # Ray's nodes by address
     taken: list[dict[str, Any]] | None = None  # those with enough GPUs, as many as the recipe takes
     reports: Reports | None = None
+    paths: list[str] | None = None  # checkpoint and data, where both are here
     answering: dict[str, dict[str, Any]] | None = None  # nodes that reported
 
 
-def connected_rows(r: Recipe, seconds: float = NETWORK_S) -> list[Row]:
+def connected_rows(r: Recipe, console: Console, seconds: float = NETWORK_S) -> list[Row]:
     """The checks on the Ray of this job, or of this machine, connected to for as long; whether there is one is the first.
     seconds: as `rows` takes them."""
+    console.print(
+        "Checking the cluster, half a minute to two"
+    )  # a job's log is no terminal: nothing turns there meanwhile
     found: list[Row] = []
     return [reach(r, found, seconds), *found]
 
@@ -50,8 +56,19 @@ def reach(r: Recipe, found: list[Row], seconds: float) -> Found:
     # Ray takes a core for a GPU where there are none: slime's ranks are placed by it.
     with connected(num_gpus=world_size(r) if on_cpu(r) else None):
         version = f"Ray {ray.__version__}"
+        _refuse_alone(r)
         found += rows(r, seconds)
     return Found(version)
+
+
+def _refuse_alone(r: Recipe) -> None:
+    """Raises `PreflightError` where this machine's own Ray cannot be the recipe's cluster, whatever else is right."""
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    if not in_ray_job() and not on_cpu(r) and (r.cluster.nodes > 1 or not gpus):
+        raise PreflightError(
+            f"cluster.address is not set, and this machine alone has {gpus} of the {world_size(r)} GPUs; write "
+            "cluster.address=http://HEAD:8265"
+        )
 
 
 def rows(r: Recipe, seconds: float = NETWORK_S, start: float = network.START_S) -> list[Row]:
@@ -60,16 +77,16 @@ def rows(r: Recipe, seconds: float = NETWORK_S, start: float = network.START_S) 
     known = Known()
     return [
         nodes(r, known),
-        free_gpus(r),
+        free_gpus(r, known.taken),
         cpus(r, known.taken),
         answers(r, known, known.alive),
-        here.numpy(known.reports),
+        here.numpy(r, known.reports),
         here.software(known.reports),
         here.transformer_engine(r, known.reports),
         here.slime(r, known.reports),
         here.megatron(r, known.reports),
         here.packages(known.reports),
-        here.files(r, known.reports),
+        here.files(r, known.reports, known.paths),
         here.shared_memory(r, known.reports),
         here.locked_memory(r, known.reports),
         here.wandb(r, known.reports),
@@ -97,7 +114,7 @@ def nodes(r: Recipe, known: Known) -> Found:
 
 
 @check("free GPUs", "waiting for GPUs that another job holds")
-def free_gpus(r: Recipe) -> Found:
+def free_gpus(r: Recipe, taken: list[dict[str, Any]]) -> Found:
     free, wanted = int(ray.available_resources().get("GPU", 0)), world_size(r)
     mend = "wait for the job that holds them, or end it: ray job list, ray job stop ID"
     return Found(f"{free} free", f"{wanted}", "" if free >= wanted else mend)
@@ -119,6 +136,7 @@ def answers(r: Recipe, known: Known, alive: dict[str, dict[str, Any]]) -> Found:
     roots = str(r.engine.slime_root), str(r.engine.megatron_root)
     versions = ["numpy", "torch", "ray", "transformer_engine"]
     paths = [str(Path(r.model.checkpoint, "config.json")), r.data.out]
+    known.paths = paths if all(Path(path).exists() for path in paths) else None
     said, silent = _on_each(r, alive, node.report, lambda _: (versions, [*PACKAGES], *roots, paths))
     known.reports = said or None
     known.answering = {name: alive[name] for name in said} or None

@@ -17,12 +17,15 @@ NOT_ON_CPU = Found("not on a CPU", judged=False)
 
 
 @check("numpy", "slime's own assertion, at its start")
-def numpy(reports: Reports) -> Found:
+def numpy(r: Recipe, reports: Reports) -> Found:
     here = {name: str(report["versions"]["numpy"]) for name, report in reports.items()}
     good = {*here.values()} == {NUMPY}
-    return Found(
-        listed(here), NUMPY, "" if good else f"on these nodes: python3 -m pip install numpy=={NUMPY}, or {IMAGE}"
+    mend = (
+        "write SLIME_ROOT=FOLDER MEGATRON_ROOT=FOLDER on make's line: it sets up a Python with it"
+        if on_cpu(r)
+        else f"on these nodes: python3 -m pip install numpy=={NUMPY}, or {IMAGE}"
     )
+    return Found(listed(here), NUMPY, "" if good else mend)
 
 
 @check("software", "ranks that do not understand one another")
@@ -53,11 +56,16 @@ def slime(r: Recipe, reports: Reports) -> Found:
 def megatron(r: Recipe, reports: Reports) -> Found:
     found, root = _checkout(reports, "megatron", MEGATRON, str(r.engine.megatron_root)), str(r.engine.megatron_root)
     lacking = {n: ", ".join(p) for n, report in reports.items() if (p := report["patches"])}
-    lacking |= {
-        n: "slime's patches, which are not to be found" for n, report in reports.items() if report["patches"] is None
-    }
-    if found.mend or not lacking:
-        return found if found.mend else Found(f"{found.text}, patched", found.limit)
+    unsure = any(report["patches"] is None for report in reports.values())
+    if found.mend:
+        return found
+    if unsure and any(report["slime"] != SLIME for report in reports.values()):
+        return Found(f"{found.text}; whether it is patched shows once slime is right", found.limit, judged=False)
+    if unsure:
+        again = f"git -C {r.engine.slime_root} checkout -- docker/patch, or {IMAGE}"
+        return Found("slime's patches are not to be found", found.limit, again)
+    if not lacking:
+        return Found(f"{found.text}, patched", found.limit)
     patch = f"git -C {root} apply {r.engine.slime_root}/docker/patch/latest/megatron*.patch"
     return Found(f"without {listed(lacking)}", found.limit, f"{patch}, or {IMAGE}")
 
@@ -85,7 +93,8 @@ def packages(reports: Reports) -> Found:
 
 
 @check("files", "nodes that do not see the checkpoint or the data")
-def files(r: Recipe, reports: Reports) -> Found:
+def files(r: Recipe, reports: Reports, paths: list[str]) -> Found:
+    """paths: those that the reports are about, all of them here."""
     unseen = {name: ", ".join(report["unseen"]) for name, report in reports.items() if report["unseen"]}
     mend = "write model.checkpoint=FOLDER and data.out=FOLDER on the file system that every node sees"
     if unseen:

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import re
@@ -7,9 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from launch import preflight, preflight_checkpoint
-from launch.checklist import Found, check, refuse
+from launch.checklist import Found, check, refuse, table
 from launch.preflight import check_memory
 from recipes.compose import compose_recipe
 from recipes.errors import ConfigError, DataError, PreflightError
@@ -296,10 +298,25 @@ def test_all_red_rows_are_in_the_one_error():
         for name, mend in [("a", "write a=2"), ("b", ""), ("c", "write c=2")]
     ]
     with pytest.raises(
-        PreflightError, match=r"2 of 3 checks failed:\n  a: 3 \(limit: 2\); write a=2\n  c: 3 .*write c=2$"
+        PreflightError,
+        match=r"2 of 3 checks failed:\n  a: 3 \(limit: 2\)\n    protects from nothing\n    → write a=2\n  c: (.*\n)+    → write c=2$",
     ):
         refuse(rows)
     refuse(rows[1:2])
+
+
+def test_the_table_has_a_line_a_check_and_one_for_what_is_not_known():
+    rows = [
+        check(name, "harm")(lambda _: Found("3", "2"))(known) for name, known in [("a", 1), ("b", None), ("c", None)]
+    ]
+    shown = []
+    for width in (80, 160):
+        console = Console(width=width, file=io.StringIO())
+        console.print(table(rows, console.width))
+        shown.append([line.rstrip() for line in console.file.getvalue().splitlines()])
+    assert len(shown[0]) == len(shown[1]) == 4
+    assert shown[0][2].split() == ["pass", "a", "3", "(2)"] and shown[1][2].endswith("harm")
+    assert shown[0][3].endswith("not known without what is red: b, c")
 
 
 def test_make_check_of_the_embedded_engine(root):

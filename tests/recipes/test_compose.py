@@ -54,6 +54,10 @@ def test_environment_of_ranks_takes_any_name():
     ("words", "says"),
     [
         (["optim.lrr=1"], "'optim.lr'"),
+        (["lr=1"], "'optim.lr'"),
+        (["MODLE=qwen3-4b"], "'model'"),
+        (["CLUSTER=h100x8"], "write cluster=h100x8"),
+        (["HF_ENDPOINT=x"], "before the command: HF_ENDPOINT=x make"),
         (["+optim.lr=1"], "optim.lr=1"),
         (["+brand_new=1"], "unknown option"),
         (["++optim.lr=1"], "unknown option"),

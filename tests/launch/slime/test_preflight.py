@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from rich.console import Console
 
 from launch.slime import node, preflight, preflight_node
 from launch.slime.pins import MEGATRON, SLIME, TRANSFORMER_ENGINE
@@ -27,13 +28,13 @@ GOOD = {
     "shm": 10**12, "memlock": None, "infiniband": True, "wandb": True,
 }  # fmt: skip
 JUDGES = {
-    "numpy": lambda r, said: preflight_node.numpy(said),
+    "numpy": preflight_node.numpy,
     "software": lambda r, said: preflight_node.software(said),
     "Transformer Engine": preflight_node.transformer_engine,
     "slime": preflight_node.slime,
     "Megatron-LM": preflight_node.megatron,
     "packages": lambda r, said: preflight_node.packages(said),
-    "files": preflight_node.files,
+    "files": lambda r, said: preflight_node.files(r, said, ["/x/config.json"]),
     "shared memory": preflight_node.shared_memory,
     "locked memory": preflight_node.locked_memory,
 }
@@ -46,7 +47,7 @@ FAULTS = [
     ({"slime": "0" * 40}, "slime", f"{'0' * 40} on b", f"git -C /root/slime checkout {SLIME}"),
     ({"megatron": "0" * 40}, "Megatron-LM", "on b", f"git -C /root/Megatron-LM checkout {MEGATRON}"),
     ({"patches": ["megatron.patch"]}, "Megatron-LM", "without megatron.patch", "git -C /root/Megatron-LM apply"),
-    ({"patches": None}, "Megatron-LM", "which are not to be found", "git -C /root/Megatron-LM apply"),
+    ({"patches": None}, "Megatron-LM", "are not to be found", "git -C /root/slime checkout -- docker/patch"),
     ({"missing": ["hydra (ModuleNotFoundError)"]}, "packages", "hydra", "pip install hydra-core numpy==1.26.4"),
     ({"unseen": ["/x/config.json"]}, "files", "/x/config.json", "model.checkpoint=FOLDER"),
     ({"shm": 64 << 20}, "shared memory", "0.1 GB", "--shm-size=8g"),
@@ -111,8 +112,26 @@ def test_a_ray_that_cannot_be_reached_is_a_red_row(monkeypatch):
         yield
 
     monkeypatch.setattr(preflight, "connected", gone)
-    (row,) = preflight.connected_rows(CPU)
+    (row,) = preflight.connected_rows(CPU, Console(quiet=True))
     assert row.red and row.found == "ConnectionError: no Ray here"
+
+
+def test_a_machine_that_is_not_the_cluster_is_one_red_row(monkeypatch):
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    (row,) = preflight.connected_rows(GPUS, Console(quiet=True))
+    assert row.red and row.mend == "write cluster.address=http://HEAD:8265"
+    assert "of the 16 GPUs" in row.found
+
+
+def test_patches_are_not_asked_of_a_slime_that_is_red():
+    rows = judged(GPUS, slime="no folder /x", patches=None)
+    assert [name for name, row in rows.items() if row.red] == ["slime"]
+    assert not rows["Megatron-LM"].judged
+
+
+def test_files_that_are_not_here_either_are_the_rows_of_model_and_data():
+    row = preflight_node.files(GPUS, {"a": GOOD | {"unseen": ["/x"]}}, None)
+    assert not row.red and not row.judged
 
 
 def git(folder, *words):
@@ -263,12 +282,10 @@ def test_everything_that_is_wrong_is_red_at_once_with_its_mend(on_ray):
     rows = on_ray["spoiled"]["rows"]
     mends = {
         "nodes": "write cluster.nodes=2 cluster.gpus_per_node=2",
-        "free GPUs": "ray stop",
-        "numpy": "pip install numpy==1.26.4",
+        "numpy": "SLIME_ROOT=FOLDER",
         "slime": "write engine.slime_root=FOLDER",
         "Megatron-LM": "slime's image",
         "packages": "pip install hydra-core",
-        "files": "data.out=FOLDER",
         "Weights & Biases": "engine.wandb=null",
         "cluster.root": "write cluster.root=FOLDER",
     }
