@@ -284,7 +284,6 @@ def test_everything_that_is_wrong_is_red_at_once_with_its_mend(on_ray):
         "nodes": "write cluster.nodes=2 cluster.gpus_per_node=2",
         "numpy": "SLIME_ROOT=FOLDER",
         "slime": "write engine.slime_root=FOLDER",
-        "Megatron-LM": "slime's image",
         "packages": "pip install hydra-core",
         "Weights & Biases": "engine.wandb=null",
         "cluster.root": "write cluster.root=FOLDER",
