@@ -63,7 +63,7 @@ def rows(r: Recipe, pack: Pack) -> list[Row]:
         steps(known, known.capped),
         memory(known.spread),
         host(known.spread),
-        room(r),
+        room(r, known),
     ]
 
 
@@ -242,16 +242,19 @@ def _fitting(plan: RunPlan) -> str:
 
 
 @check("disk", "a run that ends at a checkpoint which cannot be written")
-def room(r: Recipe) -> Found:
+def room(r: Recipe, known: Known) -> Found:
     root = Path(r.cluster.root)
     there = next(folder for folder in (root, *root.parents) if folder.is_dir())
     free, one = shutil.disk_usage(there).free, disk(r)
-    needed = (r.engine.keep_last + 1) * one.checkpoint + one.export
+    count = r.engine.keep_last + 1  # the oldest goes when the new one is whole
+    if known.spread is not None:
+        count = min(count, -(-len(known.spread.steps) // r.engine.save_steps))
+    needed = count * one.checkpoint + one.export
     text = f"{gigabytes(free)} GB free"
     if own := held(r):
         free += own
         text += f", {gigabytes(own)} GB of this run there"
-    limit = f"{gigabytes(needed)} GB: {r.engine.keep_last + 1} checkpoints and the export"
+    limit = f"{gigabytes(needed)} GB: {count} checkpoint{'s' if count > 1 else ''} and the export"
     if free >= needed:
         return Found(text, limit)
     fewer = int((free - one.export) / one.checkpoint) - 1

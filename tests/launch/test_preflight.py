@@ -249,24 +249,30 @@ def test_a_run_that_goes_on_needs_no_second_room_for_what_it_has(tmp_path, monke
     one = disk(recipe)
     full = shutil.disk_usage("/")._replace(free=one.checkpoint + one.export)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
-    assert preflight.room(recipe).red
+    assert preflight.room(recipe, preflight.Known()).red
     checkpoints = tmp_path / "runs" / "room" / "checkpoints"
     for step in (99, 199):
         (checkpoints / f"iter_{step:07}").mkdir(parents=True)
         with (checkpoints / f"iter_{step:07}" / ".metadata").open("wb") as file:
             file.truncate(one.checkpoint)
-    assert not preflight.room(recipe).red
+    assert not preflight.room(recipe, preflight.Known()).red
     (tmp_path / "runs" / "room" / "report.html").write_text("finished: it moves aside and stays")
-    assert preflight.room(recipe).red
+    assert preflight.room(recipe, preflight.Known()).red
 
 
-def test_a_disk_without_room_for_the_checkpoints_is_refused(root):
-    words = [*GLM, "engine.keep_last=1000000000"]
+def test_a_disk_without_room_for_the_checkpoints_is_refused(root, monkeypatch):
+    words = [*GLM, "engine.save_steps=1"]
+    checked(root, *words)  # packs the data, for which there must be room
+    one = disk(compose_recipe(words))
+    free = shutil.disk_usage("/")._replace(free=int(2.5 * one.checkpoint + one.export))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
     rows = checked(root, *words)
     assert red(rows) == ["disk"]
-    (keep,) = re.findall(r"write engine.keep_last=(\d+), make room in", rows["disk"].mend)
-    # Half of it: others write to this disk too.
-    assert red(checked(root, *words[:-1], f"engine.keep_last={int(keep) // 2}")) == []
+    assert rows["disk"].limit.endswith("3 checkpoints and the export")
+    assert rows["disk"].mend.startswith("write engine.keep_last=1, make room in")
+    assert red(checked(root, *words, "engine.keep_last=1")) == []
+    rows = checked(root, *GLM, "engine.save_steps=1000")
+    assert red(rows) == [] and rows["disk"].limit.endswith("1 checkpoint and the export"), "saved once, at the end"
 
 
 def test_memory_that_the_plan_passes_is_refused(root):
@@ -323,21 +329,21 @@ def test_make_check_of_the_embedded_engine(root):
     done = limi("check", f"cluster.root={root}")
     assert done.returncode == 0, done.stderr
     assert "GPU memory" in done.stdout and "flags" not in done.stdout and "nodes" not in done.stdout.split("disk")[1]
-    words = ["optim.warmup_steps=5", "optim.warmup_fraction=0.1", "engine.keep_last=1000000000"]
+    words = ["optim.warmup_steps=5", "optim.warmup_fraction=0.1", "layout.max_tokens_per_gpu=1000"]
     done = limi("check", f"cluster.root={root}", *words)
     assert done.returncode == 2
     assert "PreflightError: 2 of " in done.stderr
-    assert "\n  warm-up: " in done.stderr and "\n  disk: " in done.stderr
+    assert "\n  warm-up: " in done.stderr and "\n  micro-batches: " in done.stderr
 
 
 @pytest.mark.slow
 def test_make_check_of_slime_starts_a_ray_of_this_machine(root, tmp_path):
-    words = [f"cluster.root={root}", "engine=slime", f"engine.slime_root={tmp_path}", "engine.keep_last=1000000000"]
+    words = [f"cluster.root={root}", "engine=slime", f"engine.slime_root={tmp_path}", "layout.max_tokens_per_gpu=1000"]
     wide = {**os.environ, "COLUMNS": "400"}  # no cell of the table in two lines
     done = limi("check", *words, f"engine.megatron_root={tmp_path}/none", env=wide)
     assert done.returncode == 2
     red = re.findall(r"^  ([\w-]+): ", done.stderr, re.M)
-    assert [name for name in red if name != "numpy"] == ["disk", "slime", "Megatron-LM"]
+    assert [name for name in red if name != "numpy"] == ["micro-batches", "slime", "Megatron-LM"]
     assert f"no folder {tmp_path}/none" in done.stderr
     assert "on the bus of 2 ranks, by" in done.stdout
 
