@@ -61,6 +61,11 @@ def losses(root: Path) -> list[float]:
     return [m["loss"] for m in read(root / NAME) if "loss" in m]
 
 
+def rates(root: Path) -> list[float]:
+    """The learning rates of the run's steps, in order."""
+    return [m["lr"] for m in read(root / NAME) if "loss" in m]
+
+
 def heldout_losses(path: Path) -> dict[int, float]:
     """{completed steps: held-out loss}, in order."""
     return {m["step"]: m["heldout_loss"] for m in read(path) if "heldout_loss" in m}

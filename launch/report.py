@@ -11,7 +11,10 @@ from data_prep.dataset import open_dataset
 from data_prep.files import write_text
 from launch import metrics
 from launch.run_folder import RunFolder
+from launch.sanity import moved_page
 from recipes import page
+
+_CLASSES = {"pass": "pass", "warn": "odd", "fail": "fail"}  # of the page's style, by outcome
 
 
 def write(run: RunFolder) -> Path:
@@ -22,9 +25,9 @@ def write(run: RunFolder) -> Path:
     ranks = plan["cluster"]["nodes"] * plan["cluster"]["gpus_per_node"]
     found = run.root / "sanity.json"
     checks = json.loads(found.read_text()) if found.is_file() else []
-    passed = all(c["passed"] for c in checks)
+    passed = all(c["outcome"] != "fail" for c in checks)
     verdict = '<span class="pass">all checks passed</span>' if passed else '<span class="fail">a check failed</span>'
-    verdict = verdict if checks else "not checked by a server"
+    verdict = verdict if checks else "not checked"
     body = [
         f"<h1>{html.escape(run.recipe.run)}</h1>",
         f'<p class="sub">{html.escape(run.recipe.model.name)}, {plan["steps"]["count"]} steps on {ranks} ranks: {verdict}</p>',
@@ -34,6 +37,7 @@ def write(run: RunFolder) -> Path:
         _speed(steps),
         "<h2>Sanity check</h2>",
         page.table(["", "check", "protects from", "figure", "limit"], [_check_row(c) for c in checks]),
+        _moved(run),
         "<h2>Data</h2>",
         page.table(["", "training", "held out"], _data_rows(plan, run)),
         "<h2>Training text</h2>",
@@ -47,8 +51,13 @@ def write(run: RunFolder) -> Path:
     return path
 
 
+def _moved(run: RunFolder) -> str:
+    path = run.root / "moved.json"
+    return moved_page.plot(json.loads(path.read_text())) if path.is_file() else ""
+
+
 def _check_row(c: dict[str, Any]) -> list[str]:
-    mark = '<span class="pass">pass</span>' if c["passed"] else '<span class="fail">fail</span>'
+    mark = f'<span class="{_CLASSES[c["outcome"]]}">{c["outcome"]}</span>'
     detail = f"<br><small>{html.escape(c['detail'])}</small>" if c["detail"] else ""
     return [
         mark,

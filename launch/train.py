@@ -15,9 +15,9 @@ from recipes.errors import ConfigError
 
 
 def train(recipe: Recipe, console: Console) -> None:
-    """Checks, trains, exports, serves what came out and writes the report.
+    """Checks, trains, exports, checks and serves what came out and writes the report.
 
-    SGLang is asked on a CPU so far: a run on GPUs ends with its export.
+    SGLang is asked on a CPU so far: a run on GPUs ends with the check of its export's files.
     """
     from launch.sanity import check
     from launch.sanity.server import free_port
@@ -42,9 +42,8 @@ def train(recipe: Recipe, console: Console) -> None:
     )
     if not (_through_slime if slime else _embedded)(plan, run, console):
         return
-    done = check.check(plan, run, console) if serves else []
-    if done:
-        console.print(check.table(done))
+    done = check.check(plan, run, console, serves)
+    console.print(check.table(done))
     console.print(f"report: {report.write(run)}   checkpoint: {run.hf}   {time.perf_counter() - started:.0f} s")
     check.refuse_failed(done, run)
 

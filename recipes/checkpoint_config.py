@@ -87,7 +87,7 @@ def differences(m: Model, config: dict[str, Any]) -> list[str]:
             found.append(
                 f"{name} is {_shown(config[name])}, the recipe says {_shown(value)}; write {ours}={_shown(config[name])}"
             )
-    found += _rope(m, config) + _not_allowed(config, _FIXED)
+    found += rope_differences(m, config) + _not_allowed(config, _FIXED)
     if {*(config.get("layer_types") or [])} - {"full_attention"}:
         found.append(f"layer_types holds {sorted({*config['layer_types']})}, and only full_attention can be trained")
     if m.family is Family.qwen3 and not m.qk_norm:
@@ -96,7 +96,8 @@ def differences(m: Model, config: dict[str, Any]) -> list[str]:
     return found
 
 
-def _rope(m: Model, config: dict[str, Any]) -> list[str]:
+def rope_differences(m: Model, config: dict[str, Any]) -> list[str]:
+    """As `differences`, of the rotary positions alone."""
     field, rope = _rotary(config)
     if not isinstance(rope, dict):
         return [f"{field} is {rope!r}, and only null or an object can be read"]

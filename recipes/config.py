@@ -269,6 +269,9 @@ class Sanity:
     nll_tolerance: float = MISSING  # held-out loss, server against trainer, both in fp32
     nll_tolerance_bf16: float = MISSING  # of a trainer in bf16, whose sums are rounded
     min_tool_calls: float = MISSING  # share of trained prompts answered with exactly the right calls
+    max_moved: float = (
+        MISSING  # largest change of a weight, in sums of the learning rates; Adam's worst is 1.7 at beta2=0.98
+    )
 
 
 @dataclass

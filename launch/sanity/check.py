@@ -1,10 +1,11 @@
-"""The sanity check of a run's export: serve it with SGLang, check it, write `sanity.json`."""
+"""The sanity check of a run's export: its files, then what SGLang makes of it; writes `sanity.json` and `moved.json`."""
 
 import json
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -14,21 +15,40 @@ from rich.text import Text
 
 from data_prep.chat import load_tokenizer
 from data_prep.files import write_text
-from launch.metrics import heldout_losses
+from launch.metrics import heldout_losses, rates
 from launch.plan import Plan
 from launch.run_folder import RunFolder
 from launch.sanity import checks
-from launch.sanity.checks import Answer, Check, Turn
+from launch.sanity.checks import Answer, Check, Outcome, Turn
 from launch.sanity.server import Server
 from recipes.config import Dtype, Recipe
 from recipes.errors import SanityError
 
+_MARKS = {Outcome.passed: ("pass", "green"), Outcome.warned: ("warn", "yellow"), Outcome.failed: ("FAIL", "bold red")}
 
-def check(plan: Plan, run: RunFolder, console: Console) -> list[Check]:
+
+def check(plan: Plan, run: RunFolder, console: Console, serves: bool) -> list[Check]:
     """Runs every check and writes `sanity.json`, whether they pass or not; the caller fails the command.
 
-    The same server then loads the base's weights, so that the calls before and after training stand side by side.
+    serves: whether a server is asked; not where the files are wrong already, which it would say in worse words.
     """
+    from launch.sanity import files
+
+    base, learned = Path(plan.recipe.model.checkpoint), rates(run.root)
+    done = files.checks(run.hf, base, plan.recipe, learned, console=console, written=run.root / "moved.json")
+    if serves and not any(c.outcome is Outcome.failed for c in done):
+        _write(run, done)  # for who looks why the server did not start
+        done += _by_server(plan, run, console)
+    _write(run, done)
+    return done
+
+
+def _write(run: RunFolder, done: list[Check]) -> None:
+    write_text(run.root / "sanity.json", json.dumps([asdict(c) for c in done], indent=2, ensure_ascii=False) + "\n")
+
+
+def _by_server(plan: Plan, run: RunFolder, console: Console) -> list[Check]:
+    """The same server then loads the base's weights, so that the calls before and after training stand side by side."""
     recipe = plan.recipe
     assert plan.heldout is not None
     trained, heldout = list(checks.turns(plan.data)), list(checks.turns(plan.heldout))
@@ -55,7 +75,6 @@ def check(plan: Plan, run: RunFolder, console: Console) -> list[Check]:
         if not answer["success"]:
             raise SanityError(f"SGLang could not load the base's weights: {answer['message']}")
         done.append(checks.right_calls("the base on trained prompts", ask(server, trained), None))
-    write_text(run.root / "sanity.json", json.dumps([asdict(c) for c in done], indent=2, ensure_ascii=False) + "\n")
     return done
 
 
@@ -84,13 +103,15 @@ def table(done: list[Check]) -> Table:
     for column in ("", "check", "figure", "limit"):
         out.add_column(column)
     for c in done:
-        out.add_row(Text("pass", "green") if c.passed else Text("FAIL", "bold red"), c.name, c.figure, c.limit)
+        out.add_row(Text(*_MARKS[c.outcome]), c.name, c.figure, c.limit)
     return out
 
 
 def refuse_failed(done: list[Check], run: RunFolder) -> None:
     """Raises `SanityError` naming every failed check."""
-    failed = [f"{c.name}: {c.figure} (limit: {c.limit}). {c.detail}".strip() for c in done if not c.passed]
+    failed = [
+        f"{c.name}: {c.figure} (limit: {c.limit}). {c.detail}".strip() for c in done if c.outcome is Outcome.failed
+    ]
     if failed:
         raise SanityError(
             f"{len(failed)} of {len(done)} checks failed; {run.root / 'sanity.json'}\n" + "\n".join(failed)

@@ -1,10 +1,11 @@
-"""What the server must show of a trained checkpoint. A check has a name, a figure, a limit, and fails or passes."""
+"""What the server must show of a trained checkpoint. A check has a name, a figure, a limit, and an outcome."""
 
 import json
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from jsonschema import Draft202012Validator
@@ -16,6 +17,18 @@ MAX_NEW_TOKENS = 256
 AT_ONCE = 16  # requests in flight
 
 
+class Outcome(StrEnum):
+    """warned: odd, and right in some runs; it is shown and ends nothing."""
+
+    passed = "pass"
+    warned = "warn"
+    failed = "fail"
+
+
+def judged(passed: bool) -> Outcome:
+    return Outcome.passed if passed else Outcome.failed
+
+
 @dataclass(frozen=True)
 class Check:
     """protects_from: what goes wrong in the field where this fails. detail: what was seen, a few lines at most."""
@@ -24,7 +37,7 @@ class Check:
     protects_from: str
     figure: str
     limit: str
-    passed: bool
+    outcome: Outcome
     detail: str = ""
 
 
@@ -112,7 +125,11 @@ def served(server: Server, architecture: str) -> Check:
     found = (info.get("architectures") or ["?"])[0]
     version = server.get("/server_info").get("version", "?")
     return Check(
-        "served", "a checkpoint that no server loads", f"{found}, SGLang {version}", architecture, found == architecture
+        "served",
+        "a checkpoint that no server loads",
+        f"{found}, SGLang {version}",
+        architecture,
+        judged(found == architecture),
     )
 
 
@@ -132,7 +149,7 @@ def template_parity(answers: list[Answer], decode: Callable[[list[int]], str]) -
         )
     return Check(
         "chat template", "prompts at inference that differ from the training text",
-        f"{len(answers) - len(differing)} of {len(answers)} prompts equal", "all", not differing, detail,
+        f"{len(answers) - len(differing)} of {len(answers)} prompts equal", "all", judged(not differing), detail,
     )  # fmt: skip
 
 
@@ -153,7 +170,8 @@ def heldout_nll(server: Server, data: Dataset, trained: float, tolerance: float)
     nll = total / count
     return Check(
         "held-out loss", "weights that serve otherwise than they trained",
-        f"{nll:.6f} by the server, {trained:.6f} by the trainer", f"within {tolerance:g}", abs(nll - trained) <= tolerance,
+        f"{nll:.6f} by the server, {trained:.6f} by the trainer", f"within {tolerance:g}",
+        judged(abs(nll - trained) <= tolerance),
     )  # fmt: skip
 
 
@@ -165,7 +183,7 @@ def right_calls(name: str, answers: list[Answer], least: float | None) -> Check:
     return Check(
         name, "an agent that does not act",
         f"{right} of {len(answers)} ({right / len(answers):.0%})", "shown" if least is None else f"at least {least:.0%}",
-        least is None or right / len(answers) >= least, detail,
+        judged(least is None or right / len(answers) >= least), detail,
     )  # fmt: skip
 
 
@@ -187,5 +205,5 @@ def valid_calls(answers: list[Answer]) -> Check:
     # Held-out prompts are not learned: a wrong call there is shown, one in twenty is the limit.
     return Check(
         "calls match their schema", "calls that a tool refuses",
-        f"{seen - len(faults)} of {seen}", "at least 95%", len(faults) <= 0.05 * seen, "; ".join(faults[:3]),
+        f"{seen - len(faults)} of {seen}", "at least 95%", judged(len(faults) <= 0.05 * seen), "; ".join(faults[:3]),
     )  # fmt: skip

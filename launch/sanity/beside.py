@@ -1,0 +1,141 @@
+"""The files of an export that are no tensors: configuration, tokenizer, template, ids that end an answer, and the record of all."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from launch.model import hf, hf_folder
+from launch.model.safetensors_folder import SafetensorsFolder
+from launch.sanity import faults
+from launch.sanity.checks import Check
+from launch.sanity.compare_worker import Seen
+from launch.sanity.shards import Shards
+from recipes.checkpoint_config import exported, rope_differences
+from recipes.config import Model, Mtp
+
+_ROPE = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "max_position_embeddings")
+_EOS, _MTP = "eos_token_id", "num_nextn_predict_layers"
+_SPECIAL = ("tokenizer_config.json", "special_tokens_map.json")
+_TOKENIZER = ("tokenizer.json", "vocab.json", "merges.txt")
+Look = tuple[str, Sequence[str]]
+
+
+def checks(export: Path, base: Path, m: Model) -> list[Check]:
+    return [
+        faults.check("manifest", "files changed since they were written", "hashes as written", lambda: _manifest(export)),
+        faults.check("config.json", "a server that builds another model", "the base's, as the recipe changes it",
+                     lambda: _config(export, base, m)),
+        faults.check("rope", "positions that the model was not trained with", "the recipe's", lambda: _rope(export, base, m)),
+        faults.check("EOS ids", "answers that do not end", "the base's", lambda: _eos(export, base)),
+        faults.check("tokenizer", "tokens that mean something else", "the base's, byte for byte",
+                     lambda: _same_bytes(export, base, _TOKENIZER)),
+        faults.check("special tokens", "markers read as text", "the base's", lambda: _special(export, base)),
+        faults.check("chat template file", "prompts at inference that differ from the training text", "the base's",
+                     lambda: _template(export, base)),
+        faults.check("generation config", "sampling that the base was not tuned for", "the base's",
+                     lambda: _generation(export, base)),
+    ]  # fmt: skip
+
+
+def mtp(seen: dict[str, Seen], shards: Shards, base: SafetensorsFolder, m: Model) -> Check:
+    """Multi-token-prediction layers: as many as `config.json` says, and the base's bits."""
+
+    def look() -> Look:
+        there = {n for n in shards.files if hf.is_mtp(n, m)}
+        wanted = {n for n in base.entries if hf.is_mtp(n, m)} if m.mtp is Mtp.copy else set()
+        layers = len({n.split(".")[2] for n in there})
+        said = _json(shards.folder / "config.json").get(_MTP) or 0
+        lines = [f"config.json says {_MTP}={said}, and the tensors are of {layers}"] if said != layers else []
+        lines += [f"{n} is missing" for n in sorted(wanted - there)]
+        lines += [f"{n} is there, and the recipe says model.mtp={m.mtp.value}" for n in sorted(there - wanted)]
+        lines += [f"{n} is not the base's" for n in sorted(wanted & seen.keys()) if not _equal(seen[n])]
+        return f"{layers} layers, {len(there)} tensors", lines
+
+    return faults.check(
+        "MTP layers", "speculative decoding that fails or guesses at random", "as configured, the base's bits", look
+    )
+
+
+def _equal(seen: Seen) -> bool:
+    return seen.base is not None and seen.base.equal
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A file's object, empty where there is no file."""
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def _without(config: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {k: v for k, v in config.items() if k not in names}
+
+
+def _only(config: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {k: v for k, v in config.items() if k in names}
+
+
+def _wanted(base: Path, m: Model) -> dict[str, Any]:
+    return exported(m, json.loads((base / "config.json").read_text(encoding="utf-8")))
+
+
+def _manifest(export: Path) -> Look:
+    written = json.loads((export / hf_folder.MANIFEST).read_text())["files"]
+    there = hf_folder.hashes(export)
+    lines = [f"{n} is missing" for n in sorted(written.keys() - there.keys())]
+    lines += [f"{n} was not written by the export" for n in sorted(there.keys() - written.keys())]
+    lines += [f"{n} is not the file that was written" for n in sorted(written) if n in there and there[n] != written[n]]
+    return f"{len(written)} files", lines
+
+
+def _config(export: Path, base: Path, m: Model) -> Look:
+    apart = (*_ROPE, _EOS, _MTP)  # which checks of their own look at
+    config, wanted = (_without(c, *apart) for c in (_json(export / "config.json"), _wanted(base, m)))
+    return f"{len(wanted)} fields", faults.differing(config, wanted, "config.json")
+
+
+def _rope(export: Path, base: Path, m: Model) -> Look:
+    config = _json(export / "config.json")
+    lines = faults.differing(_only(config, *_ROPE), _only(_wanted(base, m), *_ROPE), "config.json")
+    return m.rope.value, lines or rope_differences(m, config)
+
+
+def _eos(export: Path, base: Path) -> Look:
+    lines: list[str] = []
+    for file in ("config.json", "generation_config.json"):
+        lines += faults.differing(_only(_json(export / file), _EOS), _only(_json(base / file), _EOS), file)
+    return str(_json(export / "config.json").get(_EOS)), lines
+
+
+def _same_bytes(export: Path, base: Path, names: Sequence[str]) -> Look:
+    there = [n for n in names if (base / n).is_file() or (export / n).is_file()]
+    return ", ".join(there) or "none", [line for n in there for line in _unlike(export / n, base / n)]
+
+
+def _unlike(one: Path, base: Path) -> list[str]:
+    if not one.is_file():
+        return [f"{one.name} is missing"]
+    if not base.is_file():
+        return [f"{one.name} is there, and the base has none"]
+    return [] if one.read_bytes() == base.read_bytes() else [f"{one.name} is not the base's"]
+
+
+def _special(export: Path, base: Path) -> Look:
+    lines: list[str] = []
+    for file in _SPECIAL:
+        one, other = (_without(_json(folder / file), "chat_template") for folder in (export, base))
+        lines += faults.differing(one, other, file)
+    return ", ".join(n for n in _SPECIAL if (base / n).is_file()), lines
+
+
+def _template(export: Path, base: Path) -> Look:
+    found, lines = _same_bytes(export, base, ("chat_template.jinja",))
+    one, other = (_json(folder / "tokenizer_config.json").get("chat_template") for folder in (export, base))
+    if one != other:
+        lines = [*lines, "the chat_template of tokenizer_config.json is not the base's"]
+    return found if found != "none" or other is None else "tokenizer_config.json", lines
+
+
+def _generation(export: Path, base: Path) -> Look:
+    name = "generation_config.json"
+    one, other = (_without(_json(folder / name), _EOS) for folder in (export, base))
+    return f"{len(other)} fields", faults.differing(one, other, name)

@@ -1,0 +1,211 @@
+"""What training moved, against the base: by kind of tensor and layer, and against what the learning rates can move.
+
+Adam moves an element by about its rate a step, so by no more than a multiple of the sum of the rates. As bf16 an element
+changes only where that exceeds half a unit in its last place: at 1e-5 for a few steps a norm of 1.0 stays as it is, rightly.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from launch.model import hf
+from launch.sanity import faults, misplaced
+from launch.sanity.checks import Check, Outcome, judged
+from launch.sanity.compare_worker import Reach, Seen
+from recipes.config import Model
+
+ENOUGH = 30  # elements expected to have moved: that none did is no chance
+ROUTER_BIAS, MTP, NORM = "router bias", "MTP", "norm"
+_UNTRAINED = (ROUTER_BIAS, MTP)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor belongs. layer: None outside the layers."""
+
+    kind: str
+    layer: int | None
+    expert: int | None = None
+
+
+@dataclass
+class Cell:
+    """All tensors of a kind in a layer; `largest` is the largest change of an element."""
+
+    kind: str
+    layer: int | None
+    elements: int = 0
+    changed: int = 0
+    movable: int = 0
+    largest: float = 0.0
+
+    @property
+    def share(self) -> float:
+        return self.changed / self.elements if self.elements else 0.0
+
+    def add(self, seen: Seen) -> None:
+        assert seen.base is not None
+        self.elements += seen.elements
+        self.changed += seen.base.changed
+        self.movable += seen.base.movable
+        self.largest = max(self.largest, seen.base.largest)
+
+
+def place(name: str, m: Model) -> Place:
+    words = name.split(".")
+    layer = int(words[2]) if words[:2] == ["model", "layers"] else None
+    expert = int(words[words.index("experts") + 1]) if "experts" in words else None
+    if hf.is_mtp(name, m):
+        return Place(MTP, layer)
+    if layer is None and "norm" not in words:
+        return Place("lm_head" if words[0] == "lm_head" else "embedding", None)
+    return Place(_kind(words), layer, expert)
+
+
+def _kind(words: list[str]) -> str:
+    if words[-1] == "e_score_correction_bias":
+        return ROUTER_BIAS
+    if "norm" in words[-2]:
+        return NORM
+    if words[-3:-1] == ["mlp", "gate"]:
+        return "router"
+    group = next((g for g in ("shared_experts", "experts", "mlp") if g in words), "").replace("_", " ")
+    return f"{group} {words[-2].removesuffix('_proj')}".strip()
+
+
+def cells(seen: Iterable[Seen], m: Model) -> list[Cell]:
+    found: dict[tuple[str, int | None], Cell] = {}
+    for one in seen:
+        if one.base is not None:
+            at = place(one.name, m)
+            found.setdefault((at.kind, at.layer), Cell(at.kind, at.layer)).add(one)
+    return list(found.values())
+
+
+def as_json(found: Sequence[Cell], training: Reach, times: float) -> dict[str, Any]:
+    """`moved.json`: shares of elements that changed as bf16; rates and limits are null where the rates are not known."""
+    known = math.isfinite(training.rates)
+    return {
+        "sum_of_rates": training.rates if known else None,
+        "limit": training.rates * times if known else None,
+        "cells": [{**asdict(c), "share": c.share} for c in found],
+    }
+
+
+def checks(seen: dict[str, Seen], training: Reach, times: float, m: Model) -> list[Check]:
+    """times: the largest change in sums of rates, `sanity.max_moved`."""
+    compared = [s for s in seen.values() if s.base is not None and place(s.name, m).kind not in _UNTRAINED]
+    return [
+        _far(compared, training, times),
+        _everywhere(compared, training, m),
+        *([_experts(compared, m), _frozen(seen, m)] if m.experts else []),
+    ]
+
+
+def _far(compared: Sequence[Seen], training: Reach, times: float) -> Check:
+    limit = training.rates * times
+    known = math.isfinite(limit)
+
+    def look() -> tuple[str, Sequence[str]]:
+        causes = misplaced.causes(compared)
+        # One that is all zero has a check of its own.
+        far = {s.name: s.base for s in compared if s.base is not None and s.base.beyond > limit and not s.zero}
+        lines = list(causes.values())
+        lines += [f"{n} moved by {b.largest:.2g}" for n, b in far.items() if n not in causes]
+        largest = max((s.base.largest for s in compared if s.base), default=0.0)
+        return f"{largest:.2g} at most" + (f" at rates of {training.rates:.2g} in all" if known else ""), lines
+
+    shown = (
+        f"{limit:.2g}, {times:g} times the rates" if known else "nothing in another's place; the rates are not known"
+    )
+    return faults.check("how far weights moved", "tensors swapped, shuffled, transposed or overwritten", shown, look)
+
+
+def _everywhere(compared: Sequence[Seen], training: Reach, m: Model) -> Check:
+    found = cells(compared, m)
+    elements, changed = sum(c.elements for c in found), sum(c.changed for c in found)
+    name, protects, limit = (
+        "every layer moved",
+        "layers that were not trained or not exported",
+        "every layer, every kind",
+    )
+    if not elements:
+        return Check(name, protects, "no tensor could be read beside the base's", limit, Outcome.failed)
+    if not changed:
+        movable = sum(c.movable for c in found) / elements
+        if movable < 0.1:
+            said = f"the rates, {training.rates:.2g} in all, can change {movable:.1%} of the elements as bf16"
+            return Check(name, protects, "nothing moved", limit, Outcome.warned, said)
+        said = "these are the base's weights; export the trained checkpoint"
+        return Check(name, protects, "nothing moved", limit, Outcome.failed, said)
+    still = _still(found)
+    return Check(
+        name,
+        protects,
+        f"{changed / elements:.1%} of {elements:,} elements moved, as bf16",
+        limit,
+        judged(not still),
+        faults.some(still),
+    )
+
+
+def _still(found: Sequence[Cell]) -> list[str]:
+    """Layers and kinds in which nothing moved while, by the others of the kind, `ENOUGH` elements should have."""
+    kinds: dict[str, list[Cell]] = defaultdict(list)
+    layers: dict[int | None, list[Cell]] = defaultdict(list)
+    for c in found:
+        kinds[c.kind].append(c)
+        layers[c.layer].append(c)
+    average = sum(c.changed for c in found) / sum(c.elements for c in found)
+    odd = set()
+    for c in found:
+        others = [o for o in kinds[c.kind] if o is not c]
+        moved, of = sum(o.changed for o in others), sum(o.elements for o in others)
+        # A kind of its own, as the embedding, may move less than most: few of its rows are ever used.
+        share = moved / of if of else average / 100
+        if c.kind != NORM and not c.changed and share * c.elements >= ENOUGH:
+            odd.add((c.kind, c.layer))
+    lines = []
+    for layer, held in layers.items():
+        names = [c.kind for c in held if (c.kind, layer) in odd]
+        if names and not any(c.changed for c in held) and layer is not None:
+            lines.append(f"nothing moved in layer {layer}, and its neighbours did")
+        elif names:
+            lines.append(f"nothing moved in {', '.join(names)}{'' if layer is None else f' of layer {layer}'}")
+    return lines
+
+
+def _experts(compared: Sequence[Seen], m: Model) -> Check:
+    """One expert number over all layers: the part of an expert-parallel rank that was lost. A rarely asked one is odd alone."""
+    experts: dict[int, Cell] = {}
+    for s in compared:
+        if (number := place(s.name, m).expert) is not None:
+            experts.setdefault(number, Cell("experts", None)).add(s)
+    total, changed = sum(c.elements for c in experts.values()), sum(c.changed for c in experts.values())
+    still = [e for e, c in sorted(experts.items()) if not c.changed and changed / total * c.elements >= ENOUGH]
+    said = (
+        f"expert {', '.join(map(str, still[:8]))} moved in no layer: never routed to, or not exported" if still else ""
+    )
+    return Check(
+        "every expert moved", "experts of a rank whose weights were lost", f"{len(experts) - len(still)} of {len(experts)}",
+        "every expert, in some layer", Outcome.warned if still else Outcome.passed, said,
+    )  # fmt: skip
+
+
+def _frozen(seen: dict[str, Seen], m: Model) -> Check:
+    def look() -> tuple[str, Sequence[str]]:
+        biases = [s for s in seen.values() if s.base is not None and place(s.name, m).kind == ROUTER_BIAS]
+        lines = [
+            f"{s.name} is the base's rounded to bf16"
+            if s.base.rounded
+            else f"{s.name} is off the base's by {s.base.largest:.1e}"
+            for s in biases
+            if s.base is not None and not s.base.equal
+        ]
+        return f"{len(biases) - len(lines)} of {len(biases)}", lines
+
+    return faults.check(
+        "router bias", "experts chosen otherwise than the base chose them", "the base's bits, frozen", look
+    )

@@ -1,0 +1,125 @@
+"""Every tensor of an export, read once beside the base's by several processes."""
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import as_completed
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from data_prep.workers import pool
+from launch.model.safetensors_folder import SafetensorsFolder
+from launch.sanity import compare_worker, faults
+from launch.sanity.checks import Check
+from launch.sanity.compare_worker import Pair, Reach, Seen, Stored
+from launch.sanity.shards import TIED, WIDTHS, Shards
+from recipes.config import Model, Optim
+from recipes.errors import CheckpointError
+
+BATCH_BYTES = 256 << 20  # of the export, a worker's task
+MOST_WORKERS = 16
+
+
+def reach(o: Optim, rates: Sequence[float] | None) -> Reach:
+    """What training at these rates, one a step, can have moved; anything where they are not known."""
+    total = math.inf if rates is None else sum(rates)
+    # Rounding to bf16 is 2**-9 of an element; twice that leaves room for a base that is not bf16.
+    return Reach(total, 2**-8 + (0.0 if rates is None else o.weight_decay * total))
+
+
+def compare(shards: Shards, base: SafetensorsFolder, m: Model, training: Reach, console: Console) -> dict[str, Seen]:
+    """What was seen of every tensor whose bytes are there; a bar on a terminal."""
+    pairs = [
+        Pair(name, Stored(shards.folder / shards.files[name], entry), _beside(name, shards, base, m))
+        for name, entry in shards.entries.items()
+        if entry.dtype in WIDTHS
+    ]
+    batches = list(_cut(pairs))
+    workers = min(len(os.sched_getaffinity(0)), MOST_WORKERS, len(batches))
+    columns = (TextColumn("Comparing"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    seen: list[Seen] = []
+    work = partial(compare_worker.look, training)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("compare", total=sum(p.new.entry.size for p in pairs))
+        if workers <= 1:
+            for batch in batches:
+                seen += work(batch)
+                bar.update(task, advance=_size(batch))
+            return {s.name: s for s in seen}
+        processes = pool(workers, "torch", compare_worker.start)
+        try:
+            sizes = {processes.submit(work, batch): _size(batch) for batch in batches}
+            for done in as_completed(sizes):
+                seen += done.result()
+                bar.update(task, advance=sizes[done])
+        except BrokenProcessPool as error:
+            raise CheckpointError(
+                f"one of {workers} workers was ended from outside (out of memory?); make room and run the same command again"
+            ) from error
+        finally:
+            processes.shutdown(cancel_futures=True)
+    return {s.name: s for s in seen}
+
+
+def _beside(name: str, shards: Shards, base: SafetensorsFolder, m: Model) -> Stored | None:
+    """What a tensor is compared with: the base's of its name; the copy of a tied output layer with the export's own embedding."""
+    copy = m.tied and name == TIED
+    of: Shards | SafetensorsFolder = shards if copy else base
+    other = "model.embed_tokens.weight" if copy else name
+    there = of.entries.get(other)
+    if there is None or there.shape != shards.entries[name].shape or there.dtype not in WIDTHS:
+        return None
+    return Stored(of.folder / of.files[other], there)
+
+
+def _cut(pairs: Sequence[Pair]) -> Iterator[list[Pair]]:
+    held: list[Pair] = []
+    for pair in pairs:
+        held.append(pair)
+        if _size(held) >= BATCH_BYTES:
+            yield held
+            held = []
+    if held:
+        yield held
+
+
+def _size(pairs: Sequence[Pair]) -> int:
+    return sum(p.new.entry.size for p in pairs)
+
+
+def checks(seen: dict[str, Seen], shards: Shards, m: Model) -> list[Check]:
+    """The numbers themselves, and a tied output layer's copy."""
+    figure = f"{len(seen)} of {len(shards.files)} tensors read"
+
+    def finite() -> tuple[str, Sequence[str]]:
+        return figure, [
+            f"{s.name} has {s.not_finite:,} of {s.elements:,} elements NaN or infinite"
+            for s in seen.values()
+            if s.not_finite
+        ]
+
+    def zero() -> tuple[str, Sequence[str]]:
+        empty = [s for s in seen.values() if s.zero and s.elements]
+        return figure, [f"{s.name} is all zero" for s in empty if s.base is None or not s.base.zero]
+
+    def tied() -> tuple[str, Sequence[str]]:
+        copy = seen.get(TIED)
+        if not m.tied:
+            return "not tied", []
+        if copy is None:
+            return "written once", []
+        equal = copy.base is not None and copy.base.equal
+        return "written twice", [] if equal else [
+            f"{TIED} is not model.embed_tokens.weight, which servers take instead"
+        ]
+
+    return [
+        faults.check("finite numbers", "a server that answers nothing but NaN", "no NaN, no infinity", finite),
+        faults.check("tensors not zero", "weights that were never written", "none but the base's", zero),
+        faults.check(
+            "tied output layer", "a server that takes the other of two unlike copies", "one, or two alike", tied
+        ),
+    ]
