@@ -15,7 +15,7 @@ from torch import Tensor
 from launch.model.safetensors_file import Entry
 from recipes.errors import CheckpointError
 
-BLOCK = 1 << 20  # elements
+BLOCK = 1 << 17  # elements; a few of them fit a core's cache
 PRINTS = 256  # elements of a tensor's fingerprint
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 _BITS = {2: torch.int16, 4: torch.int32}
@@ -82,7 +82,18 @@ class Seen:
 
 
 def start() -> None:
+    """Of a worker: blocks are small, and threads that wait for one another cost more than they bring."""
     torch.set_num_threads(1)
+
+
+def look_here(reach: Reach, pairs: list[Pair]) -> list[Seen]:
+    """`look` in a process that has threads of its own use for."""
+    threads = torch.get_num_threads()
+    start()
+    try:
+        return look(reach, pairs)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def look(reach: Reach, pairs: list[Pair]) -> list[Seen]:
@@ -120,14 +131,16 @@ def _blocks(stored: Stored) -> Iterator[Tensor]:
 
 
 def _compare(found: Beside, reach: Reach, new: Tensor, old: Tensor, finite: Tensor) -> None:
-    size = old.float().abs()
-    found.zero &= not bool(old.any())
-    found.movable += int((size * 2**-8 < reach.rates).sum())  # half a unit in the last place of bf16 is no more
-    rounded = old.bfloat16()
-    found.rounded &= torch.equal(new.float(), rounded.float())
+    size = old.abs().float()
+    found.zero &= not bool(size.any())
+    # Half a unit in the last place of bf16 is 2**-8 of an element at most.
+    found.movable += int((size < reach.rates * 2**8).sum())
     if new.dtype == old.dtype and torch.equal(_bits(new), _bits(old)):
+        found.rounded &= old.dtype == torch.bfloat16 or torch.equal(old, old.bfloat16().to(old.dtype))
         return
     found.equal = False
+    rounded = old.bfloat16()
+    found.rounded &= torch.equal(new.float(), rounded.float())
     found.changed += int((_bits(new.bfloat16()) != _bits(rounded)).sum())
     change = (new.float() - old.float()).abs_().where(finite, torch.zeros(()))
     found.largest = max(found.largest, change.max().item())

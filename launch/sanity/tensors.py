@@ -46,7 +46,7 @@ def compare(shards: Shards, base: SafetensorsFolder, m: Model, training: Reach, 
         task = bar.add_task("compare", total=sum(p.new.entry.size for p in pairs))
         if workers <= 1:
             for batch in batches:
-                seen += work(batch)
+                seen += compare_worker.look_here(training, batch)
                 bar.update(task, advance=_size(batch))
             return {s.name: s for s in seen}
         processes = pool(workers, "torch", compare_worker.start)

@@ -180,15 +180,15 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 def test_a_worker_s_memory_is_that_of_a_few_blocks(tmp_path):
-    shape = ["hidden=1024", "ffn=3072", "layers=2", "heads=16", "kv_heads=8", "head_dim=64", "vocab=150000"]
+    shape = ["hidden=1024", "ffn=3072", "layers=2", "heads=16", "kv_heads=8", "head_dim=64", "vocab=60000"]
     recipe = compose_recipe([*(f"model.{word}" for word in shape), f"model.checkpoint={tmp_path}/base"])
     hollow_base(recipe.model)
-    assert max(f.stat().st_size for f in (tmp_path / "base").glob("*.safetensors")) > 300e6, "most of it one tensor"
+    assert max(f.stat().st_size for f in (tmp_path / "base").glob("*.safetensors")) > 150e6, "most of it one tensor"
     (tmp_path / "config.yaml").write_text(to_yaml(recipe))
     words = [tmp_path / "config.yaml", tmp_path / "base"]
     done = subprocess.run([sys.executable, "-c", MEMORY, *map(str, words)], cwd=REPO, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) * 1024 < 100e6, f"{done.stdout} KB more"
+    assert int(done.stdout) * 1024 < 50e6, f"{done.stdout} KB more"
 
 
 def test_the_limit_is_the_recipe_s(trained, tmp_path):
