@@ -225,10 +225,20 @@ def initialize_parallel(p: Layout) -> None:
     )
 
 
+def _in_bf16(config: TransformerConfig, chunk: GPTModel) -> Float16Module:
+    """Parameters in bf16. The router's frozen bias stays the base's fp32: Megatron rounds it with the rest."""
+    kept = {name: bias.clone() for name, bias in chunk.named_buffers() if name.endswith("expert_bias")}
+    wrapped = Float16Module(config, chunk)
+    for name, bias in chunk.named_buffers():
+        if name in kept:
+            bias.data = kept[name]
+    return wrapped
+
+
 def wrap(r: Recipe, config: TransformerConfig, chunks: list[GPTModel]) -> tuple[list[DistributedDataParallel], Any]:
     """The chunks with Megatron's data parallelism around them, and its distributed optimizer."""
     bf16 = r.engine.dtype is Dtype.bf16
-    wrapped = [Float16Module(config, c) if bf16 else c for c in chunks]
+    wrapped = [_in_bf16(config, c) if bf16 else c for c in chunks]
     ddp = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True)
     model = [DistributedDataParallel(config, ddp, c, disable_bucketing=i > 0) for i, c in enumerate(wrapped)]
     o = r.optim
