@@ -74,9 +74,8 @@ def test_slime_trains_the_planned_steps_as_the_embedded_engine_does(root, name):
         wanted = [own.call("train_step", step)[0] for step in range(plan.schedule.num_steps)]
         after = own.call("heldout_loss")[0]
     POOL.close()
-    assert sorted(p.name for p in checkpoint.parent.iterdir()) == [
-        "iter_0000002", "iter_0000004", "latest_checkpointed_iteration.txt"
-    ], "every engine.save_steps=3, and the last"  # fmt: skip
+    saved = sorted(p.name for p in checkpoint.parent.glob("iter_*"))
+    assert saved == ["iter_0000002", "iter_0000004"], "every engine.save_steps=3, and the last"
     if model is GLM:
         assert torch.equal(trained_bias(checkpoint), base_bias(plan)), "frozen, fp32, bit for bit"
     band = 1e-3 if model is QWEN else 1e-2
