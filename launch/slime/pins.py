@@ -8,5 +8,5 @@ TRANSFORMER_ENGINE = "2.16.1"
 PACKAGES = {
     "hydra": "hydra-core", "omegaconf": "omegaconf", "pydantic": "pydantic", "rich": "rich", "pyarrow": "pyarrow",
     "psutil": "psutil", "jinja2": "jinja2", "jsonschema": "jsonschema", "safetensors": "safetensors",
-    "tokenizers": "tokenizers", "transformers": "transformers", "tensorboard": "tensorboard",
+    "tokenizers": "tokenizers", "transformers": "transformers", "tensorboard": "tensorboard", "matplotlib": "matplotlib",
 }  # fmt: skip

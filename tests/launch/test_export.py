@@ -135,6 +135,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.slow
 def test_a_worker_s_memory_is_the_largest_tensor_s_and_not_the_model_s(tmp_path):
     shape = ["hidden=1024", "ffn=3072", "layers=14", "heads=16", "kv_heads=8", "head_dim=64", "vocab=4096"]
     recipe = compose_recipe(

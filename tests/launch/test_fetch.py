@@ -109,7 +109,7 @@ def test_a_broken_connection_goes_on_at_its_byte(hub, repo, tmp_path):
     assert len(WEIGHTS) <= hub.sent["model-1-of-2.safetensors"] <= len(WEIGHTS) + (1 << 20)
 
 
-@pytest.mark.parametrize("how", ["server", "kill"])
+@pytest.mark.parametrize("how", [pytest.param("server", marks=pytest.mark.slow), "kill"])
 def test_an_interrupted_fetch_goes_on_at_its_byte_and_commit(hub, repo, tmp_path, how):
     name = "model-1-of-2.safetensors"
     folder = tmp_path / "models" / "org--tiny"

@@ -257,7 +257,11 @@ def nothing():
 
 @pytest.mark.parametrize(
     ("server", "says"),
-    [(nothing, "does not answer"), (silent, "does not answer"), (page, "not as Ray's dashboard does")],
+    [
+        (nothing, "does not answer"),
+        pytest.param(silent, "does not answer", marks=pytest.mark.slow),
+        (page, "not as Ray's dashboard does"),
+    ],
 )
 def test_an_address_without_a_cluster(tmp_path, server, says):
     with server() as port:
