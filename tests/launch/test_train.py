@@ -94,6 +94,7 @@ def test_the_report_is_one_self_contained_page(default_run):
     assert "all checks passed" in page
 
 
+@pytest.mark.slow
 def test_masks_shifted_by_one_token_fail_the_default_run(default_run, root, tmp_path):
     """The same recipe and data, every span one token late: each turn's first token is never learned. A few epochs are
     enough: the check compares prompts, and the right masks pass it however little was learned."""
