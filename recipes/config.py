@@ -272,6 +272,7 @@ class Sanity:
     max_moved: float = (
         MISSING  # largest change of a weight, in sums of the learning rates; Adam's worst is 1.7 at beta2=0.98
     )
+    max_above_base: float = MISSING  # nats a held-out token, all or those of a turn or position, before a check warns
 
 
 @dataclass

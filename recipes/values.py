@@ -30,7 +30,7 @@ def check_values(r: Recipe) -> None:
         "model.native_context": 1, "layout.loss_chunk": 1,
         "layout.first_stage_layers": 1, "layout.last_stage_layers": 1,
         "engine.save_steps": 1, "engine.keep_last": 1, "engine.timeout": 1, "engine.max_retries": 0,
-        "sanity.timeout": 1, "sanity.max_moved": 1,
+        "sanity.timeout": 1, "sanity.max_moved": 1, "sanity.max_above_base": 0,
         "data.max_tokens": 2, "data.max_rejected": 0, "data.workers": 1,
         "cluster.nodes": 1, "cluster.gpus_per_node": 1,
         "layout.tp": 1, "layout.pp": 1, "layout.vpp": 1, "layout.cp": 1, "layout.ep": 1, "layout.etp": 1,

@@ -1,0 +1,61 @@
+"""Held-out loss by position and by turn, trained and base, as a plot for the report."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from launch.sanity.retention import ENOUGH
+from recipes import page
+
+
+def plot(likelihood: dict[str, Any]) -> str:
+    """likelihood: `likelihood.json`. A bar spans a part, its band the interval; pale where few trajectories reach it."""
+    from matplotlib.figure import Figure
+
+    if likelihood["whole"] is None:
+        return ""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    positions, turns = likelihood["positions"], likelihood["turns"]
+    # The first part reaches down to 0, which no logarithm shows: it is drawn from half of its end.
+    edges = [(math.log2(p["first"] or p["end"] / 2), math.log2(p["end"] or 2 * p["first"])) for p in positions]
+    _draw(left, positions, edges)
+    ticks = sorted({p["first"] for p in positions if p["first"]} | {p["end"] for p in positions if p["end"]})
+    left.set_xticks([math.log2(t) for t in ticks], [f"{t // 1024}k" for t in ticks])
+    left.set(xlabel="position in the sequence, tokens", ylabel="loss, nats a supervised token")
+    _draw(right, turns, [(n - 0.4, n + 0.4) for n in range(len(turns))])
+    tilt = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if len(turns) > 9 else {}
+    right.set_xticks(range(len(turns)), [p["name"] for p in turns], **tilt)
+    right.set_xlabel("supervised turn of the trajectory")
+    left.set_ylim(*_heights([*positions, *turns]))
+    left.legend()
+    return page.image(figure, "held-out loss by position and by turn, with intervals")
+
+
+_COLORS = {"base": "tab:gray", "trained": "tab:blue"}
+
+
+def _draw(axes: Any, parts: Sequence[dict[str, Any]], edges: Sequence[tuple[float, float]]) -> None:
+    for who, color in _COLORS.items():
+        if any(p[who] is None for p in parts):
+            continue
+        axes.plot(
+            [(a + b) / 2 for a, b in edges], [p[who]["mean"] for p in parts], color=color, linewidth=0.8, alpha=0.5
+        )
+        for n, (p, (a, b)) in enumerate(zip(parts, edges, strict=True)):
+            mean, few = p[who], p["trajectories"] < ENOUGH
+            label = None if n else f"{who}, {'95% intervals' if mean['low'] is not None else 'one trajectory'}"
+            axes.plot([a, b], [mean["mean"]] * 2, color=color, linewidth=2, alpha=0.4 if few else 1, label=label)
+            if mean["low"] is not None:
+                axes.fill_between(
+                    [a, b], mean["low"], mean["high"], color=color, alpha=0.08 if few else 0.25, linewidth=0
+                )
+
+
+def _heights(parts: Sequence[dict[str, Any]]) -> tuple[float, float]:
+    """Of all means and the intervals of enough trajectories; those of few would leave the curve a line."""
+    seen = [p[who] for p in parts for who in _COLORS if p[who] is not None]
+    sure = [p[who] for p in parts for who in _COLORS if p[who] is not None and p["trajectories"] >= ENOUGH]
+    values = [m["mean"] for m in seen] + [m[end] for m in sure for end in ("low", "high")]
+    room = 0.15 * (max(values) - min(values)) or 0.1
+    return min(values) - room, max(values) + room

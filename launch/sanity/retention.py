@@ -1,0 +1,106 @@
+"""Held-out loss of the trained weights beside the base's: as a whole, by turn and by position, the retention curve."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from launch.sanity.bootstrap import LEVEL, Mean, Resampled, resampled
+from launch.sanity.likelihood import Scores
+
+ENOUGH = 5  # trajectories, from which a part is judged
+# First numbers of the parts; the last part has no end. 155,648 is the longest context that the recipes train.
+POSITIONS = (0, *(1024 << n for n in range(8)), 155_648)
+TURNS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 33, 65, 129)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the supervised tokens. first, end: of the turns or positions in it; end is None where it has none.
+
+    least: what the difference is surely at least, in all judged parts of the curve together; None where not judged."""
+
+    name: str
+    first: int
+    end: int | None
+    tokens: int
+    trajectories: int
+    trained: Mean
+    base: Mean | None
+    difference: Mean | None
+    least: float | None
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Of the tokens that have a score by all weights asked. whole: None where no token has."""
+
+    whole: Part | None
+    turns: list[Part]
+    positions: list[Part]
+
+
+def compare(trained: Scores, base: Scores | None) -> Retention:
+    """base: of the same data set; None where it was not asked."""
+    kept = np.isfinite(trained.nll)
+    if base is not None:
+        kept &= np.isfinite(base.nll)
+    columns = [trained.nll[kept]]
+    if base is not None:
+        columns += [base.nll[kept], trained.nll[kept] - base.nll[kept]]
+    nll, trajectory = np.stack(columns, 1), trained.trajectory[kept]
+    by_turn = _curve(nll, trajectory, trained.turn[kept], TURNS, [*_turn_names()])
+    by_position = _curve(nll, trajectory, trained.position[kept], POSITIONS, [*_position_names()])
+    whole = _curve(nll, trajectory, np.zeros(len(nll), int), (0,), ["all"])
+    return Retention(whole[0] if whole else None, by_turn, by_position)
+
+
+def _turn_names() -> list[str]:
+    ends = [*TURNS[1:], None]
+    names = []
+    for first, end in zip(TURNS, ends, strict=True):
+        names.append(f"{first} and more" if end is None else str(first) if end == first + 1 else f"{first}–{end - 1}")
+    return names
+
+
+def _position_names() -> list[str]:
+    sizes = [f"{p // 1024}k" if p else "0" for p in POSITIONS]
+    return [*(f"{a}–{b}" for a, b in pairwise(sizes)), f"{sizes[-1]} and more"]
+
+
+def _curve(
+    nll: np.ndarray, trajectory: np.ndarray, at: np.ndarray, firsts: Sequence[int], names: Sequence[str]
+) -> list[Part]:
+    """The parts that hold a token. A difference is judged at a level that all judged parts hold together (Bonferroni's):
+    each at 95%, one good checkpoint in five would have one of nine parts surely above the base, by chance."""
+    part = np.searchsorted(firsts, at, side="right") - 1
+    found: list[tuple[int, int, int, list[Resampled]]] = []
+    for number in np.unique(part):
+        inside = part == number
+        _, row, tokens = np.unique(trajectory[inside], return_inverse=True, return_counts=True)
+        sums = np.stack([np.bincount(row, column) for column in nll[inside].T], 1)
+        found.append((int(number), int(tokens.sum()), len(tokens), resampled(sums, tokens)))
+    judged = sum(trajectories >= ENOUGH for _, _, trajectories, _ in found)
+    ends = [*firsts[1:], None]
+    parts = []
+    for number, count, trajectories, seen in found:
+        trained, base, difference = [r.interval() for r in seen] if len(seen) == 3 else (seen[0].interval(), None, None)
+        together = seen[-1].interval(1 - (1 - LEVEL) / max(1, judged))
+        least = together.low if difference and trajectories >= ENOUGH else None
+        first, end = firsts[number], ends[number]
+        parts.append(Part(names[number], first, end, count, trajectories, trained, base, difference, least))
+    return parts
+
+
+def as_json(trained: Scores, base: Scores | None) -> dict[str, Any]:
+    """`likelihood.json`: nats a supervised token; `base` and `difference` are null where the base was not asked."""
+    found = compare(trained, base)
+    return {
+        "confidence": LEVEL,
+        "without_a_score": {"trained": len(trained.lost), "base": None if base is None else len(base.lost)},
+        "whole": found.whole and asdict(found.whole),
+        "turns": [asdict(p) for p in found.turns],
+        "positions": [asdict(p) for p in found.positions],
+    }
