@@ -26,6 +26,16 @@ def end_session(process: subprocess.Popen[bytes], patience: float) -> None:
             process.wait(seconds)
 
 
+def in_session(leader: int) -> list[psutil.Process]:
+    """The processes of the session that this process led, whether it still runs or not."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getsid(process.pid) == leader:
+                found.append(process)
+    return found
+
+
 def end(processes: Iterable[psutil.Process], patience: float) -> None:
     """Waits so many seconds for processes to end, and ends those that did not."""
     for left in psutil.wait_procs(list(processes), timeout=patience)[1]:

@@ -132,6 +132,12 @@ def _yarn(m: Model, rope: dict[str, Any]) -> list[str]:
     return found
 
 
+def yarn_reach(config: dict[str, Any]) -> int | None:
+    """Tokens that a config's YaRN reaches, where it has one."""
+    rope = _rotary(config)[1]
+    return round(rope["factor"] * rope["original_max_position_embeddings"]) if _scaled(config) else None
+
+
 def _rotary(config: dict[str, Any]) -> tuple[str, Any]:
     """The rotary settings and their field, the one that transformers reads: newer files have all of them in
     `rope_parameters`, older ones the scaling in `rope_scaling` and the rest at the top."""

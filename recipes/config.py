@@ -264,7 +264,9 @@ class Engine:
 
 @dataclass
 class Sanity:
-    port: int | None = None  # the server's port on loopback; a free one where null
+    url: str | None = None  # http://HOST:PORT of a SGLang that is up already and is left as it is; null starts one here
+    port: int | None = None  # the server's port on loopback; a free one where null, for `serve` 30000 where it is free
+    tp: int | None = None  # GPUs that share the model; where null the fewest of one node that hold it
     timeout: int = MISSING  # longest wait for the server to answer
     nll_tolerance: float = MISSING  # held-out loss, server against trainer, both in fp32
     nll_tolerance_bf16: float = MISSING  # of a trainer in bf16, whose sums are rounded
@@ -282,6 +284,7 @@ class Recipe:
     seed: int = MISSING
     dry_run: bool = False  # print the resolved recipe and what would run
     id: str | None = None  # of the trajectory that `inspect` shows
+    checkpoint: str | None = None  # Hugging Face folder that `sanity` and `serve` take; the run's export where null
     step: int | None = (
         None  # that `replay` repeats, the first being 1; completed ones of the checkpoint that `export` takes
     )

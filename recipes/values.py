@@ -25,12 +25,14 @@ def check_values(r: Recipe) -> None:
         raise ConfigError(
             f"cluster.address='{r.cluster.address}' is not that of a Ray dashboard; write cluster.address=http://HEAD:8265"
         )
+    if r.sanity.url is not None and not re.fullmatch(r"https?://[^/\s]+/?", r.sanity.url):
+        raise ConfigError(f"sanity.url='{r.sanity.url}' is not that of a server; write sanity.url=http://HOST:30000")
     least: dict[str, float] = {
         "optim.epochs": 1, "optim.batch_size": 1, "optim.copies": 1, "optim.warmup_steps": 0, "optim.eval_steps": 1,
         "model.native_context": 1, "layout.loss_chunk": 1,
         "layout.first_stage_layers": 1, "layout.last_stage_layers": 1,
         "engine.save_steps": 1, "engine.keep_last": 1, "engine.timeout": 1, "engine.max_retries": 0,
-        "sanity.timeout": 1, "sanity.max_moved": 1, "sanity.max_above_base": 0,
+        "sanity.timeout": 1, "sanity.tp": 1, "sanity.max_moved": 1, "sanity.max_above_base": 0,
         "data.max_tokens": 2, "data.max_rejected": 0, "data.workers": 1,
         "cluster.nodes": 1, "cluster.gpus_per_node": 1,
         "layout.tp": 1, "layout.pp": 1, "layout.vpp": 1, "layout.cp": 1, "layout.ep": 1, "layout.etp": 1,

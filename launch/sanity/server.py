@@ -1,24 +1,24 @@
-"""A SGLang server of our own: started on loopback, waited for, asked, and always ended."""
+"""The server that is asked: a SGLang of our own, started on loopback, waited for and always ended; or one that is up already."""
 
 import contextlib
-import json
-import os
+import signal
 import socket
 import subprocess
-import sys
+import threading
 import time
-import urllib.error
-import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from launch.processes import end_session, end_with_parent
-from recipes.config import Family, Recipe
+import psutil
+
+from launch.processes import end, end_session, end_with_parent, in_session
+from launch.sanity import serving
+from launch.sanity.client import Client
+from recipes.config import Recipe
 from recipes.errors import PreflightError, SanityError
 
-STAND_INS = Path(__file__).parent / "stand_ins"
-PARSERS = {Family.qwen3: ("qwen25", "qwen3"), Family.glm4_moe: ("glm45", "glm45")}  # tool calls, reasoning
-_MAX_TOTAL_TOKENS = 65_536  # of the key-value cache on a CPU, all requests together
+_HEALTH_S = 5.0  # for one answer to /health
 
 
 def free_port(wanted: int | None) -> int:
@@ -34,53 +34,58 @@ def free_port(wanted: int | None) -> int:
         return int(probe.getsockname()[1])
 
 
-def command(recipe: Recipe, checkpoint: Path, port: int) -> list[str]:
-    """SGLang's command line for this model on a CPU, in fp32 whatever it trained in: bf16 is emulated on most of them."""
-    calls, reasoning = PARSERS[recipe.model.family]
-    return [
-        sys.executable, "-m", "sglang.launch_server", "--model-path", str(checkpoint), "--host", "127.0.0.1",
-        "--port", str(port), "--device", "cpu", "--dtype", "float32", "--tool-call-parser", calls,
-        "--reasoning-parser", reasoning, "--max-total-tokens", str(_MAX_TOTAL_TOKENS), "--max-running-requests", "16",
-        "--skip-server-warmup", "--log-level", "warning",
-    ]  # fmt: skip
+@contextlib.contextmanager
+def running(recipe: Recipe, checkpoint: Path, log: Path) -> Iterator[Client]:
+    """A server of the checkpoint: that at `sanity.url`, or one of our own that writes `log` and is gone after the block.
+    `Client.own` says which.
+
+    Raises `PreflightError` where nothing answers at `sanity.url`, and as `Server`.
+    """
+    if recipe.sanity.url is None:
+        with Server(recipe, checkpoint, log) as server:
+            yield server
+        return
+    if not Client(recipe.sanity.url, _HEALTH_S).healthy():
+        raise PreflightError(
+            f"sanity.url={recipe.sanity.url} does not answer /health with 200 within {_HEALTH_S:g} s; wait until it is up, or "
+            "write sanity.url=null, which starts one"
+        )
+    yield Client(recipe.sanity.url, recipe.sanity.timeout)
 
 
-def environment() -> dict[str, str]:
-    return {
-        **os.environ,
-        "SGLANG_USE_CPU_ENGINE": "1",
-        "TORCHDYNAMO_DISABLE": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": str(STAND_INS),
-        "PYTHONWARNINGS": "ignore",
-    }
-
-
-class Server:
+class Server(Client):
     """`with Server(recipe, checkpoint, log) as server:` answers requests inside the block; its processes are gone
     after it. Raises `SanityError` with the log's tail where the server does not come up or ends early."""
+
+    own = True
 
     def __init__(self, recipe: Recipe, checkpoint: Path, log: Path) -> None:
         self.recipe, self.checkpoint, self.log = recipe, checkpoint, log
         self.port = free_port(recipe.sanity.port)
-        self.url = f"http://127.0.0.1:{self.port}"
+        super().__init__(f"http://127.0.0.1:{self.port}", recipe.sanity.timeout)
         self._process: subprocess.Popen[bytes] | None = None
         self._log_file: IO[bytes] | None = None
 
     def __enter__(self) -> "Server":
+        words = serving.command(self.recipe, self.checkpoint, self.port)
+        env = serving.environment(self.recipe, self.checkpoint)
         self._log_file = self.log.open("wb")
-        self._process = subprocess.Popen(
-            command(self.recipe, self.checkpoint, self.port),
-            env=environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=self._log_file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=end_with_parent,  # noqa: PLW1509 - the driver runs no thread that holds a lock here
-        )
         try:
+            self._process = subprocess.Popen(
+                words,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=self._log_file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=end_with_parent,  # noqa: PLW1509 - the driver runs no thread that holds a lock here
+            )
             self._wait()
+        except OSError as error:
+            self.stop()
+            raise PreflightError(
+                f"SGLang cannot be started: {error}; write engine.python=PYTHON that has it"
+            ) from error
         except BaseException:
             self.stop()
             raise
@@ -90,55 +95,76 @@ class Server:
         self.stop()
 
     def _wait(self) -> None:
-        deadline = time.monotonic() + self.recipe.sanity.timeout
+        deadline = time.monotonic() + self.timeout
         while time.monotonic() < deadline:
-            self._check_alive()
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer:
-                if answer.status == 200:
-                    return
+            if (ended := self._ended(0)) is not None:
+                raise SanityError(f"{ended}; the end of {self.log}:\n{self.tail()}")
+            if Client(self.url, min(_HEALTH_S, max(0.1, deadline - time.monotonic()))).healthy():
+                self._refuse_stranger()
+                return
             time.sleep(0.2)
         raise SanityError(
-            f"SGLang did not answer within sanity.timeout={self.recipe.sanity.timeout} s; raise it, or read {self.log}:\n"
-            f"{self.tail()}"
+            f"SGLang did not come up within sanity.timeout={self.timeout:g} s; raise it, or read {self.log}:\n{self.tail()}"
         )
 
-    def _check_alive(self) -> None:
-        assert self._process is not None
-        if (code := self._process.poll()) is not None:
-            raise SanityError(f"SGLang ended with status {code}; the end of {self.log}:\n{self.tail()}")
+    def _refuse_stranger(self) -> None:
+        """Another process can take a port that was free, and answer in the place of ours."""
+        for process in self._processes():
+            with contextlib.suppress(psutil.Error):
+                if any(
+                    c.status == psutil.CONN_LISTEN and c.laddr.port == self.port for c in process.net_connections("tcp")
+                ):
+                    return
+        raise SanityError(
+            f"port {self.port} is another process's, which was not started here and is left alone; run the same command again, "
+            "or write sanity.port=N of a free one"
+        )
+
+    def _processes(self) -> list[psutil.Process]:
+        """All of the server, children that left their parent or its process group too."""
+        if self._process is None:
+            return []
+        found = set(in_session(self._process.pid))
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found |= set(psutil.Process(self._process.pid).children(recursive=True))
+        return list(found)
+
+    def _ended(self, patience: float) -> str | None:
+        """What to say of a server that has ended, or does within so many seconds."""
+        if self._process is None:
+            return None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return f"SGLang ended with status {self._process.wait(patience)}"
+        return None
+
+    def about(self, patience: float) -> str:
+        ended = self._ended(patience)
+        return f"; {ended + '; ' if ended else ''}the end of {self.log}:\n{self.tail()}"
 
     def tail(self, lines: int = 20) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
-    def get(self, path: str) -> Any:
-        return self._ask(urllib.request.Request(self.url + path))
-
-    def post(self, path: str, body: dict[str, Any]) -> Any:
-        headers = {"Content-Type": "application/json"}
-        return self._ask(urllib.request.Request(self.url + path, json.dumps(body).encode(), headers))
-
-    def _ask(self, request: urllib.request.Request) -> Any:
-        try:
-            with urllib.request.urlopen(request, timeout=self.recipe.sanity.timeout) as answer:
-                return json.load(answer)
-        except urllib.error.HTTPError as error:
-            text = error.read().decode(errors="replace")[:500]
-            raise SanityError(f"SGLang answered {error.code} to {request.selector}: {text}") from error
-        except TimeoutError as error:
-            raise SanityError(
-                f"SGLang did not answer {request.selector} within sanity.timeout={self.recipe.sanity.timeout} s; write "
-                f"sanity.timeout={2 * self.recipe.sanity.timeout}, or read {self.log}"
-            ) from error
-        except (OSError, json.JSONDecodeError) as error:
-            self._check_alive()
-            raise SanityError(
-                f"SGLang did not answer {request.selector}: {error}; the end of {self.log}:\n{self.tail()}"
-            ) from error
-
     def stop(self) -> None:
-        """Ends the server's own session of processes: SIGTERM, two seconds, SIGKILL."""
-        if self._process is not None:
-            end_session(self._process, patience=2.0)
-            self._process = None
-        if self._log_file is not None:
-            self._log_file.close()
+        """Ends all processes of the server: SIGTERM, two seconds, SIGKILL. A second Ctrl-C does not cut it short."""
+        with _undisturbed():
+            if self._process is not None:
+                left = self._processes()
+                end_session(self._process, patience=2.0)
+                end({*left, *self._processes()}, patience=0)
+                self._process = None
+            if self._log_file is not None:
+                self._log_file.close()
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Without SIGINT and SIGTERM, where this is the thread that gets them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {sign: signal.signal(sign, signal.SIG_IGN) for sign in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for sign, handler in before.items():
+            signal.signal(sign, handler)

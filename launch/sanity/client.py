@@ -1,0 +1,126 @@
+"""Questions to a server that speaks SGLang's protocol, each with a deadline for its whole answer."""
+
+import io
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+
+from recipes.errors import SanityError
+
+# A socket that is shut down under its reader, and an answer that is cut short, raise these.
+_BROKEN = (OSError, HTTPException, ValueError)
+_SHOWN = 500  # characters of an answer in a message
+_PATIENCE_S = 2.0  # within which a process has ended whose connections broke
+
+
+class Client:
+    """A server at `url`, http://HOST:PORT; `timeout` in seconds holds for a whole answer, however slowly it comes. Follows
+    no redirection and uses no proxy: nothing is asked but that server. Every method raises `SanityError` where it does not
+    answer as it should; a status other than 200 is its `__cause__`, an `HTTPError`."""
+
+    own = False  # whether the server was started here; the weights of another's are not ours to swap
+
+    def __init__(self, url: str, timeout: float) -> None:
+        self.url, self.timeout = url.rstrip("/"), timeout
+
+    def get(self, path: str) -> Any:
+        return self._json(path, None)
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        return self._json(path, body)
+
+    def stream(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The chunks of an answer that comes as events; the deadline is that of the last."""
+        with self._asked(path, body) as answer:
+            for line in answer:
+                if not line.startswith(b"data:"):
+                    continue
+                if (data := line[5:].strip()) == b"[DONE]":
+                    return
+                chunk = self._parsed(path, data)
+                if "error" in chunk:
+                    raise SanityError(f"SGLang broke off its answer to {path}: {str(chunk['error'])[:_SHOWN]}")
+                yield chunk
+            raise ConnectionError("the stream ended without its [DONE]")
+
+    def healthy(self) -> bool:
+        """Whether it answers /health with status 200."""
+        with suppress(SanityError), self._asked("/health", None) as answer:
+            answer.read()
+            return True
+        return False
+
+    def about(self, patience: float) -> str:
+        """What is known of the server beside its answers, for the end of a message. patience: seconds to wait for its end."""
+        return ""
+
+    def _json(self, path: str, body: dict[str, Any] | None) -> Any:
+        with self._asked(path, body) as answer:
+            return self._parsed(path, answer.read())
+
+    def _parsed(self, path: str, data: bytes) -> Any:
+        try:
+            return json.loads(data)
+        except ValueError as error:
+            shown = data.decode(errors="replace")[:_SHOWN]
+            raise SanityError(f"SGLang's answer to {path} is no JSON: {shown!r}{self.about(0)}") from error
+
+    @contextmanager
+    def _asked(self, path: str, body: dict[str, Any] | None) -> Iterator[HTTPResponse]:
+        """The answer, of status 200; its body is read inside, before the same deadline."""
+        address = urlsplit(self.url)
+        kind = HTTPSConnection if address.scheme == "https" else HTTPConnection
+        connection = kind(address.hostname or "", address.port, timeout=self.timeout)
+        method, data = ("GET", None) if body is None else ("POST", json.dumps(body))
+        deadline = time.monotonic() + self.timeout
+        try:
+            connection.connect()
+            with _closed_at(deadline, connection.sock):
+                connection.request(method, path, data, {"Content-Type": "application/json"})
+                answer = connection.getresponse()
+                if answer.status != 200:
+                    raise self._refused(path, answer)
+                yield answer
+        except (SanityError, *_BROKEN) as error:
+            if isinstance(error, TimeoutError) or time.monotonic() >= deadline:
+                raise SanityError(
+                    f"SGLang at {self.url} did not answer {path} within sanity.timeout={self.timeout:g} s; write "
+                    f"sanity.timeout={2 * self.timeout:g}{self.about(0)}"
+                ) from error
+            if isinstance(error, SanityError):
+                raise
+            raise SanityError(
+                f"SGLang at {self.url} did not answer {path}: {error}{self.about(_PATIENCE_S)}"
+            ) from error
+        finally:
+            connection.close()
+
+    def _refused(self, path: str, answer: HTTPResponse) -> SanityError:
+        text = answer.read().decode(errors="replace")[:_SHOWN]
+        error = SanityError(f"SGLang answered {answer.status} to {path}: {text}")
+        error.__cause__ = HTTPError(self.url + path, answer.status, answer.reason, answer.headers, io.BytesIO())
+        return error
+
+
+@contextmanager
+def _closed_at(deadline: float, sock: socket.socket) -> Iterator[None]:
+    """Wakes whoever reads from the socket then: its own time-out starts anew with every byte."""
+
+    def shut() -> None:
+        with suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
+
+    watch = threading.Timer(deadline - time.monotonic(), shut)
+    watch.daemon = True
+    watch.start()
+    try:
+        yield
+    finally:
+        watch.cancel()

@@ -1,0 +1,117 @@
+"""Started in SGLang's place by the tests: healthy, and then as faulty as its second word says. Words: port, fault."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class Handler(BaseHTTPRequestHandler):
+    fault = ""
+
+    def do_GET(self):
+        self.say(200, b'{"get": true}')
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        getattr(self, self.fault)()
+
+    def log_message(self, *_):
+        pass
+
+    def say(self, status, body, kind="application/json"):
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def good(self):
+        self.say(200, json.dumps({"pid": os.getpid()}).encode())
+
+    def error(self):
+        self.say(500, b'{"message": "out of memory in layer 7"}')
+
+    def redirect(self):
+        self.send_response(307)
+        self.send_header("Location", "http://127.0.0.1:9/elsewhere")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def no_json(self):
+        self.say(200, b"<html>a proxy's page</html>")
+
+    def half(self):
+        """Fewer bytes than it said."""
+        self.send_response(200)
+        self.send_header("Content-Length", "100")
+        self.end_headers()
+        self.wfile.write(b'{"text": "a')
+
+    def hang(self):
+        time.sleep(600)
+
+    def drip(self):
+        self.send_response(200)
+        self.end_headers()
+        while True:
+            self.wfile.write(b" ")
+            time.sleep(0.1)
+
+    def die(self):
+        print("CUDA error: an illegal memory access", flush=True)
+        os._exit(7)
+
+    def stream(self):
+        self.events(b"[DONE]")
+
+    def cut(self):
+        self.events()
+
+    def stream_error(self):
+        self.events(b'{"error": {"message": "the scheduler is gone"}}', b"[DONE]")
+
+    def stream_die(self):
+        self.events()
+        self.die()
+
+    def stream_hang(self):
+        self.events()
+        self.wfile.flush()
+        time.sleep(600)
+
+    def events(self, *last):
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        for data in (b'{"n": 1}', b'{"n": 2}', *last):
+            self.wfile.write(b"data: " + data + b"\n\n")
+        self.wfile.flush()
+
+
+def main(port, fault):
+    wait = "import time; time.sleep(600)"
+    # As a server may have them: of its process group, of a group of its own, deaf to SIGTERM, of a session of its own.
+    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + wait
+    children = [
+        subprocess.Popen([sys.executable, "-c", wait]),
+        subprocess.Popen([sys.executable, "-c", wait], process_group=0),
+        subprocess.Popen([sys.executable, "-c", deaf]),
+    ]
+    if "die" not in fault:  # an orphan of another session would be nobody's
+        children.append(subprocess.Popen([sys.executable, "-c", wait], start_new_session=True))
+    print("children", *[child.pid for child in children], flush=True)
+    if fault == "never_up":
+        time.sleep(600)
+    if fault == "stays_silent":  # listens, and accepts nothing
+        with socket.create_server(("127.0.0.1", port)):
+            time.sleep(600)
+    Handler.fault = fault
+    ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2])

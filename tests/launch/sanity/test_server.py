@@ -1,0 +1,184 @@
+"""Faults of the server: each ends in a clear error within its deadline, with nothing left running."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.error import HTTPError
+
+import psutil
+import pytest
+
+from launch.sanity import server as servers
+from launch.sanity import serving
+from launch.sanity.client import Client
+from launch.sanity.server import Server, free_port, running
+from recipes.compose import compose_recipe
+from recipes.errors import ConfigError, PreflightError, SanityError
+from tests.launch.support import alive, descendants
+
+FAKE = Path(__file__).parent / "fake_server.py"
+TIMEOUT = 3
+
+
+@pytest.fixture
+def faulty(tmp_path, monkeypatch):
+    """Starts a server with this fault, healthy at first; sees to it afterwards that nothing of it is left."""
+
+    @contextlib.contextmanager
+    def start(fault, timeout=TIMEOUT):
+        monkeypatch.setattr(
+            serving, "command", lambda recipe, checkpoint, port: [sys.executable, str(FAKE), str(port), fault]
+        )
+        log, before = tmp_path / "log", set(descendants(os.getpid()))
+        try:
+            with Server(compose_recipe([f"sanity.timeout={timeout}"]), tmp_path, log) as server:
+                yield server
+        finally:
+            started = [int(pid) for line in log.read_text().splitlines()[:1] for pid in line.split()[1:]]
+            assert not alive([psutil.Process(pid) for pid in started if psutil.pid_exists(pid)], 3)
+            assert not set(descendants(os.getpid())) - before
+
+    return start
+
+
+def test_a_checkpoint_that_cannot_be_loaded_shows_the_end_of_the_log(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    server = Server(compose_recipe([]), tmp_path, tmp_path / "log")
+    with pytest.raises(SanityError, match="SGLang ended with status") as error, server:
+        raise AssertionError("it must not come up")
+    assert str(tmp_path / "log") in str(error.value)
+    assert not alive([p for p in descendants(os.getpid()) if "sglang" in " ".join(p.cmdline())])
+
+
+def test_a_server_that_never_answers_is_ended_at_its_deadline(bases, tmp_path):
+    server = Server(compose_recipe(["sanity.timeout=2"]), bases["qwen3-tiny"], tmp_path / "log")
+    started = time.monotonic()
+    with pytest.raises(SanityError, match=r"within sanity\.timeout=2 s; raise it"), server:
+        raise AssertionError("two seconds are too few")
+    assert time.monotonic() - started < 20
+    assert not alive([p for p in descendants(os.getpid()) if "sglang" in " ".join(p.cmdline())])
+
+
+def test_a_good_server_answers_and_streams(faulty):
+    with faulty("good") as server:
+        assert server.own
+        assert server.get("/x") == {"get": True}
+        assert server.post("/x", {"a": "ü"})["pid"] in {p.pid for p in descendants(os.getpid())}
+    with faulty("stream") as server:
+        assert list(server.stream("/x", {})) == [{"n": 1}, {"n": 2}]
+
+
+@pytest.mark.parametrize("fault", ["never_up", "stays_silent"])
+def test_a_server_that_does_not_come_up_is_ended_at_its_deadline(faulty, fault):
+    started = time.monotonic()
+    with pytest.raises(SanityError, match=r"did not come up within sanity\.timeout=2 s"), faulty(fault, 2):
+        raise AssertionError("it must not come up")
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("error", r"answered 500 to /x: .*out of memory in layer 7"),
+        ("redirect", r"answered 307 to /x"),
+        ("no_json", r"answer to /x is no JSON: .<html>a proxy's page"),
+        ("half", r"did not answer /x: IncompleteRead"),
+        (
+            "die",
+            r"did not answer /x: .*SGLang ended with status 7; the end of .*CUDA error: an illegal memory access$",
+        ),
+        ("hang", r"did not answer /x within sanity\.timeout=3 s; write sanity\.timeout=6; the end of "),
+        ("drip", r"did not answer /x within sanity\.timeout=3 s; write sanity\.timeout=6; the end of "),
+    ],
+)
+def test_a_fault_in_an_answer_is_named_within_the_deadline(faulty, fault, says):
+    with faulty(fault) as server:
+        started = time.monotonic()
+        with pytest.raises(SanityError, match=f"(?s){says}") as error:
+            server.post("/x", {})
+        assert time.monotonic() - started < TIMEOUT + 1
+    cause = error.value.__cause__
+    assert cause is not None
+    if fault == "error":
+        assert isinstance(cause, HTTPError) and cause.code == 500
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("cut", r"did not answer /x: the stream ended without its \[DONE\]"),
+        ("stream_error", r"broke off its answer to /x: .*the scheduler is gone"),
+        ("stream_die", r"SGLang ended with status 7"),
+        ("stream_hang", r"within sanity\.timeout=3 s"),
+        ("error", r"answered 500 to /x"),
+        ("drip", r"within sanity\.timeout=3 s"),
+    ],
+)
+def test_a_fault_in_a_stream_is_named_after_what_came(faulty, fault, says):
+    came = []
+    with faulty(fault) as server:
+        started = time.monotonic()
+        with pytest.raises(SanityError, match=f"(?s){says}"):
+            for chunk in server.stream("/x", {}):
+                came.append(chunk)
+        assert time.monotonic() - started < TIMEOUT + 1
+    assert came == ([] if fault in ("error", "drip") else [{"n": 1}, {"n": 2}])
+
+
+def test_a_server_that_died_between_two_questions_is_named_as_dead(faulty):
+    with faulty("die") as server:
+        for _ in range(2):
+            with pytest.raises(SanityError, match="SGLang ended with status 7"):
+                server.post("/x", {})
+
+
+def test_a_free_port_is_given_as_asked_and_a_taken_one_refused():
+    port = free_port(None)
+    assert free_port(port) == port
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(PreflightError, match=f"sanity.port={port}"):
+        free_port(port)
+
+
+@pytest.fixture
+def stranger():
+    """A server that this test did not start as its own, and its port."""
+    port = free_port(None)
+    process = subprocess.Popen([sys.executable, str(FAKE), str(port), "good"], stdout=subprocess.DEVNULL)
+    while not Client(f"http://127.0.0.1:{port}", 1).healthy():
+        time.sleep(0.05)
+    yield process, port
+    for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+        one.kill()
+    process.wait()
+
+
+def test_a_stranger_on_the_port_is_not_taken_for_our_server_and_left_alone(faulty, stranger, monkeypatch):
+    process, port = stranger
+    monkeypatch.setattr(servers, "free_port", lambda wanted: port)
+    with pytest.raises(SanityError, match=f"port {port} is another process's"), faulty("never_up"):
+        raise AssertionError("its answers are not our server's")
+    assert process.poll() is None and Client(f"http://127.0.0.1:{port}", 1).healthy()
+
+
+def test_a_server_at_sanity_url_is_used_and_left_alone(stranger, tmp_path):
+    process, port = stranger
+    recipe = compose_recipe([f"sanity.url=http://127.0.0.1:{port}/", f"sanity.timeout={TIMEOUT}"])
+    before = set(descendants(os.getpid()))
+    with running(recipe, tmp_path, tmp_path / "log") as client:
+        assert not client.own
+        assert client.post("/x", {}) == {"pid": process.pid}
+        assert set(descendants(os.getpid())) == before
+    assert not (tmp_path / "log").exists()
+    assert client.post("/x", {}) == {"pid": process.pid}
+
+
+def test_nothing_at_sanity_url_is_refused_and_nothing_started(tmp_path):
+    recipe = compose_recipe([f"sanity.url=http://127.0.0.1:{free_port(None)}"])
+    with pytest.raises(PreflightError, match=r"does not answer /health.*write sanity\.url=null"):
+        running(recipe, tmp_path, tmp_path / "log").__enter__()
+    with pytest.raises(ConfigError, match=r"write sanity\.url=http://HOST:30000"):
+        compose_recipe(["sanity.url=head:30000/v1"])
