@@ -74,6 +74,12 @@ def sample(seed: int) -> tuple[list[Made], list[Made]]:
     return [draw(family) for family in plans.TRAIN], [draw(family) for family in plans.HELDOUT]
 
 
+def starting_files() -> dict[str, dict[str, str]]:
+    """The files that each trajectory of the committed sample starts with, by path, by its first request, which no other has."""
+    train, heldout = sample(0)
+    return {made.record["messages"][1]["content"]: made.files for made in train + heldout}
+
+
 def write(path: Path, sample_part: Sequence[Made]) -> None:
     """Writes the records as JSON Lines; the file appears whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
