@@ -112,8 +112,12 @@ replay: $(READY) ## Repeat step STEP of a run, whole and sequence by sequence: w
 export: $(READY) ## Hugging Face folder of a run's newest checkpoint, or of step=N: make export run=NAME
 	@$(call LIMI,export)
 
+.PHONY: sanity
+sanity: $(READY) ## Check an export, CHECKPOINT=FOLDER or run=NAME, beside its base (BASE=FOLDER): its files, then what SGLang makes of it
+	@$(call LIMI,sanity)
+
 .PHONY: parity
-parity: $(READY) ## Train the tiny models in every layout beside one rank, and compare (15 minutes)
+parity: $(READY) ## Train the tiny models in every layout beside one rank, and compare (five minutes)
 	@$(call LIMI,parity)
 
 .PHONY: bench

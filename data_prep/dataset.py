@@ -95,6 +95,11 @@ class Dataset:
         lines = [s for conversation in self.conversations() for s in conversation["sequences"]]
         return [[message for message, _ in sequence["turns"]] for sequence in lines]
 
+    @cached_property
+    def thinks(self) -> bool:
+        """Whether any answer has thinking."""
+        return any(m.get("reasoning_content") for c in self.conversations() for m in c["messages"])
+
     def conversations(self) -> Iterator[dict[str, Any]]:
         """The lines of `conversations.jsonl`."""
         return _json_lines(self.folder / "conversations.jsonl")

@@ -8,6 +8,7 @@ from recipes.compose import from_yaml, run_folder
 from recipes.config import Recipe
 from recipes.errors import CheckpointError, ConfigError
 
+_EARLIER = "hf-step"
 TRACKER = "latest_checkpointed_iteration.txt"
 _FROM_HERE = ("run", "step", "model", "cluster", "cluster.root", "model.checkpoint", "model.mtp")
 
@@ -71,4 +72,9 @@ def latest_iteration(folder: Path) -> int:
 def target(run: Path, step: int) -> Path:
     """Where the export of a step goes: `hf/` after the last step of the run's plan, `hf-stepNNNNNN/` before."""
     steps = json.loads((run / "plan.json").read_text())["steps"]["count"]
-    return run / ("hf" if step == steps else f"hf-step{step:06}")
+    return run / ("hf" if step == steps else f"{_EARLIER}{step:06}")
+
+
+def step_of(export: Path) -> int | None:
+    """Completed steps of an export that `target` named; None after the last."""
+    return int(export.name.removeprefix(_EARLIER)) if export.name.startswith(_EARLIER) else None

@@ -49,8 +49,12 @@ def _warn(console: Console, what: str, pairs: list[tuple[str, str]]) -> None:
 
 
 def plan(recipe: Recipe, console: Console) -> Plan:
-    """The recipe with its data, and with the layout settled where it is searched for."""
-    data = packed(recipe, console)
+    """The recipe with its data, packed now or before, and with the layout settled where it is searched for."""
+    return settled(recipe, packed(recipe, console))
+
+
+def settled(recipe: Recipe, data: dict[str, Dataset]) -> Plan:
+    """As `plan`, with the data as `packed` gave it."""
     if recipe.layout.search:
         recipe = planner.plan(recipe, _of_data(recipe, data["training"])).recipe
     return Plan(recipe, data["training"], data.get("held out"))

@@ -10,62 +10,38 @@ from data_prep.chat import load_tokenizer
 from data_prep.dataset import open_dataset
 from data_prep.files import write_text
 from launch import metrics
-from launch.run_folder import RunFolder
-from launch.sanity import moved_page
+from launch.sanity import page as sanity
 from recipes import page
+from recipes.config import Recipe
 
-_CLASSES = {"pass": "pass", "warn": "odd", "fail": "fail"}  # of the page's style, by outcome
 
-
-def write(run: RunFolder) -> Path:
-    """Writes the page from what the run folder holds and returns its path."""
-    lines = metrics.read(run.root / "metrics.jsonl")
+def write(recipe: Recipe, root: Path) -> Path:
+    """Writes the page from what the run folder `root` holds and returns its path."""
+    lines = metrics.read(root / "metrics.jsonl")
     steps = [m for m in lines if "loss" in m]
-    plan = json.loads((run.root / "plan.json").read_text())
+    plan = json.loads((root / "plan.json").read_text())
     ranks = plan["cluster"]["nodes"] * plan["cluster"]["gpus_per_node"]
-    found = run.root / "sanity.json"
-    checks = json.loads(found.read_text()) if found.is_file() else []
-    passed = all(c["outcome"] != "fail" for c in checks)
-    verdict = '<span class="pass">all checks passed</span>' if passed else '<span class="fail">a check failed</span>'
-    verdict = verdict if checks else "not checked"
     body = [
-        f"<h1>{html.escape(run.recipe.run)}</h1>",
-        f'<p class="sub">{html.escape(run.recipe.model.name)}, {plan["steps"]["count"]} steps on {ranks} ranks: {verdict}</p>',
+        f"<h1>{html.escape(recipe.run)}</h1>",
+        f'<p class="sub">{html.escape(recipe.model.name)}, {plan["steps"]["count"]} steps on {ranks} ranks: '
+        f"{sanity.verdict(root)}</p>",
         "<h2>Training</h2>",
-        _plot(steps, metrics.heldout_losses(run.root / "metrics.jsonl")),
+        _plot(steps, metrics.heldout_losses(root / "metrics.jsonl")),
         page.table(["", "first", "last"], _first_and_last(steps, lines)),
         _speed(steps),
         "<h2>Sanity check</h2>",
-        page.table(["", "check", "protects from", "figure", "limit"], [_check_row(c) for c in checks]),
-        _moved(run),
+        *sanity.section(root),
         "<h2>Data</h2>",
-        page.table(["", "training", "held out"], _data_rows(plan, run)),
+        page.table(["", "training", "held out"], _data_rows(plan, recipe)),
         "<h2>Training text</h2>",
         '<p class="sub">What is supervised is marked; the shortest and the longest sequence.</p>',
-        *_sequences(plan, run),
+        *_sequences(plan, recipe, root),
         "<h2>Recipe</h2>",
-        f"<pre>{html.escape((run.root / 'config.yaml').read_text())}</pre>",
+        f"<pre>{html.escape((root / 'config.yaml').read_text())}</pre>",
     ]
-    path = run.root / "report.html"
-    write_text(path, page.page(run.recipe.run, body))
+    path = root / "report.html"
+    write_text(path, page.page(recipe.run, body))
     return path
-
-
-def _moved(run: RunFolder) -> str:
-    path = run.root / "moved.json"
-    return moved_page.plot(json.loads(path.read_text())) if path.is_file() else ""
-
-
-def _check_row(c: dict[str, Any]) -> list[str]:
-    mark = f'<span class="{_CLASSES[c["outcome"]]}">{c["outcome"]}</span>'
-    detail = f"<br><small>{html.escape(c['detail'])}</small>" if c["detail"] else ""
-    return [
-        mark,
-        html.escape(c["name"]),
-        html.escape(c["protects_from"]),
-        html.escape(c["figure"]) + detail,
-        html.escape(c["limit"]),
-    ]
 
 
 def _first_and_last(steps: list[dict[str, Any]], lines: list[dict[str, Any]]) -> list[list[str]]:
@@ -84,23 +60,23 @@ def _speed(steps: list[dict[str, Any]]) -> str:
     return f"<p>{tokens:,} tokens in {seconds:,.0f} s of steps: {tokens / seconds:,.0f} tokens a second.</p>"
 
 
-def _data_rows(plan: dict[str, Any], run: RunFolder) -> list[list[str]]:
+def _data_rows(plan: dict[str, Any], recipe: Recipe) -> list[list[str]]:
     names = {"records": "trajectories", "sequences": "sequences", "tokens": "tokens", "supervised": "supervised tokens"}
     unseen = plan["heldout"] or dict.fromkeys(names, 0)
     rows = [[label, f"{plan['data'][key]:,}", f"{unseen[key]:,}"] for key, label in names.items()]
     manifest = json.loads((Path(plan["data"]["folder"]) / "manifest.json").read_text())
     return [
-        ["source", html.escape(run.recipe.data.path), html.escape(run.recipe.data.heldout or "none")],
+        ["source", html.escape(recipe.data.path), html.escape(recipe.data.heldout or "none")],
         *rows,
         ["proof", html.escape(manifest["proof"]), ""],
     ]
 
 
-def _sequences(plan: dict[str, Any], run: RunFolder) -> list[str]:
+def _sequences(plan: dict[str, Any], recipe: Recipe, root: Path) -> list[str]:
     data = open_dataset(Path(plan["data"]["folder"]))
-    tokenizer = load_tokenizer(run.hf)
+    tokenizer = load_tokenizer(root / "hf")
     rows = sorted(range(len(data.ids)), key=lambda row: data.lengths[row])
-    return [show.page(data, row, tokenizer, run.recipe) for row in dict.fromkeys((rows[0], rows[-1]))]
+    return [show.page(data, row, tokenizer, recipe) for row in dict.fromkeys((rows[0], rows[-1]))]
 
 
 def _plot(steps: list[dict[str, Any]], heldout: dict[int, float]) -> str:

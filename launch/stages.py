@@ -149,6 +149,21 @@ def export(recipe: Recipe, console: Console) -> None:
     export.export(own, checkpoint, checkpoints.target(run, step), console)
 
 
+@_on_cluster
+def sanity(recipe: Recipe, console: Console) -> None:
+    """Checks an export, of `checkpoint` or of the run: its files, then what SGLang makes of it."""
+    from launch import checkpoints, report
+    from launch.sanity import check, page, subject
+
+    own, folder = checkpoints.exported(recipe)
+    one = subject.of_export(own, folder, console)
+    done = check.check(one, console)
+    console.print(check.table(done))
+    of_run = one.folder == one.export.parent  # the last of its run
+    console.print(f"report: {report.write(one.recipe, one.folder) if of_run else page.write(one)}")
+    check.refuse_failed(done, one)
+
+
 def parity(recipe: Recipe, console: Console) -> None:
     """Trains the tiny models in every layout of the embedded engine, beside one rank."""
     from launch.megatron import parity
@@ -197,6 +212,7 @@ STAGES: dict[str, Stage] = {
     "replay": replay,
     "fetch": fetch,
     "export": export,
+    "sanity": sanity,
     "data": data,
     "inspect": inspect,
     "plan": plan,

@@ -1,6 +1,7 @@
 """Training from the recipe to the report, by either engine, and its rehearsal."""
 
 import time
+from functools import cache
 from pathlib import Path
 
 from rich.console import Console
@@ -15,25 +16,20 @@ from recipes.errors import ConfigError
 
 
 def train(recipe: Recipe, console: Console) -> None:
-    """Checks, trains, exports, checks and serves what came out and writes the report.
-
-    SGLang is asked on a CPU so far: a run on GPUs ends with the check of its export's files.
-    """
-    from launch.sanity import check
+    """Checks, trains, exports, checks and serves what came out and writes the report."""
+    from launch.sanity import check, subject
     from launch.sanity.server import free_port
 
     started = time.perf_counter()
     slime = recipe.engine.name is EngineName.slime
-    serves = not slime or recipe.gpu.memory_mib is None
     if recipe.layout.search and not slime:
         raise ConfigError("layout=auto is for GPUs, whose times can be predicted; write layout=data_parallel")
-    if serves:
-        free_port(recipe.sanity.port)
-        if recipe.data.heldout is None:
-            raise ConfigError(
-                "data.heldout is not set, and without held-out trajectories nothing shows whether training helped; write "
-                "data.heldout=FILE"
-            )
+    if recipe.data.heldout is None and not slime:
+        raise ConfigError(
+            "data.heldout is not set, and without held-out trajectories nothing shows whether training helped; write "
+            "data.heldout=FILE"
+        )
+    free_port(recipe.sanity.port)
     plan = _through_slime_plan(recipe, console) if slime else _embedded_plan(recipe, console)
     run = RunFolder(plan.recipe, plan.data, plan.heldout)
     console.print(
@@ -42,10 +38,13 @@ def train(recipe: Recipe, console: Console) -> None:
     )
     if not (_through_slime if slime else _embedded)(plan, run, console):
         return
-    done = check.check(plan, run, console, serves)
+    of_run = subject.of_run(plan, run.hf)
+    done = check.check(of_run, console)
     console.print(check.table(done))
-    console.print(f"report: {report.write(run)}   checkpoint: {run.hf}   {time.perf_counter() - started:.0f} s")
-    check.refuse_failed(done, run)
+    console.print(
+        f"report: {report.write(plan.recipe, run.root)}   checkpoint: {run.hf}   {time.perf_counter() - started:.0f} s"
+    )
+    check.refuse_failed(done, of_run)
 
 
 def _embedded_plan(recipe: Recipe, console: Console) -> Plan:
@@ -77,10 +76,11 @@ def _through_slime_plan(recipe: Recipe, console: Console) -> Plan:
     from launch.slime.arguments import on_cpu
 
     prepare.base(recipe, console)
-    rows = preflight.rows(recipe, lambda: prepare.packed(recipe, console))
+    packed = cache(lambda: prepare.packed(recipe, console))
+    rows = preflight.rows(recipe, packed)
     rows += on_cluster.connected_rows(recipe, console, 0.0 if on_cpu(recipe) else on_cluster.NETWORK_S)
     checklist.refuse(rows)
-    return prepare.plan(recipe, console)
+    return prepare.settled(recipe, packed())
 
 
 def _through_slime(plan: Plan, run: RunFolder, console: Console) -> bool:

@@ -270,7 +270,12 @@ class Sanity:
     timeout: int = MISSING  # longest wait for the server to answer
     nll_tolerance: float = MISSING  # held-out loss, server against trainer, both in fp32
     nll_tolerance_bf16: float = MISSING  # of a trainer in bf16, whose sums are rounded
-    min_tool_calls: float = MISSING  # share of trained prompts answered with exactly the right calls
+    prompts: int = MISSING  # most turns that are asked of the training and of the held-out data, evenly over it
+    min_tool_calls: float | None = (
+        MISSING  # share of trained prompts answered with exactly the right calls; null judges none
+    )
+    min_finished: float | None = MISSING  # share of trained tasks that it must finish as recorded; null judges none
+    min_well_formed: float = MISSING  # share of answers that end, call known tools rightly, leak no marks, and so on
     max_moved: float = (
         MISSING  # largest change of a weight, in sums of the learning rates; Adam's worst is 1.7 at beta2=0.98
     )

@@ -1,101 +1,73 @@
-"""The sanity check of a run's export: its files, then what SGLang makes of it; writes `sanity.json` and `moved.json`."""
+"""The sanity check of an export: its files, then what SGLang makes of it. Writes `sanity.json`, `moved.json`, `likelihood.json`."""
 
 import json
-import math
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from urllib.error import HTTPError
 
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from data_prep.chat import load_tokenizer
 from data_prep.files import write_text
-from launch.metrics import heldout_losses, rates
-from launch.plan import Plan
-from launch.run_folder import RunFolder
-from launch.sanity import checks
-from launch.sanity.checks import Answer, Check, Outcome, Turn
-from launch.sanity.server import Server
-from recipes.config import Dtype, Recipe
+from launch.sanity.checks import Check, Outcome
+from launch.sanity.subject import Subject
 from recipes.errors import SanityError
 
 _MARKS = {Outcome.passed: ("pass", "green"), Outcome.warned: ("warn", "yellow"), Outcome.failed: ("FAIL", "bold red")}
 
 
-def check(plan: Plan, run: RunFolder, console: Console, serves: bool) -> list[Check]:
-    """Runs every check and writes `sanity.json`, whether they pass or not; the caller fails the command.
-
-    serves: whether a server is asked; not where the files are wrong already, which it would say in worse words.
-    """
+def check(subject: Subject, console: Console) -> list[Check]:
+    """Runs every check, whether the others pass or not, and writes what was found; the caller fails the command."""
     from launch.sanity import files
 
-    base, learned = Path(plan.recipe.model.checkpoint), rates(run.root)
-    done = files.checks(run.hf, base, plan.recipe, learned, console=console, written=run.root / "moved.json")
-    if serves and not any(c.outcome is Outcome.failed for c in done):
-        _write(run, done)  # for who looks why the server did not start
-        done += _by_server(plan, run, console)
-    _write(run, done)
-    return done
-
-
-def _write(run: RunFolder, done: list[Check]) -> None:
-    write_text(run.root / "sanity.json", json.dumps([asdict(c) for c in done], indent=2, ensure_ascii=False) + "\n")
-
-
-def _by_server(plan: Plan, run: RunFolder, console: Console) -> list[Check]:
-    """The same server then loads the base's weights, so that the calls before and after training stand side by side."""
-    recipe = plan.recipe
-    assert plan.heldout is not None
-    trained, heldout = list(checks.turns(plan.data)), list(checks.turns(plan.heldout))
-    tokenizer = load_tokenizer(run.hf)
-    turns = 2 * len(trained) + len(heldout)
-    # A job's log is no terminal: no bar shows there.
-    console.print(
-        f"asking SGLang for {turns} turns of the export and the base, minutes on a CPU: {run.root / 'sglang.log'}"
+    subject.folder.mkdir(parents=True, exist_ok=True)
+    recipe = subject.recipe
+    base = Path(recipe.model.checkpoint)
+    done = files.checks(
+        subject.export, base, recipe, subject.rates, console=console, written=subject.folder / "moved.json"
     )
-    with ExitStack() as stack:
-        with console.status("Starting SGLang"):
-            server = stack.enter_context(Server(recipe, run.hf, run.root / "sglang.log"))
-        ask = stack.enter_context(_progress(console, turns))
-        done = [checks.served(server, json.loads((run.hf / "config.json").read_text())["architectures"][0])]
-        after, new = ask(server, trained), ask(server, heldout)
-        done += [
-            checks.template_parity(after + new, lambda tokens: str(tokenizer.decode(tokens))),
-            checks.heldout_nll(server, plan.heldout, _last_loss(run), _tolerance(recipe)),
-            checks.right_calls("calls on trained prompts", after, recipe.sanity.min_tool_calls),
-            checks.right_calls("calls on held-out prompts", new, None),
-            checks.valid_calls(after + new),
-        ]
-        answer = server.post("/update_weights_from_disk", {"model_path": recipe.model.checkpoint})
-        if not answer["success"]:
-            raise SanityError(f"SGLang could not load the base's weights: {answer['message']}")
-        done.append(checks.right_calls("the base on trained prompts", ask(server, trained), None))
+    _write(subject, done)  # for who looks while the server starts
+    done += _by_server(subject, console)
+    _write(subject, done)
     return done
 
 
-def _tolerance(recipe: Recipe) -> float:
-    return recipe.sanity.nll_tolerance_bf16 if recipe.engine.dtype is Dtype.bf16 else recipe.sanity.nll_tolerance
+def _write(subject: Subject, done: list[Check]) -> None:
+    text = json.dumps([asdict(c) for c in done], indent=2, ensure_ascii=False)
+    write_text(subject.folder / "sanity.json", text + "\n")
 
 
-def _last_loss(run: RunFolder) -> float:
-    losses = heldout_losses(run.root / "metrics.jsonl")
-    return losses[max(losses)] if losses else math.nan
+def _by_server(subject: Subject, console: Console) -> list[Check]:
+    """What the served export does. A check that the server refuses has failed; where it is gone or hangs, the rest is not made."""
+    from launch.sanity.served import Served
+    from launch.sanity.server import running
 
-
-@contextmanager
-def _progress(console: Console, total: int) -> Iterator[Any]:
+    done: list[Check] = []
+    # A job's log is no terminal: no bar shows there.
+    console.print(f"asking SGLang, minutes on a CPU: {subject.log}")
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("Asking SGLang", total=total)
+        task = bar.add_task("Starting SGLang", total=None)
+        try:
+            with running(subject.recipe, subject.export, subject.log, subject.data.thinks) as client:
+                steps = list(Served(subject, client).steps())
+                bar.update(task, total=sum(requests for _, requests, _ in steps))
+                for name, _, step in steps:
+                    bar.update(task, description=f"Asking SGLang: {name}")
+                    try:
+                        done += step(lambda: bar.advance(task))
+                    except SanityError as error:
+                        if not isinstance(error.__cause__, HTTPError):
+                            raise
+                        done.append(_unanswered(name, str(error)))
+        except SanityError as error:
+            done.append(_unanswered("server", str(error)))
+    return done
 
-        def ask(server: Server, turns: list[Turn]) -> list[Answer]:
-            return checks.ask(server, turns, lambda: bar.advance(task))
 
-        yield ask
+def _unanswered(name: str, error: str) -> Check:
+    return Check(name, "a checkpoint that no server serves", "no answer", "answers", Outcome.failed, error)
 
 
 def table(done: list[Check]) -> Table:
@@ -107,12 +79,12 @@ def table(done: list[Check]) -> Table:
     return out
 
 
-def refuse_failed(done: list[Check], run: RunFolder) -> None:
+def refuse_failed(done: list[Check], subject: Subject) -> None:
     """Raises `SanityError` naming every failed check."""
     failed = [
         f"{c.name}: {c.figure} (limit: {c.limit}). {c.detail}".strip() for c in done if c.outcome is Outcome.failed
     ]
     if failed:
         raise SanityError(
-            f"{len(failed)} of {len(done)} checks failed; {run.root / 'sanity.json'}\n" + "\n".join(failed)
+            f"{len(failed)} of {len(done)} checks failed; {subject.folder / 'sanity.json'}\n" + "\n".join(failed)
         )

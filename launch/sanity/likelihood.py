@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.dataset import Dataset
-from launch.sanity.server import Server
+from launch.sanity.client import Client
 from recipes.errors import SanityError
 
 AT_ONCE = 16  # requests in flight
@@ -63,15 +63,15 @@ class _Scored:
         return int(self.positions[-1]) + 1
 
 
-def measure(server: Server, data: Dataset, progress: Callable[[], None]) -> Scores:
+def measure(client: Client, data: Dataset, progress: Callable[[], None]) -> Scores:
     """Scores every supervised token by the weights the server has now; `progress` is called after each sequence.
 
     Raises `SanityError` where a sequence is longer than the server takes, and where it answers anything but a score for
     each token sent."""
     asked = _supervised(data)
-    info = server.get("/server_info")
+    info = client.get("/server_info")
     _refuse_long(data, asked, info)
-    nll = _asked(server, data, asked, info["max_total_num_tokens"], progress)
+    nll = _asked(client, data, asked, info["max_total_num_tokens"], progress)
     sequence = np.repeat([a.sequence for a in asked], [len(a.positions) for a in asked])
     return Scores(
         data,
@@ -118,7 +118,7 @@ def _refuse_long(data: Dataset, asked: Sequence[_Scored], info: dict[str, Any]) 
 
 
 def _asked(
-    server: Server, data: Dataset, asked: Sequence[_Scored], cache: int, progress: Callable[[], None]
+    client: Client, data: Dataset, asked: Sequence[_Scored], cache: int, progress: Callable[[], None]
 ) -> dict[int, np.ndarray]:
     """{sequence: nll of its supervised tokens}. The longest goes first, and whatever still fits beside it."""
     waiting = sorted(asked, key=lambda a: a.length, reverse=True)
@@ -131,7 +131,7 @@ def _asked(
             fits = next((a for a in waiting if a.length <= room), None)
             if fits is not None and len(flying) < AT_ONCE:
                 waiting.remove(fits)
-                flying[pool.submit(_score, server, data, fits)] = fits
+                flying[pool.submit(_score, client, data, fits)] = fits
                 continue
             for done in wait(flying, return_when=FIRST_COMPLETED).done:
                 found[flying.pop(done).sequence] = done.result()
@@ -141,9 +141,9 @@ def _asked(
     return found
 
 
-def _score(server: Server, data: Dataset, one: _Scored) -> np.ndarray:
+def _score(client: Client, data: Dataset, one: _Scored) -> np.ndarray:
     tokens = data.tokens(one.sequence)[: one.length]
-    answer = server.post(
+    answer = client.post(
         "/generate",
         {"input_ids": tokens.tolist(), "sampling_params": {"temperature": 0, "max_new_tokens": 0},
          "return_logprob": True, "logprob_start_len": one.start},

@@ -8,19 +8,8 @@ from launch.sanity.retention import ENOUGH, Part, compare
 from recipes.config import Dtype, Recipe
 
 
-def checks(trained: Scores, base: Scores | None, trainers: float | None, recipe: Recipe) -> list[Check]:
-    """trainers: the trainer's own held-out loss of these weights, None where it is not known. Without the base's scores
-    nothing is held against it, and the caller says why they were not asked."""
-    done = [_as_trained(trained, trainers, recipe)]
-    if base is not None:
-        found, limit = compare(trained, base), recipe.sanity.max_above_base
-        done.append(_beside_base(found.whole, base, limit))
-        for name, parts in (("loss by turn", found.turns), ("loss by position", found.positions)):
-            done.append(_late(name, parts, found.whole, limit))
-    return done
-
-
-def _as_trained(scores: Scores, trainers: float | None, recipe: Recipe) -> Check:
+def beside_trainer(scores: Scores, trainers: float | None, recipe: Recipe) -> Check:
+    """trainers: the trainer's own held-out loss of these weights, None where it is not known."""
     s = recipe.sanity
     tolerance = s.nll_tolerance if scores.fp32 and recipe.engine.dtype is Dtype.fp32 else s.nll_tolerance_bf16
     nll = float(scores.nll.mean())  # over supervised tokens, as the trainer's
@@ -38,7 +27,16 @@ def _as_trained(scores: Scores, trainers: float | None, recipe: Recipe) -> Check
     )
 
 
-def _beside_base(whole: Part | None, base: Scores, limit: float) -> Check:
+def beside_base(trained: Scores, base: Scores, recipe: Recipe) -> list[Check]:
+    found, limit = compare(trained, base), recipe.sanity.max_above_base
+    parts = {"loss by turn": found.turns, "loss by position": found.positions}
+    return [
+        _whole(found.whole, base, limit),
+        *(_late(name, of_curve, found.whole, limit) for name, of_curve in parts.items()),
+    ]
+
+
+def _whole(whole: Part | None, base: Scores, limit: float) -> Check:
     """Worse than the base is odd and no failure: another way of talking than the held-out trajectories' is no fault."""
     name, protects = "held-out loss beside the base", "training that lost more than it taught"
     said = f"not surely more than {limit:g} above the base's"

@@ -35,14 +35,14 @@ def free_port(wanted: int | None) -> int:
 
 
 @contextlib.contextmanager
-def running(recipe: Recipe, checkpoint: Path, log: Path) -> Iterator[Client]:
+def running(recipe: Recipe, checkpoint: Path, log: Path, thinks: bool) -> Iterator[Client]:
     """A server of the checkpoint: that at `sanity.url`, or one of our own that writes `log` and is gone after the block.
     `Client.own` says which.
 
     Raises `PreflightError` where nothing answers at `sanity.url`, and as `Server`.
     """
     if recipe.sanity.url is None:
-        with Server(recipe, checkpoint, log) as server:
+        with Server(recipe, checkpoint, log, thinks) as server:
             yield server
         return
     if not Client(recipe.sanity.url, _HEALTH_S).healthy():
@@ -54,20 +54,20 @@ def running(recipe: Recipe, checkpoint: Path, log: Path) -> Iterator[Client]:
 
 
 class Server(Client):
-    """`with Server(recipe, checkpoint, log) as server:` answers requests inside the block; its processes are gone
+    """`with Server(recipe, checkpoint, log, thinks) as server:` answers requests inside the block; its processes are gone
     after it. Raises `SanityError` with the log's tail where the server does not come up or ends early."""
 
     own = True
 
-    def __init__(self, recipe: Recipe, checkpoint: Path, log: Path) -> None:
-        self.recipe, self.checkpoint, self.log = recipe, checkpoint, log
+    def __init__(self, recipe: Recipe, checkpoint: Path, log: Path, thinks: bool) -> None:
+        self.recipe, self.checkpoint, self.log, self.thinks = recipe, checkpoint, log, thinks
         self.port = free_port(recipe.sanity.port)
         super().__init__(f"http://127.0.0.1:{self.port}", recipe.sanity.timeout)
         self._process: subprocess.Popen[bytes] | None = None
         self._log_file: IO[bytes] | None = None
 
     def __enter__(self) -> "Server":
-        words = serving.command(self.recipe, self.checkpoint, self.port)
+        words = serving.command(self.recipe, self.checkpoint, self.port, self.thinks)
         env = serving.environment(self.recipe, self.checkpoint)
         self._log_file = self.log.open("wb")
         try:

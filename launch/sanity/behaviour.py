@@ -1,0 +1,150 @@
+"""What answers show of an agent, whatever was asked: that it acts, ends, calls what is there, and keeps to its format."""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from jsonschema import Draft202012Validator
+
+from data_prep.chat import FAMILIES
+from launch.sanity.checks import Check, judged, share
+from launch.sanity.turns import Answer
+from recipes.config import Family
+
+_MARKS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<arg_key>", "<arg_value>")
+_WITH_CJK = ("HIRAGANA", "KATAKANA")  # that one text mixes
+_LEAST_LETTERS = 12  # that tell a language
+_TIMES = 4  # that a text's end must come in a row to be a repetition
+_LEAST_REPEATED = 60  # characters of such an end
+_MORE_CALLS = 2  # times the most recorded, in a turn
+
+
+def right_calls(name: str, answers: Sequence[Answer], least: float | None) -> Check:
+    """Share of the prompts answered with exactly the trajectory's calls, names and arguments."""
+    asked = [a for a in answers if a.turn.expected]
+    wrong = [str(a) for a in asked if not a.right]
+    return share(name, "an agent that does not act", len(asked) - len(wrong), len(asked), least, wrong[:1])
+
+
+def stops(answers: Sequence[Answer], least: float) -> Check:
+    """Whether answers end by a stop token. One that does not is cut at twice the longest recorded turn."""
+    endless = [str(a) for a in answers if not a.stopped]
+    return share("stop token", "an agent that runs on after its call", len(answers) - len(endless), len(answers), least,
+                 endless[:1])  # fmt: skip
+
+
+def bursts(name: str, counts: Iterable[tuple[int, object]], recorded: Sequence[int]) -> Check:
+    """Calls in a turn. counts: of every turn that called, with what to show of it; recorded: of the data's turns."""
+    found = list(counts)
+    limit = _MORE_CALLS * max(recorded, default=1)
+    most, where = max(found, key=lambda c: c[0], default=(0, None))
+    mean = sum(n for n, _ in found) / max(1, len(found))
+    of_record = (
+        f"recorded {sum(recorded) / len(recorded):.2f}, at most {max(recorded)}" if recorded else "none recorded"
+    )
+    return Check(
+        name, "an agent that calls in bursts", f"{mean:.2f}, at most {most}; {of_record}",
+        f"at most {limit}", judged(most <= limit), str(where) if most > limit else "",
+    )  # fmt: skip
+
+
+def valid_calls(answers: Sequence[Answer], least: float) -> Check:
+    """Calls name a known tool, and their arguments parse and match its schema."""
+    seen, faults = 0, []
+    for a in answers:
+        schemas = {t["function"]["name"]: t["function"].get("parameters") or {} for t in a.turn.conversation["tools"]}
+        for name, arguments in a.calls:
+            seen += 1
+            if name not in schemas:
+                faults.append(f"{a.turn}: {name} is no tool of {', '.join(schemas)}")
+            elif not isinstance(arguments, dict):
+                faults.append(f"{a.turn}: arguments of {name} are no JSON object: {arguments!r}")
+            elif error := next(Draft202012Validator(schemas[name]).iter_errors(arguments), None):
+                faults.append(f"{a.turn}: {name}: {error.message}")
+    return share("calls match their schema", "calls that a tool refuses", seen - len(faults), seen, least, faults)
+
+
+def leaks(answers: Sequence[Answer], family: Family, least: float) -> Check:
+    """No marks of calls, thinking or roles in what a client shows as text."""
+    known = FAMILIES[family]
+    marks = {*_MARKS, *known.think, *known.roles, *known.stops}
+    found = [
+        f"{a.turn}: {mark} in {text[:200]!r}"
+        for a in answers
+        for text in (a.content, a.reasoning)
+        if (mark := next((m for m in sorted(marks) if m in text), None))
+    ]
+    return share("no marks in text", "calls and thinking that a client shows as text", len(answers) - len(found), len(answers),
+                 least, found)  # fmt: skip
+
+
+def separated(answers: Sequence[Answer]) -> Check:
+    """Thinking is in `reasoning_content` and words are in `content`, of answers that say what the record says."""
+    seen, misplaced = 0, []
+    for a in answers:
+        thought, words = (a.turn.message.get(key, "").strip() for key in ("reasoning_content", "content"))
+        said = a.reasoning, a.content
+        if not (thought or words) or "".join(said) != thought + words:
+            continue
+        seen += 1
+        if said != (thought, words):
+            misplaced.append(f"{a.turn}: the server has thinking {said[0][:80]!r} and words {said[1][:80]!r}")
+    mend = "serve a model that does not think without --reasoning-parser, as make serve does, or ask with separate_reasoning=false"
+    protects_from = "words that a client hides as thinking, or thinking that it shows"
+    faults = [*misplaced[:1], *([mend] if misplaced else [])]
+    return share("thinking apart", protects_from, seen - len(misplaced), seen, 1, faults)
+
+
+def repetition(answers: Sequence[Answer], least: float) -> Check:
+    """An answer that ends in the same text several times in a row."""
+    found = [f"{a.turn}: it goes on with {unit!r}" for a in answers if (unit := repeated(a.reasoning + a.content))]
+    return share("no repetition", "an agent caught in a loop", len(answers) - len(found), len(answers), least, found)
+
+
+def repeated(text: str) -> str | None:
+    """What a text's end repeats: the shortest unit that comes four times in a row and over sixty characters."""
+    for size in range(1, len(text) // _TIMES + 1):
+        times = max(_TIMES, -(-_LEAST_REPEATED // size))
+        unit = text[-size:]
+        if times * size <= len(text) and text.endswith(unit * times) and not unit.isspace():
+            return unit
+    return None
+
+
+def language(answers: Sequence[Answer], least: float) -> Check:
+    """The script that most letters are of, against the record's own turn and the request before it."""
+    seen, changed = 0, []
+    for a in answers:
+        theirs = script(a.content + a.reasoning)
+        before = a.turn.conversation["messages"][: a.turn.index + 1]
+        texts = [str(m.get(key) or "") for m in before for key in ("content", "reasoning_content")]
+        mine = {script(text) for text in texts} - {None}
+        if theirs is None or not mine:
+            continue
+        seen += 1
+        if theirs not in mine:
+            changed.append(f"{a.turn}: {theirs} where the conversation is {', '.join(sorted(map(str, mine)))}")
+    return share("same language", "an agent that changes its language", seen - len(changed), seen, least, changed)
+
+
+def script(text: str) -> str | None:
+    """LATIN, CJK, CYRILLIC …, or None where there are too few letters to tell."""
+    letters = re.findall(r"[^\W\d_]", text)
+    names = (unicodedata.name(letter, "?").split()[0] for letter in letters)
+    kinds = Counter("CJK" if name in _WITH_CJK else name for name in names)
+    return kinds.most_common(1)[0][0] if len(letters) >= _LEAST_LETTERS else None
+
+
+def all_checks(answers: Sequence[Answer], family: Family, least: float) -> list[Check]:
+    """Those that every answer must pass, greedy or sampled, to prompts trained on or not; least: the share that must."""
+    recorded = [len(a.turn.expected) for a in answers if a.turn.expected]
+    return [
+        stops(answers, least),
+        bursts("calls per turn", ((len(a.calls), a) for a in answers if a.calls), recorded),
+        valid_calls(answers, least),
+        leaks(answers, family, least),
+        separated(answers),
+        repetition(answers, least),
+        language(answers, least),
+    ]

@@ -1,0 +1,222 @@
+"""The closed loop: the served model works on whole tasks of the sample, its calls run in a sandbox, its success is counted."""
+
+import json
+import time
+import urllib.error
+from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from data_prep.dataset import Dataset
+from data_prep.sample import make, tools
+from launch.sanity import behaviour, sandbox
+from launch.sanity.checks import Check, Outcome, judged
+from launch.sanity.client import Client
+from launch.sanity.sandbox import Sandbox
+from launch.sanity.turns import AT_ONCE
+from recipes.errors import SanityError
+
+MAX_CALLS = 16  # that are run of one turn; the others are answered with an error
+_TOO_MANY = f"error: more than {MAX_CALLS} calls in one turn"
+_ENDED = "answered"  # the stop reason of a task that was worked to its end
+_MORE_TURNS = (
+    4  # than the recorded ones, for a task: on a CPU a turn takes seconds, and one who is lost rarely finds back
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A recorded conversation and the files that its folder starts with."""
+
+    conversation: dict[str, Any]
+    files: Mapping[str, str]
+
+    @property
+    def requests(self) -> list[str]:
+        return [m["content"] for m in self.conversation["messages"] if m["role"] == "user"]
+
+    @property
+    def turns(self) -> list[dict[str, Any]]:
+        return [m for m in self.conversation["messages"] if m["role"] == "assistant"]
+
+    @property
+    def answers(self) -> list[str]:
+        """The last words on each request."""
+        return [m["content"] for m in self.turns if not m.get("tool_calls")]
+
+
+@dataclass
+class Work:
+    """What the model did on a task. stopped: why it ended, `answered` where every request got its last words."""
+
+    task: Task
+    stopped: str = ""
+    calls: list[int] = field(default_factory=list)  # of each turn that called
+    errors: int = 0  # of tools, in their answers
+    unparsed: int = 0  # calls whose arguments are not JSON
+    turns: int = 0
+    answers: list[str] = field(default_factory=list)
+    difference: str = ""  # of words or files from the recorded ones, the first
+    seconds: float = 0.0
+
+    @property
+    def as_recorded(self) -> bool:
+        return self.stopped == _ENDED and not self.difference
+
+    def __str__(self) -> str:
+        why = self.difference if self.stopped == _ENDED else f"it stopped: {self.stopped}. {self.difference}".strip()
+        task = f"{self.task.conversation['id']}, {self.task.requests[0]!r}"
+        return f"{task}, {self.turns} turns of {len(self.task.turns)}: {why}"
+
+
+def tasks(data: Dataset) -> list[Task]:
+    """Those of the data set that are the sample's, whose tools and starting files are known."""
+    starts = make.starting_files()
+    out = []
+    for conversation in data.conversations():
+        first = next(m["content"] for m in conversation["messages"] if m["role"] == "user")
+        if conversation["tools"] == tools.TOOLS and first in starts:
+            out.append(Task(conversation, starts[first]))
+    return out
+
+
+def work(client: Client, task: Task, tokens: int) -> Work:
+    """Lets the model work on every request of the task in turn, greedily, each call run in the task's own sandbox.
+
+    tokens: that an answer may have.
+    """
+    done, started = Work(task), time.monotonic()
+    messages = [m for m in task.conversation["messages"] if m["role"] == "system"]
+    with Sandbox(task.files) as box:
+        for request in task.requests:
+            messages.append({"role": "user", "content": request})
+            done.stopped = _work_on(client, task, tokens, messages, box, done)
+            if done.stopped != _ENDED:
+                break
+        done.difference = _difference(done, box.state(), recorded_state(task))
+    done.seconds = time.monotonic() - started
+    return done
+
+
+def _work_on(client: Client, task: Task, tokens: int, messages: list[dict[str, Any]], box: Sandbox, done: Work) -> str:
+    """Asks and runs calls until the last words on the request, which are in `done` then. The reason it stopped."""
+    while done.turns < len(task.turns) + _MORE_TURNS:
+        try:
+            choice = _ask(client, messages, task.conversation["tools"], tokens)
+        except SanityError as error:
+            if isinstance(error.__cause__, urllib.error.HTTPError) and error.__cause__.code == 400:
+                return "refused"  # as a prompt beyond the context
+            raise
+        done.turns += 1
+        message = choice["message"]
+        thinking, said = _said(message.get("content") or "")
+        answer = {"content": said, "reasoning_content": thinking, "tool_calls": message.get("tool_calls")}
+        messages.append({"role": "assistant", **{k: v for k, v in answer.items() if v or k == "content"}})
+        if choice["finish_reason"] not in ("tool_calls", "stop"):
+            return str(choice["finish_reason"])
+        if not message.get("tool_calls"):
+            done.answers.append(said)
+            return _ENDED
+        messages += _run(message["tool_calls"], box, done)
+    return "too many turns"
+
+
+def _ask(client: Client, messages: list[dict[str, Any]], offered: list[dict[str, Any]], tokens: int) -> dict[str, Any]:
+    body = {
+        "model": "default", "messages": messages, "tools": offered, "temperature": 0, "max_tokens": tokens,
+        # SGLang's parser takes all words for thinking where a model trained without it does not think; `_said` splits.
+        "separate_reasoning": False,
+    }  # fmt: skip
+    return dict(client.post("/v1/chat/completions", body)["choices"][0])
+
+
+def _said(text: str) -> tuple[str, str]:
+    """The thinking and the words of an answer, apart, as templates want them back; either may be empty."""
+    thinking, mark, said = text.rpartition("</think>")
+    return thinking.replace("<think>", "").strip() if mark else "", said.strip()
+
+
+def _run(calls: list[dict[str, Any]], box: Sandbox, done: Work) -> list[dict[str, Any]]:
+    """The tools' messages, in order."""
+    done.calls.append(len(calls))
+    results = []
+    for number, call in enumerate(calls):
+        name, arguments = call["function"]["name"], call["function"]["arguments"]
+        try:
+            arguments = json.loads(arguments)
+        except json.JSONDecodeError:  # stays a text, which every tool refuses
+            done.unparsed += 1
+        text = box.call(name, arguments) if number < MAX_CALLS else _TOO_MANY
+        done.errors += text.startswith("error: ")
+        results.append({"role": "tool", "tool_call_id": call["id"], "name": name, "content": text})
+    return results
+
+
+def recorded_state(task: Task) -> dict[str, str]:
+    """What lies in the folder after the recorded calls."""
+    with Sandbox(task.files) as box:
+        for turn in task.turns:
+            for call in turn.get("tool_calls", []):
+                box.call(call["function"]["name"], call["function"]["arguments"])
+        return box.state()
+
+
+def _difference(done: Work, state: dict[str, str], recorded: dict[str, str]) -> str:
+    for said, expected in zip(done.answers, done.task.answers, strict=False):
+        if said != expected.strip():
+            return f"it says {said[:200]!r} where the record says {expected!r}"
+    paths = sorted(path for path in state.keys() | recorded.keys() if state.get(path) != recorded.get(path))
+    return f"after it {', '.join(paths[:3])} differs from the record" if paths else ""
+
+
+def check(client: Client, data: Dataset, heldout: Dataset | None, tokens: int, least: float | None) -> list[Check]:
+    """tokens: that an answer may have. least: share of the trained tasks that must be finished as recorded; null judges none.
+
+    Nothing is run where the data has no task of the sample, or the machine cannot protect the calls.
+    """
+    trained = tasks(data)
+    new = tasks(heldout) if heldout else []
+    if not trained:
+        return [_closed("left out: no task of the sample, whose tools alone can be run here", None, Outcome.passed, "")]
+    if why := sandbox.available():
+        mend = "run it where user namespaces are allowed (user.max_user_namespaces), or write sanity.min_finished=null"
+        outcome = Outcome.warned if least is None else Outcome.failed
+        return [
+            _closed("not run", least, outcome, "tool calls cannot be protected here"),
+            _protection(f"not run: {why}", outcome, mend),
+        ]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        works = list(pool.map(lambda task: work(client, task, tokens), [*trained, *new]))
+    return of_works(works[: len(trained)], works[len(trained) :], least)
+
+
+def of_works(trained: list[Work], new: list[Work], least: float | None) -> list[Check]:
+    works = trained + new
+    right = sum(w.as_recorded for w in trained)
+    stops = Counter(w.stopped for w in works)
+    calls = sum(sum(w.calls) for w in works)
+    unseen = f", held-out {sum(w.as_recorded for w in new)} of {len(new)}" if new else ""
+    figure = (
+        f"{right} of {len(trained)} tasks ({right / len(trained):.0%}){unseen}; {calls} calls, "
+        f"{sum(w.errors for w in works)} errors, {sum(w.unparsed for w in works)} not JSON; "
+        f"{', '.join(f'{n} {stop}' for stop, n in stops.most_common())}; longest {max(w.seconds for w in works):.1f} s"
+    )
+    wrong = next((w for w in trained if not w.as_recorded), None)
+    passed = least is None or right / len(trained) >= least
+    recorded = [len(turn["tool_calls"]) for w in works for turn in w.task.turns if turn.get("tool_calls")]
+    return [
+        _closed(figure, least, judged(passed), "" if passed or wrong is None else str(wrong)),
+        behaviour.bursts("calls per turn, in the loop", ((n, w) for w in works for n in w.calls), recorded),
+        _protection(", ".join(sandbox.PROTECTIONS), Outcome.passed, ""),
+    ]
+
+
+def _closed(figure: str, least: float | None, outcome: Outcome, detail: str) -> Check:
+    limit = "shown" if least is None else f"at least {least:.0%} of the trained"
+    return Check("closed loop", "an agent that gets lost after its own turns", figure, limit, outcome, detail)
+
+
+def _protection(figure: str, outcome: Outcome, detail: str) -> Check:
+    return Check("loop protection", "a call that harms the machine", figure, "all, or nothing is run", outcome, detail)

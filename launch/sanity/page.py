@@ -1,0 +1,53 @@
+"""What the sanity check found, as a section of `report.html`, or as a page of its own, `sanity.html`."""
+
+import html
+import json
+from pathlib import Path
+from typing import Any
+
+from data_prep.files import write_text
+from launch.sanity import likelihood_page, moved_page
+from launch.sanity.subject import Subject
+from recipes import page
+
+_CLASSES = {"pass": "pass", "warn": "odd", "fail": "fail"}  # of the page's style, by outcome
+_PLOTS = {"likelihood.json": likelihood_page.plot, "moved.json": moved_page.plot}
+
+
+def write(subject: Subject) -> Path:
+    """Writes the page of an export that is not the last of a run, whose report has the section."""
+    path = subject.folder / "sanity.html"
+    name = html.escape(str(subject.export))
+    body = [
+        f"<h1>{name}</h1>",
+        f'<p class="sub">beside {html.escape(subject.recipe.model.checkpoint)}: {verdict(subject.folder)}</p>',
+    ]
+    write_text(path, page.page(name, [*body, *section(subject.folder)]))
+    return path
+
+
+def verdict(folder: Path) -> str:
+    if not (checks := _read(folder)):
+        return "not checked"
+    failed = any(c["outcome"] == "fail" for c in checks)
+    return '<span class="fail">a check failed</span>' if failed else '<span class="pass">all checks passed</span>'
+
+
+def section(folder: Path) -> list[str]:
+    """The table and the plots of what a folder's checks found."""
+    table = page.table(["", "check", "protects from", "figure", "limit"], [_row(c) for c in _read(folder)])
+    there = {folder / name: plot for name, plot in _PLOTS.items() if (folder / name).is_file()}
+    return [table, *(plot(json.loads(path.read_text())) for path, plot in there.items())]
+
+
+def _read(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "sanity.json"
+    return list(json.loads(path.read_text())) if path.is_file() else []
+
+
+def _row(c: dict[str, Any]) -> list[str]:
+    detail = f"<br><small>{html.escape(c['detail'])}</small>" if c["detail"] else ""
+    return [
+        f'<span class="{_CLASSES[c["outcome"]]}">{c["outcome"]}</span>', html.escape(c["name"]), html.escape(c["protects_from"]),
+        html.escape(c["figure"]) + detail, html.escape(c["limit"]),
+    ]  # fmt: skip

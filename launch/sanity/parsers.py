@@ -1,0 +1,85 @@
+"""The server's parsers, on text that is known to be right: the data set's own turns."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from launch.sanity.checks import Check, share
+from launch.sanity.client import Client
+from launch.sanity.serving import PARSERS
+from launch.sanity.turns import AT_ONCE, Calls, Turn, answer, parsed, spread
+from recipes.config import Family
+
+_STREAMED = 8  # turns that are asked for twice
+
+
+def gold(client: Client, turns: Sequence[Turn], family: Family, decode: Callable[[list[int]], str]) -> list[Check]:
+    """The tool-call parser on turns with calls, the reasoning parser on turns with thinking, as they are trained on."""
+    calling = [t for t in turns if t.expected]
+    thinking = [t for t in turns if t.message.get("reasoning_content")]
+    tools, reasoning = PARSERS[family]
+
+    def wrong_calls(turn: Turn) -> str | None:
+        body = {"text": _words(turn, decode), "tools": turn.conversation["tools"], "tool_call_parser": tools}
+        found = client.post("/parse_function_call", body)["calls"]
+        calls: Calls = [(c["name"], parsed(c["parameters"])) for c in found]
+        return None if calls == turn.expected else f"{turn}: {turn.expected} is read as {calls}"
+
+    def wrong_thinking(turn: Turn) -> str | None:
+        body = {"text": decode(turn.said[:-1]), "reasoning_parser": reasoning}
+        found = (client.post("/separate_reasoning", body)["reasoning_text"] or "").strip()
+        thought = turn.message["reasoning_content"].strip()
+        return None if found == thought else f"{turn}: thinking {thought[:80]!r} is read as {found[:80]!r}"
+
+    return [
+        _on_text("tool-call parser", "calls that a server does not see", calling, wrong_calls, tools),
+        _on_text("reasoning parser", "thinking that a server takes for words", thinking, wrong_thinking, reasoning),
+    ]
+
+
+def _words(turn: Turn, decode: Callable[[list[int]], str]) -> str:
+    """The turn's text after its thinking, without the stop token."""
+    return decode(turn.said[:-1]).rpartition("</think>")[2]
+
+
+def _on_text(
+    name: str, protects_from: str, turns: Sequence[Turn], wrong: Callable[[Turn], str | None], parser: str
+) -> Check:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        faults = [fault for fault in pool.map(wrong, turns) if fault]
+    return share(f"{name} {parser}", protects_from, len(turns) - len(faults), len(turns), 1, faults)
+
+
+def streaming(client: Client, turns: Sequence[Turn], tokens: int) -> Check:
+    """A greedy answer in pieces, put together, is the whole one. Asked one by one, as sums in a batch may differ by its size.
+
+    turns: that the model answers rightly; of malformed calls parsers leave one thing in a stream and another in the whole.
+    """
+    asked, faults = spread(turns, _STREAMED), []
+    for turn in asked:
+        body = turn.request(tokens, {"temperature": 0})
+        choice = client.post("/v1/chat/completions", body)["choices"][0]
+        whole = answer(turn, choice["message"], choice["finish_reason"])
+        pieces = assembled(client.stream("/v1/chat/completions", body | {"stream": True}))
+        streamed = answer(turn, *pieces)
+        if whole != streamed:
+            faults.append(f"whole: {whole}; in pieces: {streamed}")
+    return share("streaming", "clients that see another answer", len(asked) - len(faults), len(asked), 1, faults)
+
+
+def assembled(chunks: Iterator[dict[str, Any]]) -> tuple[dict[str, Any], str]:
+    """The message and the reason it ended, of the pieces of a chat completion."""
+    texts = {"content": "", "reasoning_content": ""}
+    calls: dict[int, dict[str, str]] = {}
+    reason = ""
+    for chunk in chunks:
+        for choice in chunk["choices"]:  # none in the one that counts tokens
+            delta = choice["delta"]
+            for key in texts:
+                texts[key] += delta.get(key) or ""
+            for piece in delta.get("tool_calls") or []:
+                call = calls.setdefault(piece["index"], {"name": "", "arguments": ""})
+                for key in call:
+                    call[key] += piece["function"].get(key) or ""
+            reason = choice.get("finish_reason") or reason
+    return {**texts, "tool_calls": [{"function": calls[n]} for n in sorted(calls)]}, reason

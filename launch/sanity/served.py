@@ -1,0 +1,122 @@
+"""What the served export does, step by step: what it says on prompts it was trained on and on others, and what the base says."""
+
+import json
+from collections.abc import Callable, Iterator
+
+from data_prep.chat import load_tokenizer
+from data_prep.files import write_text
+from launch.sanity import behaviour, likelihood, likelihood_checks, loop, parsers, prompts, retention
+from launch.sanity.checks import Check, Outcome, judged
+from launch.sanity.client import Client
+from launch.sanity.likelihood import Scores
+from launch.sanity.subject import Subject
+from launch.sanity.turns import GREEDY, SAMPLED, Answer, Turn, ask, longest_answer, spread, turns
+from recipes.errors import SanityError
+
+Progress = Callable[[], None]  # called for every request that was answered
+Step = tuple[str, int, Callable[[Progress], list[Check]]]  # its name and how many requests it makes
+
+
+class Served:
+    """The checks of one export on one server, which holds the export's weights first and, where it is ours, the base's after."""
+
+    def __init__(self, subject: Subject, client: Client) -> None:
+        self.subject, self.client, self.recipe = subject, client, subject.recipe
+        tokenizer = load_tokenizer(subject.export)
+        self._decode: Callable[[list[int]], str] = lambda tokens: str(tokenizer.decode(tokens))
+        most = subject.recipe.sanity.prompts
+        self._trained = spread(list(turns(subject.data)), most)
+        self._new = spread(list(turns(subject.heldout)), most) if subject.heldout else []
+        self._tokens = longest_answer(subject.data)
+        self._right: list[Turn] = []  # those of the training data that it answers rightly
+        self._scores: Scores | None = None
+
+    def steps(self) -> Iterator[Step]:
+        """In order; each may be run though another failed, as long as the server answers."""
+        calling, sequences = self._calling(), self._sequences()
+        yield "served", 1, self._served
+        yield "held-out loss", sequences, self._likelihood
+        yield "answers", len(self._trained) + 2 * len(self._new), self._answers
+        yield "parsers", 1, self._parsers
+        yield "closed loop", 1, self._closed_loop
+        if self.client.own:
+            yield "the base", len(calling) + sequences, self._base
+
+    def _calling(self) -> list[Turn]:
+        return [t for t in self._trained if t.expected]
+
+    def _sequences(self) -> int:
+        return len(self.subject.heldout.ids) if self.subject.heldout else 0
+
+    def _served(self, progress: Progress) -> list[Check]:
+        architecture = json.loads((self.subject.export / "config.json").read_text())["architectures"][0]
+        found = (self.client.get("/model_info").get("architectures") or ["?"])[0]
+        version = self.client.get("/server_info").get("version", "?")
+        progress()
+        return [
+            Check("served", "a checkpoint that no server loads", f"{found}, SGLang {version}", architecture,
+                  judged(found == architecture))
+        ]  # fmt: skip
+
+    def _likelihood(self, progress: Progress) -> list[Check]:
+        if self.subject.heldout is None:
+            return [
+                Check("held-out loss", "training that does not help", "not measured: data.heldout is not set", "shown",
+                      Outcome.warned, "write data.heldout=FILE of trajectories that were not trained on")
+            ]  # fmt: skip
+        self._scores = self._measured(progress)
+        self._write(None)
+        return [likelihood_checks.beside_trainer(self._scores, self.subject.loss, self.recipe)]
+
+    def _measured(self, progress: Progress) -> Scores:
+        assert self.subject.heldout is not None
+        return likelihood.measure(self.client, self.subject.heldout, progress)
+
+    def _write(self, base: Scores | None) -> None:
+        assert self._scores is not None
+        text = json.dumps(retention.as_json(self._scores, base), indent=2)
+        write_text(self.subject.folder / "likelihood.json", text + "\n")
+
+    def _answers(self, progress: Progress) -> list[Check]:
+        limits = self.recipe.sanity
+        after = self._ask(self._trained, GREEDY, progress)
+        new = self._ask(self._new, GREEDY, progress)
+        sampled = self._ask(self._new, SAMPLED, progress)
+        self._right = [a.turn for a in after if a.right and a.calls]
+        return [
+            prompts.parity(self.client, after + new, self._decode),
+            behaviour.right_calls("calls on trained prompts", after, limits.min_tool_calls),
+            behaviour.right_calls("calls on held-out prompts", new, None),
+            behaviour.right_calls("the same, sampled", sampled, None),
+            *behaviour.all_checks(after + new + sampled, self.recipe.model.family, limits.min_well_formed),
+        ]
+
+    def _ask(self, asked: list[Turn], sampling: dict[str, float], progress: Progress) -> list[Answer]:
+        return ask(self.client, asked, self._tokens, sampling, progress)
+
+    def _parsers(self, progress: Progress) -> list[Check]:
+        family = self.recipe.model.family
+        done = parsers.gold(self.client, self._new + self._trained, family, self._decode)
+        done.append(parsers.streaming(self.client, self._right, self._tokens))
+        progress()
+        return done
+
+    def _closed_loop(self, progress: Progress) -> list[Check]:
+        done = loop.check(
+            self.client, self.subject.data, self.subject.heldout, self._tokens, self.recipe.sanity.min_finished
+        )
+        progress()
+        return done
+
+    def _base(self, progress: Progress) -> list[Check]:
+        """The same server with the base's weights, so that before and after training stand side by side."""
+        answer = self.client.post("/update_weights_from_disk", {"model_path": self.recipe.model.checkpoint})
+        if not answer["success"]:
+            raise SanityError(f"SGLang could not load the base's weights: {answer['message']}")
+        before = self._ask(self._calling(), GREEDY, progress)
+        done = [behaviour.right_calls("the base on trained prompts", before, None)]
+        if self._scores is not None:
+            base = self._measured(progress)
+            self._write(base)
+            done += likelihood_checks.beside_base(self._scores, base, self.recipe)
+        return done

@@ -1,0 +1,55 @@
+"""What is checked: an export, and what is known of its training."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from data_prep.dataset import Dataset
+from launch import plan, prepare
+from launch.checkpoints import step_of
+from launch.metrics import heldout_losses, rates
+from launch.plan import Plan
+from recipes.config import Recipe
+
+
+@dataclass(frozen=True)
+class Subject:
+    """recipe: of the training, `model.checkpoint` being the base. folder: where everything that is found is written. rates: the
+    learning rate of every step, None where it is not known. loss: of the held-out data by the trainer, None likewise."""
+
+    recipe: Recipe
+    export: Path
+    folder: Path
+    data: Dataset
+    heldout: Dataset | None
+    rates: Sequence[float] | None = None
+    loss: float | None = None
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "sglang.log"
+
+
+def of_run(made: Plan, export: Path) -> Subject:
+    """An export in the folder of its run."""
+    run, step = export.parent, step_of(export)
+    losses = heldout_losses(run / "metrics.jsonl")
+    return Subject(
+        made.recipe, export, run if step is None else export.with_name(f"{export.name}-sanity"), made.data, made.heldout,
+        rates(run)[:step], losses.get(max(losses, default=0) if step is None else step),
+    )  # fmt: skip
+
+
+def of_export(recipe: Recipe, export: Path, console: Console) -> Subject:
+    """An export that may be a run's; recipe: as `checkpoints.exported` gives it."""
+    prepare.base(recipe, console)
+    if (export.parent / "plan.json").is_file():
+        made = plan.of_run(export.parent)
+        made.recipe.model.checkpoint, made.recipe.sanity = recipe.model.checkpoint, recipe.sanity
+        return of_run(made, export)
+    packed = prepare.packed(recipe, console)
+    return Subject(
+        recipe, export, Path(recipe.cluster.root) / "sanity" / recipe.run, packed["training"], packed.get("held out")
+    )
