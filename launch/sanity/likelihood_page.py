@@ -1,7 +1,8 @@
 """Held-out loss by position and by turn, trained and base, as a plot for the report."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
+from itertools import pairwise
 from typing import Any
 
 from launch.sanity.retention import ENOUGH
@@ -20,15 +21,20 @@ def plot(likelihood: dict[str, Any]) -> str:
     # The first part reaches down to 0, which no logarithm shows: it is drawn from half of its end.
     edges = [(math.log2(p["first"] or p["end"] / 2), math.log2(p["end"] or 2 * p["first"])) for p in positions]
     _draw(left, positions, edges)
-    ticks = sorted({p["first"] for p in positions if p["first"]} | {p["end"] for p in positions if p["end"]})
-    left.set_xticks([math.log2(t) for t in ticks], [f"{t // 1024}k" for t in ticks])
+    ticks = {math.log2(t): f"{t // 1024}k" for p in positions for t in (p["first"], p["end"]) if t}
+    if positions[0]["first"] == 0:
+        ticks[edges[0][0]] = "0"
+    for tick, following in pairwise(sorted(ticks)):
+        if following - tick < 0.5:
+            del ticks[tick]  # the two would be written over one another
+    left.set_xticks(list(ticks), list(ticks.values()), **_tilt(ticks))
     left.set(xlabel="position in the sequence, tokens", ylabel="loss, nats a supervised token")
     _draw(right, turns, [(n - 0.4, n + 0.4) for n in range(len(turns))])
-    tilt = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if len(turns) > 9 else {}
-    right.set_xticks(range(len(turns)), [p["name"] for p in turns], **tilt)
+    right.set_xticks(range(len(turns)), [p["name"] for p in turns], **_tilt(turns))
     right.set_xlabel("supervised turn of the trajectory")
     left.set_ylim(*_heights([*positions, *turns]))
-    left.legend()
+    few = any(p["trajectories"] < ENOUGH for p in [*positions, *turns])
+    left.legend(title=f"pale: fewer than {ENOUGH} trajectories" if few else None)
     return page.image(figure, "held-out loss by position and by turn, with intervals")
 
 
@@ -50,6 +56,10 @@ def _draw(axes: Any, parts: Sequence[dict[str, Any]], edges: Sequence[tuple[floa
                 axes.fill_between(
                     [a, b], mean["low"], mean["high"], color=color, alpha=0.08 if few else 0.25, linewidth=0
                 )
+
+
+def _tilt(labels: Sized) -> dict[str, Any]:
+    return {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if len(labels) > 7 else {}
 
 
 def _heights(parts: Sequence[dict[str, Any]]) -> tuple[float, float]:

@@ -155,7 +155,7 @@ def drawn(rng, trajectories, longest=4000, sigma=1.0, late=0.0, shift=0.0, sprea
     columns = {"trajectory": [], "turn": [], "position": [], "trained": [], "base": []}
     for t in range(trajectories):
         tokens = int(np.clip(np.exp(rng.normal(np.log(longest / 8), sigma)), 20, longest)) // 4
-        position = 10 + 4 * np.arange(tokens)
+        position = 4 * np.arange(tokens)
         base = rng.exponential(1.0, tokens) + rng.normal(0, spread)
         trained = base + rng.normal(0, 0.3, tokens) + rng.normal(shift, own) + late * (position >= 2048)
         for name, values in [("trajectory", np.full(tokens, t)), ("turn", 1 + np.arange(tokens) // 50),
