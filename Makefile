@@ -1,5 +1,6 @@
 # One command a stage. `make` sets itself up: one virtual environment, every version pinned by constraints.txt.
-# Every `name=value` on make's command line goes to Hydra; MODEL=x is short for model=x, STEP=n for step=n.
+# Every `name=value` on make's command line goes to Hydra; MODEL=x is short for model=x, STEP=n for step=n,
+# CHECKPOINT=f for checkpoint=f.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -21,11 +22,12 @@ $(error SLIME_ROOT='$(SLIME_ROOT)' and MEGATRON_ROOT='$(MEGATRON_ROOT)' go toget
 endif
 
 # What make and this file read themselves; everything else the user wrote is an override for Hydra.
-OWN := MODEL STEP PYTHON SLIME_ROOT MEGATRON_ROOT SLIME_PYTHON SHELL MAKEFLAGS __o
+OWN := MODEL STEP CHECKPOINT PYTHON SLIME_ROOT MEGATRON_ROOT SLIME_PYTHON SHELL MAKEFLAGS __o
 __escape = '$(subst ','\'',$(1))'
 # By name, not $(MAKEOVERRIDES): that one breaks on quotes and parentheses.
 OVERRIDES = $(foreach __o,$(filter-out $(OWN),$(.VARIABLES)),$(if $(filter command line,$(origin $(__o))),$(call __escape,$(__o)=$(value $(__o)))))
-LIMI = $(BIN)/python launch/limi.py $(1) $(if $(MODEL),$(call __escape,model=$(MODEL))) $(if $(STEP),$(call __escape,step=$(STEP))) $(OVERRIDES)
+LIMI = $(BIN)/python launch/limi.py $(1) $(if $(MODEL),$(call __escape,model=$(MODEL))) $(if $(STEP),$(call __escape,step=$(STEP))) \
+	$(if $(CHECKPOINT),$(call __escape,checkpoint=$(value CHECKPOINT))) $(OVERRIDES)
 # Overrides must not reach a make that a stage or a test runs.
 export MAKEFLAGS :=
 export MAKEOVERRIDES :=
@@ -115,6 +117,10 @@ export: $(READY) ## Hugging Face folder of a run's newest checkpoint, or of step
 .PHONY: sanity
 sanity: $(READY) ## Check an export, CHECKPOINT=FOLDER or run=NAME, beside its base (BASE=FOLDER): its files, then what SGLang makes of it
 	@$(call LIMI,sanity)
+
+.PHONY: serve
+serve: $(READY) ## Serve an export with SGLang until Ctrl-C, with a curl and a Python example: make serve CHECKPOINT=runs/NAME/hf
+	@$(call LIMI,serve)
 
 .PHONY: parity
 parity: $(READY) ## Train the tiny models in every layout beside one rank, and compare (five minutes)

@@ -1,4 +1,4 @@
-"""The run that a command names: its own recipe, and its whole checkpoints, whichever engine wrote them."""
+"""The run that a command names: its own recipe, its whole checkpoints, whichever engine wrote them, and its exports."""
 
 import json
 from pathlib import Path
@@ -11,6 +11,18 @@ from recipes.errors import CheckpointError, ConfigError
 _EARLIER = "hf-step"
 TRACKER = "latest_checkpointed_iteration.txt"
 _FROM_HERE = ("run", "step", "model", "cluster", "cluster.root", "model.checkpoint", "model.mtp")
+# As above, of a command that serves an export.
+_SERVING = (
+    "run",
+    "checkpoint",
+    "model",
+    "model.checkpoint",
+    "cluster",
+    "cluster.root",
+    "gpu",
+    "engine.python",
+    "dry_run",
+)
 
 
 def own_recipe(asked: Recipe) -> Recipe:
@@ -78,3 +90,57 @@ def target(run: Path, step: int) -> Path:
 def step_of(export: Path) -> int | None:
     """Completed steps of an export that `target` named; None after the last."""
     return int(export.name.removeprefix(_EARLIER)) if export.name.startswith(_EARLIER) else None
+
+
+def exported(asked: Recipe) -> tuple[Recipe, Path]:
+    """The Hugging Face folder that `checkpoint` names, or the run's `hf/` where it is null, and the recipe it is of: the run's
+    own where the folder lies in a run, the words' where it does not, and then they must name `model`.
+
+    Of a run's recipe the words may name anew `model.checkpoint` (the base), the limits in `sanity`, and the machine: `cluster`,
+    `gpu`, `engine.python`. Raises `CheckpointError` where there is no such folder with weights, and `ConfigError` where a word
+    would have no effect or none says which model it is.
+    """
+    folder = run_folder(asked) / "hf" if asked.checkpoint is None else Path(asked.checkpoint).absolute()
+    lacking = [] if (folder / "config.json").is_file() else ["config.json"]
+    if not any((folder / name).is_file() for name in ("model.safetensors.index.json", "model.safetensors")):
+        lacking.append("model.safetensors.index.json")
+    if lacking:
+        there = sorted(str(p.parent) for p in run_folder(asked).parent.glob("*/hf*/config.json"))
+        raise CheckpointError(
+            f"'{folder}' has no {' and no '.join(lacking)}; write checkpoint=FOLDER (make: CHECKPOINT=FOLDER) of an export, one of: "
+            f"{', '.join(there) or 'none is there'}"
+        )
+    names = [word.partition("=")[0] for word in asked.words]
+    if (folder.parent / "config.yaml").is_file():
+        return _served(asked, folder.parent, names), folder
+    if "model" not in names:
+        raise ConfigError(
+            f"'{folder}' lies in no run, and no recipe says what it is; write model=NAME (make: MODEL=NAME)"
+        )
+    return asked, folder
+
+
+def _served(asked: Recipe, run: Path, names: list[str]) -> Recipe:
+    """The recipe of the run in this folder, wherever it was trained."""
+    elsewhere = "cluster" in names or "gpu" in names
+    groups = ("sanity.", *(("cluster.", "gpu.") if elsewhere else ()))
+    if idle := [name for name in names if name not in _SERVING and not name.startswith(groups)]:
+        raise ConfigError(
+            f"{', '.join(idle)}: the recipe is the run's own, '{run / 'config.yaml'}'; leave out all but {', '.join(_SERVING)} "
+            "and sanity.NAME; fields of cluster and gpu where one of these is named too"
+        )
+    own = from_yaml(run / "config.yaml")
+    if elsewhere:
+        own.cluster, own.gpu = asked.cluster, asked.gpu
+    own.run = run.name
+    if run.parent.name == "runs":
+        own.cluster.root = str(run.parent.parent)
+    if "model.checkpoint" in names:
+        own.model.checkpoint = asked.model.checkpoint
+    if "engine.python" in names:
+        own.engine.python = asked.engine.python
+    for name in names:
+        group, _, key = name.partition(".")
+        if group == "sanity" and key:
+            setattr(own.sanity, key, getattr(asked.sanity, key))
+    return own

@@ -164,6 +164,13 @@ def sanity(recipe: Recipe, console: Console) -> None:
     check.refuse_failed(done, one)
 
 
+def serve(recipe: Recipe, console: Console) -> None:
+    """Serves an export with SGLang on this machine until it is interrupted, with a request to try."""
+    from launch import serve
+
+    serve.serve(recipe, console)
+
+
 def parity(recipe: Recipe, console: Console) -> None:
     """Trains the tiny models in every layout of the embedded engine, beside one rank."""
     from launch.megatron import parity
@@ -213,6 +220,9 @@ STAGES: dict[str, Stage] = {
     "fetch": fetch,
     "export": export,
     "sanity": sanity,
+
+
+    "serve": serve,
     "data": data,
     "inspect": inspect,
     "plan": plan,

@@ -129,8 +129,8 @@ class Server(Client):
             found |= set(psutil.Process(self._process.pid).children(recursive=True))
         return list(found)
 
-    def _ended(self, patience: float) -> str | None:
-        """What to say of a server that has ended, or does within so many seconds."""
+    def _ended(self, patience: float | None) -> str | None:
+        """What to say of a server that has ended, or does within so many seconds; null waits as long as it takes."""
         if self._process is None:
             return None
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -143,6 +143,10 @@ class Server(Client):
 
     def tail(self, lines: int = 20) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def wait(self) -> None:
+        """Returns never: raises `SanityError` when the server ends by itself."""
+        raise SanityError(f"{self._ended(None)}; the end of {self.log}:\n{self.tail()}")
 
     def stop(self) -> None:
         """Ends all processes of the server: SIGTERM, two seconds, SIGKILL. A second Ctrl-C does not cut it short."""

@@ -29,13 +29,14 @@ def faulty(tmp_path, monkeypatch):
     """Starts a server with this fault, healthy at first; sees to it afterwards that nothing of it is left."""
 
     @contextlib.contextmanager
-    def start(fault, timeout=TIMEOUT):
+    def start(fault, up_within=60):
         monkeypatch.setattr(
             serving, "command", lambda recipe, checkpoint, port: [sys.executable, str(FAKE), str(port), fault]
         )
         log, before = tmp_path / "log", set(descendants(os.getpid()))
         try:
-            with Server(compose_recipe([f"sanity.timeout={timeout}"]), tmp_path, log) as server:
+            with Server(compose_recipe([f"sanity.timeout={up_within}"]), tmp_path, log) as server:
+                server.timeout = TIMEOUT
                 yield server
         finally:
             started = [int(pid) for line in log.read_text().splitlines()[:1] for pid in line.split()[1:]]
@@ -77,7 +78,7 @@ def test_a_server_that_does_not_come_up_is_ended_at_its_deadline(faulty, fault):
     started = time.monotonic()
     with pytest.raises(SanityError, match=r"did not come up within sanity\.timeout=2 s"), faulty(fault, 2):
         raise AssertionError("it must not come up")
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
 
 
 @pytest.mark.parametrize(
@@ -100,7 +101,7 @@ def test_a_fault_in_an_answer_is_named_within_the_deadline(faulty, fault, says):
         started = time.monotonic()
         with pytest.raises(SanityError, match=f"(?s){says}") as error:
             server.post("/x", {})
-        assert time.monotonic() - started < TIMEOUT + 1
+        assert time.monotonic() - started < TIMEOUT + 5
     cause = error.value.__cause__
     assert cause is not None
     if fault == "error":
@@ -125,7 +126,7 @@ def test_a_fault_in_a_stream_is_named_after_what_came(faulty, fault, says):
         with pytest.raises(SanityError, match=f"(?s){says}"):
             for chunk in server.stream("/x", {}):
                 came.append(chunk)
-        assert time.monotonic() - started < TIMEOUT + 1
+        assert time.monotonic() - started < TIMEOUT + 5
     assert came == ([] if fault in ("error", "drip") else [{"n": 1}, {"n": 2}])
 
 
