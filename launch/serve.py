@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,11 @@ def serve(recipe: Recipe, console: Console) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     console.print(f"starting SGLang with {folder}: {log}")
     try:
-        server = Server(own, folder, log)
-        with console.status("Starting SGLang"):
-            server.__enter__()
-        with server:
-            console.print(examples(server))
-            console.print(f"\nup at {server.url}; Ctrl-C ends it")
+        with ExitStack() as stack:
+            with console.status("Starting SGLang"):
+                server = stack.enter_context(Server(own, folder, log))
+                shown = examples(server)
+            console.print(f"{shown}\n\nup at {server.url}; Ctrl-C ends it")
             server.wait()
     except KeyboardInterrupt:
         raise KeyboardInterrupt("SGLang is ended.") from None

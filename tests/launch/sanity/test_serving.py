@@ -1,0 +1,139 @@
+"""SGLang's command line and environment: what the real SGLang 0.5.23 takes, for every model on its default cluster."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.sanity import serving
+from recipes.compose import CONF, compose_recipe
+from recipes.errors import PreflightError
+from tests.conftest import REPO
+
+MODELS = sorted(p.stem for p in (CONF / "model").glob("*.yaml"))
+# Reads command lines and prints what SGLang's own parser makes of each.
+PARSE = """
+import argparse, json, sys
+from sglang.srt.server_args import ServerArgs
+parser = argparse.ArgumentParser()
+ServerArgs.add_cli_args(parser)
+for words in json.loads(sys.stdin.read()):
+    known = vars(parser.parse_args(words))
+    print("ARGS", json.dumps({name: str(known[name]) for name in sys.argv[1:]}))
+"""
+NAMES = [
+    "tp_size",
+    "ep_size",
+    "context_length",
+    "dtype",
+    "tool_call_parser",
+    "reasoning_parser",
+    "host",
+    "speculative_algorithm",
+]
+
+
+def base(folder, recipe, **config):
+    """A checkpoint's folder as far as the command line looks at it."""
+    folder.mkdir(exist_ok=True)
+    config = {"max_position_embeddings": recipe.model.max_position} | config
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def parsed(lines):
+    """What SGLang's parser makes of these command lines, each after `-m sglang.launch_server`."""
+    env = serving.environment(compose_recipe([]), Path("unused"))
+    done = subprocess.run(
+        [sys.executable, "-c", PARSE, *NAMES], env=env, cwd=REPO, capture_output=True, text=True,
+        input=json.dumps([line[3:] for line in lines]),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads(line[5:]) for line in done.stdout.splitlines() if line.startswith("ARGS ")]
+
+
+def test_sglang_s_own_parser_takes_the_words_of_every_model_on_its_default_cluster(tmp_path):
+    lines = {}
+    for name in MODELS:
+        words = [f"model={name}", *(["cluster=h200x8"] if name == "glm4.5" else [])]
+        recipe = compose_recipe(words)
+        line = serving.command(recipe, base(tmp_path / name, recipe), 30000)
+        assert line[1:3] == ["-m", "sglang.launch_server"]
+        assert "--trust-remote-code" not in line
+        lines[name] = line
+    found = dict(zip(lines, parsed(lines.values()), strict=True))
+    assert {f["host"] for f in found.values()} == {"127.0.0.1"}
+    assert {f["speculative_algorithm"] for f in found.values()} == {"None"}
+    seen = {name: tuple(f[key] for key in NAMES[:6]) for name, f in found.items()}
+    long = "155648"
+    assert seen == {
+        "qwen3-tiny": ("1", "1", "None", "float32", "qwen25", "qwen3"),
+        "glm4.5-tiny": ("1", "1", "None", "float32", "glm45", "glm45"),
+        "qwen3-4b": ("1", "1", long, "bfloat16", "qwen25", "qwen3"),
+        "qwen3-8b": ("1", "1", long, "bfloat16", "qwen25", "qwen3"),
+        "qwen3-14b": ("1", "1", long, "bfloat16", "qwen25", "qwen3"),
+        "qwen3-32b": ("2", "1", long, "bfloat16", "qwen25", "qwen3"),
+        "glm4.5-air": ("4", "4", long, "bfloat16", "glm45", "glm45"),
+        "glm4.5": ("8", "8", long, "bfloat16", "glm45", "glm45"),
+    }
+
+
+def test_a_model_that_one_node_cannot_hold_is_refused_with_what_to_type(tmp_path):
+    recipe = compose_recipe(["model=glm4.5"])
+    with pytest.raises(PreflightError, match=r"8 x h100 gives 5\d\d GB.*sanity\.url=http://HOST:PORT of it") as error:
+        serving.command(recipe, base(tmp_path / "base", recipe), 1)
+    assert "glm4.5 takes 76" in str(error.value)  # 706 GB of weights, 59 GB of keys and values
+
+
+def test_sanity_tp_is_taken_as_it_is_and_held_against_heads_and_gpus(tmp_path):
+    recipe = compose_recipe(["model=qwen3-32b", "sanity.tp=8"])
+    folder = base(tmp_path / "base", recipe)
+    line = serving.command(recipe, folder, 1)
+    assert line[line.index("--tp-size") + 1] == "8"
+    for wrong in (3, 16):
+        with pytest.raises(PreflightError, match=rf"sanity\.tp={wrong} does not go with 64 heads.*write sanity\.tp=8"):
+            serving.command(compose_recipe(["model=qwen3-32b", f"sanity.tp={wrong}"]), folder, 1)
+    with pytest.raises(PreflightError, match=r"sanity\.tp=2 is of GPUs"):
+        serving.command(compose_recipe(["sanity.tp=2"]), folder, 1)
+
+
+def yarn(factor, native=32768):
+    return {"rope_parameters": {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": native}}
+
+
+@pytest.mark.parametrize(
+    ("words", "config", "context", "beyond"),
+    [
+        (["model=glm4.5-air"], {}, 155_648, True),  # unscaled, as released
+        (["model=qwen3-32b"], {"max_position_embeddings": 155_648, **yarn(4.75)}, 155_648, False),  # an export
+        (["model=qwen3-32b"], {"max_position_embeddings": 40_960, **yarn(4.75)}, 155_648, True),  # a release's file
+        (["model=qwen3-32b", "data.max_tokens=8000"], {}, 40_960, False),
+        (["model=qwen3-4b", "model.rope=native", "model.rope_factor=1"], {}, 40_960, False),
+    ],
+)
+def test_the_context_is_the_config_s_or_what_training_reached(tmp_path, words, config, context, beyond):
+    recipe = compose_recipe(words)
+    folder = base(tmp_path / "base", recipe, **config)
+    line = serving.command(recipe, folder, 1)
+    assert line[line.index("--context-length") + 1] == str(context)
+    env = serving.environment(recipe, folder)
+    assert env.get("SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN") == ("1" if beyond else None)
+    assert "SGLANG_USE_CPU_ENGINE" not in env and env.get("PYTHONPATH") == os.environ.get("PYTHONPATH")
+
+
+def test_a_yarn_that_does_not_reach_what_was_trained_is_refused(tmp_path):
+    recipe = compose_recipe(["model=qwen3-32b"])
+    folder = base(tmp_path / "base", recipe, max_position_embeddings=40_960, **yarn(4.0))
+    with pytest.raises(
+        PreflightError, match=r"over the 131,072 tokens that the YaRN of .*write data\.max_tokens=131072"
+    ):
+        serving.command(recipe, folder, 1)
+
+
+def test_on_gpus_the_engine_s_python_serves(tmp_path):
+    recipe = compose_recipe(["model=qwen3-4b", "engine.python=/opt/python3"])
+    assert serving.command(recipe, base(tmp_path / "base", recipe), 1)[0] == "/opt/python3"
+    assert serving.command(compose_recipe(["engine.python=/opt/python3"]), tmp_path / "base", 1)[0] == sys.executable
