@@ -39,3 +39,55 @@ def test_checkpoints_of_slime_count_once_all_ranks_wrote_them(tmp_path):
         checkpoints.pick(tmp_path, 15)
     write_text(tmp_path / "plan.json", json.dumps({"steps": {"count": 10}}))
     assert [checkpoints.target(tmp_path, n).name for n in (5, 10)] == ["hf-step000005", "hf"]
+
+
+def export_in(folder, *names):
+    for name in names or ("config.json", "model.safetensors.index.json"):
+        write_text(folder / name, "{}")
+    return folder
+
+
+def test_an_export_in_a_run_has_the_run_s_own_recipe(tmp_path):
+    trained = compose_recipe([f"cluster.root={tmp_path}/old", "model=glm4.5-tiny", "optim.lr=1", "run=first"])
+    run = tmp_path / "moved" / "runs" / "second"
+    write_text(run / "config.yaml", to_yaml(trained))
+    hf, early = export_in(run / "hf"), export_in(run / "hf-step000005", "config.json", "model.safetensors")
+    here = f"cluster.root={tmp_path / 'moved'}"
+    own, folder = checkpoints.exported(compose_recipe([f"checkpoint={early}"]))
+    assert folder == early
+    assert (own.model.name, own.optim.lr, own.run) == ("glm4.5-tiny", 1.0, "second")
+    assert own.cluster.root == str(tmp_path / "moved")
+    own, folder = checkpoints.exported(
+        compose_recipe([here, "run=second", "sanity.port=1234", "model.checkpoint=/base"])
+    )
+    assert (folder, own.sanity.port, own.model.checkpoint, own.gpu.name) == (hf, 1234, "/base", "cpu")
+    own, _ = checkpoints.exported(
+        compose_recipe([f"checkpoint={hf}", "cluster=h100x8", "cluster.gpus_per_node=4", "engine.python=/py"])
+    )
+    assert (own.gpu.name, own.cluster.gpus_per_node, own.engine.python, own.optim.lr) == ("h100", 4, "/py", 1.0)
+    for word in ("optim.lr=2", "cluster.gpus_per_node=4"):
+        with pytest.raises(ConfigError, match=rf"{word.partition('=')[0]}: the recipe is the run's own"):
+            checkpoints.exported(compose_recipe([f"checkpoint={hf}", word]))
+
+
+def test_an_export_in_no_run_wants_to_be_told_its_model(tmp_path):
+    folder = export_in(tmp_path / "elsewhere")
+    words = [f"checkpoint={folder}", f"cluster.root={tmp_path}"]
+    with pytest.raises(ConfigError, match="lies in no run.*write model=NAME"):
+        checkpoints.exported(compose_recipe(words))
+    recipe, found = checkpoints.exported(compose_recipe([*words, "model=glm4.5-tiny"]))
+    assert (recipe.model.name, found) == ("glm4.5-tiny", folder)
+
+
+def test_a_folder_without_weights_is_refused_with_the_exports_there(tmp_path):
+    whole = export_in(tmp_path / "runs" / "good" / "hf")
+    here = [f"cluster.root={tmp_path}", "run=half"]
+    export_in(tmp_path / "half", "config.json")
+    with pytest.raises(
+        CheckpointError, match=rf"'.*/half' has no model\.safetensors\.index\.json; .* one of: {whole}$"
+    ):
+        checkpoints.exported(compose_recipe([*here, f"checkpoint={tmp_path / 'half'}"]))
+    with pytest.raises(
+        CheckpointError, match=r"runs/half/hf' has no config\.json and no model\.safetensors\.index\.json"
+    ):
+        checkpoints.exported(compose_recipe(here))
