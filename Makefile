@@ -1,6 +1,6 @@
 # One command a stage. `make` sets itself up: one virtual environment, every version pinned by constraints.txt.
 # Every `name=value` on make's command line goes to Hydra; MODEL=x is short for model=x, STEP=n for step=n,
-# CHECKPOINT=f for checkpoint=f.
+# CHECKPOINT=f for checkpoint=f, BASE=f for model.checkpoint=f.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -22,12 +22,13 @@ $(error SLIME_ROOT='$(SLIME_ROOT)' and MEGATRON_ROOT='$(MEGATRON_ROOT)' go toget
 endif
 
 # What make and this file read themselves; everything else the user wrote is an override for Hydra.
-OWN := MODEL STEP CHECKPOINT PYTHON SLIME_ROOT MEGATRON_ROOT SLIME_PYTHON SHELL MAKEFLAGS __o
+OWN := MODEL STEP CHECKPOINT BASE PYTHON SLIME_ROOT MEGATRON_ROOT SLIME_PYTHON SHELL MAKEFLAGS __o
 __escape = '$(subst ','\'',$(1))'
 # By name, not $(MAKEOVERRIDES): that one breaks on quotes and parentheses.
 OVERRIDES = $(foreach __o,$(filter-out $(OWN),$(.VARIABLES)),$(if $(filter command line,$(origin $(__o))),$(call __escape,$(__o)=$(value $(__o)))))
 LIMI = $(BIN)/python launch/limi.py $(1) $(if $(MODEL),$(call __escape,model=$(MODEL))) $(if $(STEP),$(call __escape,step=$(STEP))) \
-	$(if $(CHECKPOINT),$(call __escape,checkpoint=$(value CHECKPOINT))) $(OVERRIDES)
+	$(if $(CHECKPOINT),$(call __escape,checkpoint=$(value CHECKPOINT))) \
+	$(if $(BASE),$(call __escape,model.checkpoint=$(value BASE))) $(OVERRIDES)
 # Overrides must not reach a make that a stage or a test runs.
 export MAKEFLAGS :=
 export MAKEOVERRIDES :=

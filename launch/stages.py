@@ -220,8 +220,6 @@ STAGES: dict[str, Stage] = {
     "fetch": fetch,
     "export": export,
     "sanity": sanity,
-
-
     "serve": serve,
     "data": data,
     "inspect": inspect,

@@ -20,14 +20,17 @@ _SHARE = 0.75  # of the GPUs' memory, for weights and one longest sequence; the 
 def command(recipe: Recipe, checkpoint: Path, port: int, thinks: bool) -> list[str]:
     """SGLang's command line, on loopback, without speculation by MTP layers and without code of the checkpoint's.
 
-    thinks: whether the model was trained with thinking. Raises `PreflightError` where one node of the recipe's cluster cannot serve the model.
+    thinks: whether the model was trained with thinking.
+
+    Raises `PreflightError` where one node of the recipe's cluster cannot serve the model.
     """
     calls, reasoning = PARSERS[recipe.model.family]
     # Qwen3 leaves out the marks where it does not think, and SGLang's parser takes all it says for thinking.
     parsed = ["--reasoning-parser", reasoning] if thinks or recipe.model.family is not Family.qwen3 else []
     return [
         _python(recipe), "-m", "sglang.launch_server", "--model-path", str(checkpoint), "--host", "127.0.0.1",
-        "--port", str(port), "--tool-call-parser", calls, *parsed, "--skip-server-warmup", "--log-level", "warning", *(_on_gpus(recipe, checkpoint) if on_gpus(recipe) else _on_cpu(recipe)),
+        "--port", str(port), "--tool-call-parser", calls, *parsed, "--skip-server-warmup",
+        "--log-level", "warning", *(_on_gpus(recipe, checkpoint) if on_gpus(recipe) else _on_cpu(recipe)),
     ]  # fmt: skip
 
 
