@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from launch import checkpoints
+from launch import checkpoints, plan
 from launch.sanity.client import Client
 from launch.sanity.server import Server, free_port
 from recipes.compose import REPO
@@ -50,12 +50,18 @@ def serve(recipe: Recipe, console: Console) -> None:
     try:
         with ExitStack() as stack:
             with console.status("Starting SGLang"):
-                server = stack.enter_context(Server(own, folder, log))
+                server = stack.enter_context(Server(own, folder, log, _thinks(folder)))
                 shown = examples(server)
             console.print(f"{shown}\n\nup at {server.url}; Ctrl-C ends it")
             server.wait()
     except KeyboardInterrupt:
         raise KeyboardInterrupt("SGLang is ended.") from None
+
+
+def _thinks(folder: Path) -> bool:
+    """Whether the run's data has thinking; what other models were trained on is not known, and published ones think."""
+    run = folder.parent
+    return not (run / "plan.json").is_file() or plan.of_run(run).data.thinks
 
 
 def _port() -> int:

@@ -5,13 +5,12 @@ from collections.abc import Callable, Iterator
 
 from data_prep.chat import load_tokenizer
 from data_prep.files import write_text
-from launch.sanity import behaviour, likelihood, likelihood_checks, loop, parsers, prompts, retention
+from launch.sanity import behaviour, likelihood, likelihood_checks, loop, parsers, prompts, retention, weights
 from launch.sanity.checks import Check, Outcome, judged
 from launch.sanity.client import Client
 from launch.sanity.likelihood import Scores
 from launch.sanity.subject import Subject
 from launch.sanity.turns import GREEDY, SAMPLED, Answer, Turn, ask, longest_answer, spread, turns
-from recipes.errors import SanityError
 
 Progress = Callable[[], None]  # called for every request that was answered
 Step = tuple[str, int, Callable[[Progress], list[Check]]]  # its name and how many requests it makes
@@ -110,9 +109,7 @@ class Served:
 
     def _base(self, progress: Progress) -> list[Check]:
         """The same server with the base's weights, so that before and after training stand side by side."""
-        answer = self.client.post("/update_weights_from_disk", {"model_path": self.recipe.model.checkpoint})
-        if not answer["success"]:
-            raise SanityError(f"SGLang could not load the base's weights: {answer['message']}")
+        weights.load(self.client, self.recipe.model.checkpoint)
         before = self._ask(self._calling(), GREEDY, progress)
         done = [behaviour.right_calls("the base on trained prompts", before, None)]
         if self._scores is not None:

@@ -14,6 +14,7 @@ from recipes.errors import PreflightError
 STAND_INS = Path(__file__).parent / "stand_ins"
 PARSERS = {Family.qwen3: ("qwen25", "qwen3"), Family.glm4_moe: ("glm45", "glm45")}  # tool calls, reasoning
 _MAX_TOTAL_TOKENS = 65_536  # of the key-value cache on a CPU, all requests together
+_RESERVED = 8  # tokens by which SGLang's longest prompt is below its context
 _SHARE = 0.75  # of the GPUs' memory, for weights and one longest sequence; the rest is SGLang's own and more sequences
 
 
@@ -90,7 +91,7 @@ def context(recipe: Recipe, checkpoint: Path) -> int:
             f"data.max_tokens={trained} is over the {reach:,} tokens that the YaRN of '{checkpoint / 'config.json'}' reaches; "
             f"write data.max_tokens={reach}"
         )
-    return trained
+    return trained + _RESERVED
 
 
 def tensor_parallel(recipe: Recipe, longest: int) -> int:

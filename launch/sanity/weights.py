@@ -2,7 +2,7 @@
 
 import time
 
-from launch.sanity.server import Server
+from launch.sanity.client import Client
 from recipes.errors import SanityError
 
 # SGLang keeps a request for a moment after its answer, and then changes the weights without emptying the cache made by those before.
@@ -11,7 +11,7 @@ _BUSY = "cache was not flushed"
 _PATIENCE = 60.0
 
 
-def load(server: Server, checkpoint: str) -> None:
+def load(client: Client, checkpoint: str) -> None:
     """The server's weights become the checkpoint's, and its cache is empty. Nothing may be in flight.
 
     Raises `SanityError` where they cannot be loaded, or the server is still busy after a minute."""
@@ -19,7 +19,7 @@ def load(server: Server, checkpoint: str) -> None:
     while True:
         time.sleep(_SETTLES)
         try:
-            answer = server.post("/update_weights_from_disk", {"model_path": checkpoint})
+            answer = client.post("/update_weights_from_disk", {"model_path": checkpoint})
         except SanityError as error:
             if _BUSY not in str(error) or time.monotonic() > deadline:
                 raise

@@ -14,13 +14,13 @@ import pytest
 from launch.sanity import bootstrap, likelihood_page, retention, weights
 from launch.sanity.checks import Outcome
 from launch.sanity.likelihood import Scores, measure
-from launch.sanity.likelihood_checks import checks
+from launch.sanity.likelihood_checks import beside_base, beside_trainer
 from launch.sanity.server import Server
 from recipes.compose import compose_recipe
 from recipes.errors import ConfigError, SanityError
 from tests.launch.support import recipe_of
 
-RECIPE = compose_recipe([])
+RECIPE = compose_recipe(["sanity.max_above_base=0"])
 
 
 class Stub:
@@ -61,6 +61,10 @@ def heldout(root):
 @pytest.fixture(scope="module")
 def training(root):
     return recipe_of(root, "model=qwen3-tiny")[1]
+
+
+def checks(trained, base, trainers, recipe):
+    return [beside_trainer(trained, trainers, recipe), *(beside_base(trained, base, recipe) if base else [])]
 
 
 def outcomes(done):
@@ -314,7 +318,7 @@ def test_scores_of_the_real_server_are_those_of_transformers_for_either_weights(
     recipe, _, heldout = recipe_of(root, f"model={model}")
     other, _, _ = recipe_of(root, f"model={model}", "seed=1")
     scores = []
-    with Server(recipe, recipe.model.checkpoint, tmp_path / "log") as server:
+    with Server(recipe, recipe.model.checkpoint, tmp_path / "log", True) as server:
         scores.append(measure(server, heldout, lambda: None))
         weights.load(server, other.model.checkpoint)
         scores.append(measure(server, heldout, lambda: None))

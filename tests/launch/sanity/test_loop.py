@@ -12,6 +12,7 @@ import pytest
 
 from data_prep.sample import make, tools
 from launch.sanity import loop, sandbox
+from launch.sanity.checks import Outcome
 from launch.sanity.loop import Task, Work
 from launch.sanity.server import Server
 from recipes.compose import compose_recipe
@@ -38,6 +39,7 @@ class Conversations:
 
 
 TRAIN, HELDOUT = Conversations(records("train")), Conversations(records("heldout"))
+TOKENS = 128
 TASKS = loop.tasks(TRAIN)  # type: ignore[arg-type]
 
 
@@ -68,7 +70,7 @@ def served(agent: Agent, tmp_path: Path, status: int = 200) -> Iterator[Server]:
     thread = threading.Thread(target=http.serve_forever)
     thread.start()
     try:
-        server = Server(compose_recipe([]), tmp_path, tmp_path / "log")
+        server = Server(compose_recipe([]), tmp_path, tmp_path / "log", True)
         server.url = f"http://127.0.0.1:{http.server_port}"
         yield server
     finally:
@@ -100,29 +102,32 @@ def perfect(request: dict[str, Any]) -> dict[str, Any]:
 
 def first_work(agent: Agent, tmp_path: Path, task: Task = TASKS[0]) -> Work:
     with served(agent, tmp_path) as server:
-        return loop.work(server, task)
+        return loop.work(server, task, TOKENS)
 
 
 def test_a_perfect_agent_finishes_every_task_as_recorded(tmp_path):
     with served(perfect, tmp_path) as server:
-        closed, bursts, protection = loop.check(server, TRAIN, HELDOUT, 1.0)  # type: ignore[arg-type]
+        closed, bursts, protection = loop.check(server, TRAIN, HELDOUT, TOKENS, 1.0)  # type: ignore[arg-type]
     calls = sum(len(m.get("tool_calls", [])) for r in TRAIN.lines + HELDOUT.lines for m in r["messages"])
-    assert closed.passed and closed.figure.startswith(f"20 of 20 tasks (100%), held-out 4 of 4; {calls} calls, ")
+    assert closed.outcome is Outcome.passed and closed.figure.startswith(
+        f"20 of 20 tasks (100%), held-out 4 of 4; {calls} calls, "
+    )
     assert (
         "24 answered" in closed.figure
         and "0 not JSON" in closed.figure
         and closed.limit == "at least 100% of the trained"
     )
-    assert bursts.passed and "at most 3; recorded" in bursts.figure
-    assert protection.passed and protection.figure == ", ".join(sandbox.PROTECTIONS)
+    assert bursts.outcome is Outcome.passed and "at most 3; recorded" in bursts.figure
+    assert protection.outcome is Outcome.passed and protection.figure == ", ".join(sandbox.PROTECTIONS)
 
 
 def test_a_runaway_agent_is_stopped_and_counted(tmp_path):
     done = first_work(lambda _: called(("list_files", {"path": "."})), tmp_path)
     assert (done.stopped, done.turns, done.calls, done.errors) == ("too many turns", 6, [1] * 6, 0)
-    closed, bursts, _ = loop.judged([done], [], 0.5)
-    assert not closed.passed and "it stopped: too many turns" in closed.detail and bursts.passed
-    assert loop.judged([done], [], None)[0].passed
+    closed, bursts, _ = loop.of_works([done], [], 0.5)
+    assert closed.outcome is Outcome.failed and "it stopped: too many turns" in closed.detail
+    assert bursts.outcome is Outcome.passed
+    assert loop.of_works([done], [], None)[0].outcome is Outcome.passed
 
 
 def test_a_burst_agent_fails_and_its_further_calls_are_not_run(tmp_path):
@@ -130,9 +135,9 @@ def test_a_burst_agent_fails_and_its_further_calls_are_not_run(tmp_path):
     done = first_work(lambda r: {"content": "ok"} if len(r["messages"]) > 2 else called(*writes), tmp_path)
     assert (done.stopped, done.calls, done.errors) == ("answered", [20], 20 - loop.MAX_CALLS)
     assert done.difference.startswith("it says 'ok' where the record says ")
-    bursts = loop.calls_a_turn([done])
+    bursts = loop.of_works([done], [], None)[1]
     assert (
-        not bursts.passed
+        bursts.outcome is Outcome.failed
         and bursts.limit == "at most 4"
         and bursts.figure.startswith("20.00, at most 20; recorded 2.00")
     )
@@ -187,9 +192,9 @@ def test_words_without_thinking_go_back_as_words(tmp_path):
 def test_an_answer_cut_short_and_a_refused_prompt_are_reasons_to_stop(tmp_path):
     assert first_work(lambda _: {"content": "an", "finish_reason": "length"}, tmp_path).stopped == "length"
     with served(perfect, tmp_path, status=400) as server:
-        assert loop.work(server, TASKS[0]).stopped == "refused"
+        assert loop.work(server, TASKS[0], TOKENS).stopped == "refused"
     with served(perfect, tmp_path, status=500) as server, pytest.raises(SanityError, match="answered 500"):
-        loop.work(server, TASKS[0])
+        loop.work(server, TASKS[0], TOKENS)
 
 
 def test_a_hostile_agent_reaches_nothing(tmp_path):
@@ -202,18 +207,22 @@ def test_a_hostile_agent_reaches_nothing(tmp_path):
 
 def test_a_data_set_with_other_tools_is_left_out_by_name(tmp_path):
     other = Conversations([{**record, "tools": tools.TOOLS[:1]} for record in TRAIN.lines])
-    server = Server(compose_recipe([]), tmp_path, tmp_path / "log")
-    (check,) = loop.check(server, other, HELDOUT, 1.0)  # type: ignore[arg-type]
-    assert check.passed and check.name == "closed loop" and check.figure.startswith("left out: no task of the sample")
+    server = Server(compose_recipe([]), tmp_path, tmp_path / "log", True)
+    (check,) = loop.check(server, other, HELDOUT, TOKENS, 1.0)  # type: ignore[arg-type]
+    assert (
+        check.outcome is Outcome.passed
+        and check.name == "closed loop"
+        and check.figure.startswith("left out: no task of the sample")
+    )
 
 
 def test_without_protection_nothing_is_run(tmp_path, monkeypatch):
     monkeypatch.setattr(sandbox, "available", lambda: "unshare: Operation not permitted")
-    server = Server(compose_recipe([]), tmp_path, tmp_path / "log")
-    closed, protection = loop.check(server, TRAIN, HELDOUT, 0.5)  # type: ignore[arg-type]
-    assert not closed.passed and not protection.passed and "sanity.min_finished=null" in protection.detail
+    server = Server(compose_recipe([]), tmp_path, tmp_path / "log", True)
+    closed, protection = loop.check(server, TRAIN, HELDOUT, TOKENS, 0.5)  # type: ignore[arg-type]
+    assert closed.outcome is protection.outcome is Outcome.failed and "sanity.min_finished=null" in protection.detail
     assert protection.figure == "not run: unshare: Operation not permitted"
-    assert all(c.passed for c in loop.check(server, TRAIN, HELDOUT, None))  # type: ignore[arg-type]
+    assert {c.outcome for c in loop.check(server, TRAIN, HELDOUT, TOKENS, None)} == {Outcome.warned}  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ def faulty(tmp_path, monkeypatch):
         )
         log, before = tmp_path / "log", set(descendants(os.getpid()))
         try:
-            with Server(compose_recipe([f"sanity.timeout={up_within}"]), tmp_path, log) as server:
+            with Server(compose_recipe([f"sanity.timeout={up_within}"]), tmp_path, log, True) as server:
                 server.timeout = TIMEOUT
                 yield server
         finally:
@@ -48,7 +48,7 @@ def faulty(tmp_path, monkeypatch):
 
 def test_a_checkpoint_that_cannot_be_loaded_shows_the_end_of_the_log(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    server = Server(compose_recipe([]), tmp_path, tmp_path / "log")
+    server = Server(compose_recipe([]), tmp_path, tmp_path / "log", True)
     with pytest.raises(SanityError, match="SGLang ended with status") as error, server:
         raise AssertionError("it must not come up")
     assert str(tmp_path / "log") in str(error.value)
@@ -56,7 +56,7 @@ def test_a_checkpoint_that_cannot_be_loaded_shows_the_end_of_the_log(tmp_path):
 
 
 def test_a_server_that_never_answers_is_ended_at_its_deadline(bases, tmp_path):
-    server = Server(compose_recipe(["sanity.timeout=2"]), bases["qwen3-tiny"], tmp_path / "log")
+    server = Server(compose_recipe(["sanity.timeout=2"]), bases["qwen3-tiny"], tmp_path / "log", True)
     started = time.monotonic()
     with pytest.raises(SanityError, match=r"within sanity\.timeout=2 s; raise it"), server:
         raise AssertionError("two seconds are too few")

@@ -60,7 +60,7 @@ def test_sglang_s_own_parser_takes_the_words_of_every_model_on_its_default_clust
     for name in MODELS:
         words = [f"model={name}", *(["cluster=h200x8"] if name == "glm4.5" else [])]
         recipe = compose_recipe(words)
-        line = serving.command(recipe, base(tmp_path / name, recipe), 30000)
+        line = serving.command(recipe, base(tmp_path / name, recipe), 30000, True)
         assert line[1:3] == ["-m", "sglang.launch_server"]
         assert "--trust-remote-code" not in line
         lines[name] = line
@@ -84,20 +84,20 @@ def test_sglang_s_own_parser_takes_the_words_of_every_model_on_its_default_clust
 def test_a_model_that_one_node_cannot_hold_is_refused_with_what_to_type(tmp_path):
     recipe = compose_recipe(["model=glm4.5"])
     with pytest.raises(PreflightError, match=r"8 x h100 gives 5\d\d GB.*sanity\.url=http://HOST:PORT of it") as error:
-        serving.command(recipe, base(tmp_path / "base", recipe), 1)
+        serving.command(recipe, base(tmp_path / "base", recipe), 1, True)
     assert "glm4.5 takes 76" in str(error.value)  # 706 GB of weights, 59 GB of keys and values
 
 
 def test_sanity_tp_is_taken_as_it_is_and_held_against_heads_and_gpus(tmp_path):
     recipe = compose_recipe(["model=qwen3-32b", "sanity.tp=8"])
     folder = base(tmp_path / "base", recipe)
-    line = serving.command(recipe, folder, 1)
+    line = serving.command(recipe, folder, 1, True)
     assert line[line.index("--tp-size") + 1] == "8"
     for wrong in (3, 16):
         with pytest.raises(PreflightError, match=rf"sanity\.tp={wrong} does not go with 64 heads.*write sanity\.tp=8"):
-            serving.command(compose_recipe(["model=qwen3-32b", f"sanity.tp={wrong}"]), folder, 1)
+            serving.command(compose_recipe(["model=qwen3-32b", f"sanity.tp={wrong}"]), folder, 1, True)
     with pytest.raises(PreflightError, match=r"sanity\.tp=2 is of GPUs"):
-        serving.command(compose_recipe(["sanity.tp=2"]), folder, 1)
+        serving.command(compose_recipe(["sanity.tp=2"]), folder, 1, True)
 
 
 def yarn(factor, native=32768):
@@ -117,7 +117,7 @@ def yarn(factor, native=32768):
 def test_the_context_is_the_config_s_or_what_training_reached(tmp_path, words, config, context, beyond):
     recipe = compose_recipe(words)
     folder = base(tmp_path / "base", recipe, **config)
-    line = serving.command(recipe, folder, 1)
+    line = serving.command(recipe, folder, 1, True)
     assert line[line.index("--context-length") + 1] == str(context)
     env = serving.environment(recipe, folder)
     assert env.get("SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN") == ("1" if beyond else None)
@@ -130,10 +130,12 @@ def test_a_yarn_that_does_not_reach_what_was_trained_is_refused(tmp_path):
     with pytest.raises(
         PreflightError, match=r"over the 131,072 tokens that the YaRN of .*write data\.max_tokens=131072"
     ):
-        serving.command(recipe, folder, 1)
+        serving.command(recipe, folder, 1, True)
 
 
 def test_on_gpus_the_engine_s_python_serves(tmp_path):
     recipe = compose_recipe(["model=qwen3-4b", "engine.python=/opt/python3"])
-    assert serving.command(recipe, base(tmp_path / "base", recipe), 1)[0] == "/opt/python3"
-    assert serving.command(compose_recipe(["engine.python=/opt/python3"]), tmp_path / "base", 1)[0] == sys.executable
+    assert serving.command(recipe, base(tmp_path / "base", recipe), 1, True)[0] == "/opt/python3"
+    assert (
+        serving.command(compose_recipe(["engine.python=/opt/python3"]), tmp_path / "base", 1, True)[0] == sys.executable
+    )
