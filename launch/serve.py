@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 
 from launch import checkpoints, plan
-from launch.sanity.client import Client
-from launch.sanity.server import Server, free_port
+from launch.sanity.server.client import Client
+from launch.sanity.server.server import Server, free_port
 from recipes.compose import REPO
 from recipes.config import Recipe
 from recipes.errors import ConfigError, PreflightError

@@ -18,7 +18,7 @@ from recipes.errors import ConfigError
 def train(recipe: Recipe, console: Console) -> None:
     """Checks, trains, exports, checks and serves what came out and writes the report."""
     from launch.sanity import check, subject
-    from launch.sanity.server import free_port
+    from launch.sanity.server.server import free_port
 
     started = time.perf_counter()
     slime = recipe.engine.name is EngineName.slime

@@ -20,7 +20,7 @@ _MARKS = {Outcome.passed: ("pass", "green"), Outcome.warned: ("warn", "yellow"),
 
 def check(subject: Subject, console: Console) -> list[Check]:
     """Runs every check, whether the others pass or not, and writes what was found; the caller fails the command."""
-    from launch.sanity import files
+    from launch.sanity.files import check as files
 
     subject.folder.mkdir(parents=True, exist_ok=True)
     recipe = subject.recipe
@@ -42,7 +42,7 @@ def _write(subject: Subject, done: list[Check]) -> None:
 def _by_server(subject: Subject, console: Console) -> list[Check]:
     """What the served export does. A check that the server refuses has failed; where it is gone or hangs, the rest is not made."""
     from launch.sanity.served import Served
-    from launch.sanity.server import running
+    from launch.sanity.server.server import running
 
     done: list[Check] = []
     # A job's log is no terminal: no bar shows there.

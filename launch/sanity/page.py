@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.files import write_text
-from launch.sanity import likelihood_page, moved_page
+from launch.sanity.files import page as moved_page
+from launch.sanity.likelihood import page as likelihood_page
 from launch.sanity.subject import Subject
 from recipes import page
 

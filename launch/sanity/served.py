@@ -5,12 +5,17 @@ from collections.abc import Callable, Iterator
 
 from data_prep.chat import load_tokenizer
 from data_prep.files import write_text
-from launch.sanity import behaviour, likelihood, likelihood_checks, loop, parsers, prompts, retention, weights
+from launch.sanity.behaviour import answers, parsers, prompts
+from launch.sanity.behaviour.turns import GREEDY, SAMPLED, Answer, Turn, ask, longest_answer, spread, turns
 from launch.sanity.checks import Check, Outcome, judged
-from launch.sanity.client import Client
-from launch.sanity.likelihood import Scores
+from launch.sanity.likelihood import checks as likelihood_checks
+from launch.sanity.likelihood import retention
+from launch.sanity.likelihood import scores as likelihood
+from launch.sanity.likelihood.scores import Scores
+from launch.sanity.loop import loop
+from launch.sanity.server import weights
+from launch.sanity.server.client import Client
 from launch.sanity.subject import Subject
-from launch.sanity.turns import GREEDY, SAMPLED, Answer, Turn, ask, longest_answer, spread, turns
 
 Progress = Callable[[], None]  # called for every request that was answered
 Step = tuple[str, int, Callable[[Progress], list[Check]]]  # its name and how many requests it makes
@@ -84,10 +89,10 @@ class Served:
         self._right = [a.turn for a in after if a.right and a.calls]
         return [
             prompts.parity(self.client, after + new, self._decode),
-            behaviour.right_calls("calls on trained prompts", after, limits.min_tool_calls),
-            behaviour.right_calls("calls on held-out prompts", new, None),
-            behaviour.right_calls("the same, sampled", sampled, None),
-            *behaviour.all_checks(after + new + sampled, self.recipe.model.family, limits.min_well_formed),
+            answers.right_calls("calls on trained prompts", after, limits.min_tool_calls),
+            answers.right_calls("calls on held-out prompts", new, None),
+            answers.right_calls("the same, sampled", sampled, None),
+            *answers.all_checks(after + new + sampled, self.recipe.model.family, limits.min_well_formed),
         ]
 
     def _ask(self, asked: list[Turn], sampling: dict[str, float], progress: Progress) -> list[Answer]:
@@ -111,7 +116,7 @@ class Served:
         """The same server with the base's weights, so that before and after training stand side by side."""
         weights.load(self.client, self.recipe.model.checkpoint)
         before = self._ask(self._calling(), GREEDY, progress)
-        done = [behaviour.right_calls("the base on trained prompts", before, None)]
+        done = [answers.right_calls("the base on trained prompts", before, None)]
         if self._scores is not None:
             base = self._measured(progress)
             self._write(base)

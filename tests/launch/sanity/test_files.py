@@ -13,8 +13,10 @@ from rich.console import Console
 from launch.export import export
 from launch.megatron import engine
 from launch.run_folder import RunFolder
-from launch.sanity import compare_worker, files, moved_page, tensors
 from launch.sanity.checks import Check, Outcome
+from launch.sanity.files import check as files
+from launch.sanity.files import compare_worker, tensors
+from launch.sanity.files import page as moved_page
 from recipes.compose import compose_recipe, to_yaml
 from recipes.config import Recipe
 from tests.conftest import REPO
@@ -167,7 +169,9 @@ import resource, sys
 from pathlib import Path
 from rich.console import Console
 from launch.model.safetensors_folder import SafetensorsFolder
-from launch.sanity import compare_worker, shards, tensors
+from launch.sanity.files import compare_worker
+from launch.sanity.files import shards
+from launch.sanity.files import tensors
 from recipes.compose import from_yaml
 recipe, folder = from_yaml(Path(sys.argv[1])), Path(sys.argv[2])
 tensors.BATCH_BYTES = 1 << 40  # one process does it all

@@ -11,11 +11,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from launch.sanity import bootstrap, likelihood_page, retention, weights
 from launch.sanity.checks import Outcome
-from launch.sanity.likelihood import Scores, measure
-from launch.sanity.likelihood_checks import beside_base, beside_trainer
-from launch.sanity.server import Server
+from launch.sanity.likelihood import bootstrap, retention
+from launch.sanity.likelihood import page as likelihood_page
+from launch.sanity.likelihood.checks import beside_base, beside_trainer
+from launch.sanity.likelihood.scores import Scores, measure
+from launch.sanity.server import weights
+from launch.sanity.server.server import Server
 from recipes.compose import compose_recipe
 from recipes.errors import ConfigError, SanityError
 from tests.launch.support import recipe_of

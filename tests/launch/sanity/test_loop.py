@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from data_prep.sample import make, tools
-from launch.sanity import loop, sandbox
 from launch.sanity.checks import Outcome
-from launch.sanity.loop import Task, Work
-from launch.sanity.server import Server
+from launch.sanity.loop import loop, sandbox
+from launch.sanity.loop.loop import Task, Work
+from launch.sanity.server.server import Server
 from recipes.compose import compose_recipe
 from recipes.errors import SanityError
 from tests.launch.support import limi

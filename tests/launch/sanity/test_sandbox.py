@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launch.sanity import sandbox
-from launch.sanity.sandbox import Limits, Sandbox
+from launch.sanity.loop import sandbox
+from launch.sanity.loop.sandbox import Limits, Sandbox
 from recipes.errors import SanityError
 from tests.conftest import REPO
 from tests.launch.support import alive
@@ -248,7 +248,7 @@ def test_a_call_takes_a_fraction_of_a_second(box):
 
 def test_it_ends_with_a_caller_that_is_killed():
     program = (
-        "import time\nfrom launch.sanity.sandbox import Sandbox\n"
+        "import time\nfrom launch.sanity.loop.sandbox import Sandbox\n"
         "with Sandbox({'a.py': 'import time; time.sleep(99)'}) as box:\n"
         "    print(box.pid, flush=True)\n    box.call('run', {'command': 'python a.py'})\n"
     )
@@ -265,7 +265,7 @@ def test_it_ends_with_a_caller_that_is_killed():
 
 def test_where_the_kernel_refuses_nothing_is_run():
     program = (
-        "from pathlib import Path\nfrom launch.sanity import sandbox\n"
+        "from pathlib import Path\nfrom launch.sanity.loop import sandbox\n"
         "Path('/proc/sys/user/max_user_namespaces').write_text('0')\nprint(sandbox.available())\n"
         "try:\n    sandbox.Sandbox({}).__enter__()\nexcept Exception as e:\n    print(type(e).__name__)\n"
     )

@@ -12,10 +12,10 @@ from urllib.error import HTTPError
 import psutil
 import pytest
 
-from launch.sanity import server as servers
-from launch.sanity import serving
-from launch.sanity.client import Client
-from launch.sanity.server import Server, free_port, running
+from launch.sanity.server import server as servers
+from launch.sanity.server import serving
+from launch.sanity.server.client import Client
+from launch.sanity.server.server import Server, free_port, running
 from recipes.compose import compose_recipe
 from recipes.errors import ConfigError, PreflightError, SanityError
 from tests.launch.support import alive, descendants

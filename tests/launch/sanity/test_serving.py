@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.sanity import serving
+from launch.sanity.server import serving
 from recipes.compose import CONF, compose_recipe
 from recipes.errors import PreflightError
 from tests.conftest import REPO

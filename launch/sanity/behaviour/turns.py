@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_prep.dataset import Dataset
-from launch.sanity.client import Client
+from launch.sanity.server.client import Client
 
 AT_ONCE = 16  # requests in flight
 SAMPLED = {"temperature": 0.6, "top_p": 0.95}  # what the model cards of Qwen3 and GLM-4.5 advise

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Callable, Sequence
 
+from launch.sanity.behaviour.turns import Answer, Turn
 from launch.sanity.checks import Check, judged
-from launch.sanity.client import Client
-from launch.sanity.turns import Answer, Turn
+from launch.sanity.server.client import Client
 
 _SHOWN = 8  # tokens of a difference
 _TOKENIZED = 16  # turns that /tokenize is asked for

@@ -11,11 +11,12 @@ from typing import Any
 
 from data_prep.dataset import Dataset
 from data_prep.sample import make, tools
-from launch.sanity import behaviour, sandbox
+from launch.sanity.behaviour import answers
+from launch.sanity.behaviour.turns import AT_ONCE
 from launch.sanity.checks import Check, Outcome, judged
-from launch.sanity.client import Client
-from launch.sanity.sandbox import Sandbox
-from launch.sanity.turns import AT_ONCE
+from launch.sanity.loop import sandbox
+from launch.sanity.loop.sandbox import Sandbox
+from launch.sanity.server.client import Client
 from recipes.errors import SanityError
 
 MAX_CALLS = 16  # that are run of one turn; the others are answered with an error
@@ -208,7 +209,7 @@ def of_works(trained: list[Work], new: list[Work], least: float | None) -> list[
     recorded = [len(turn["tool_calls"]) for w in works for turn in w.task.turns if turn.get("tool_calls")]
     return [
         _closed(figure, least, judged(passed), "" if passed or wrong is None else str(wrong)),
-        behaviour.bursts("calls per turn, in the loop", ((n, w) for w in works for n in w.calls), recorded),
+        answers.bursts("calls per turn, in the loop", ((n, w) for w in works for n in w.calls), recorded),
         _protection(", ".join(sandbox.PROTECTIONS), Outcome.passed, ""),
     ]
 

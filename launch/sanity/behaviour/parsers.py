@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from launch.sanity.behaviour.turns import AT_ONCE, Calls, Turn, answer, parsed, spread
 from launch.sanity.checks import Check, share
-from launch.sanity.client import Client
-from launch.sanity.serving import PARSERS
-from launch.sanity.turns import AT_ONCE, Calls, Turn, answer, parsed, spread
+from launch.sanity.server.client import Client
+from launch.sanity.server.serving import PARSERS
 from recipes.config import Family
 
 _STREAMED = 8  # turns that are asked for twice

@@ -12,10 +12,10 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from data_prep.workers import pool
 from launch.model.safetensors_folder import SafetensorsFolder
-from launch.sanity import compare_worker, faults
 from launch.sanity.checks import Check
-from launch.sanity.compare_worker import Pair, Reach, Seen, Stored
-from launch.sanity.shards import TIED, WIDTHS, Shards
+from launch.sanity.files import compare_worker, faults
+from launch.sanity.files.compare_worker import Pair, Reach, Seen, Stored
+from launch.sanity.files.shards import TIED, WIDTHS, Shards
 from recipes.config import Model, Optim
 from recipes.errors import CheckpointError
 

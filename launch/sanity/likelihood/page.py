@@ -5,7 +5,7 @@ from collections.abc import Sequence, Sized
 from itertools import pairwise
 from typing import Any
 
-from launch.sanity.retention import ENOUGH
+from launch.sanity.likelihood.retention import ENOUGH
 from recipes import page
 
 

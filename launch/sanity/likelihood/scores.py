@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.dataset import Dataset
-from launch.sanity.client import Client
+from launch.sanity.server.client import Client
 from recipes.errors import SanityError
 
 AT_ONCE = 16  # requests in flight

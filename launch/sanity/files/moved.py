@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from launch.model import hf
-from launch.sanity import faults, misplaced
 from launch.sanity.checks import Check, Outcome, judged
-from launch.sanity.compare_worker import Reach, Seen
+from launch.sanity.files import faults, misplaced
+from launch.sanity.files.compare_worker import Reach, Seen
 from recipes.config import Model
 
 ENOUGH = 30  # elements expected to have moved: that none did is no chance

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from data_prep.files import write_text
 from launch.model.safetensors_folder import SafetensorsFolder
-from launch.sanity import beside, moved, shards, tensors
 from launch.sanity.checks import Check
+from launch.sanity.files import beside, moved, shards, tensors
 from recipes.config import Recipe
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from launch.model import hf, hf_folder
 from launch.model.safetensors_folder import SafetensorsFolder
-from launch.sanity import faults
 from launch.sanity.checks import Check
-from launch.sanity.compare_worker import Seen
-from launch.sanity.shards import Shards
+from launch.sanity.files import faults
+from launch.sanity.files.compare_worker import Seen
+from launch.sanity.files.shards import Shards
 from recipes.checkpoint_config import exported, rope_differences
 from recipes.config import Model, Mtp
 

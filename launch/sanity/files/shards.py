@@ -10,8 +10,8 @@ from launch.model import hf, safetensors_file
 from launch.model.hf_folder import INDEX
 from launch.model.safetensors_file import Entry
 from launch.model.safetensors_folder import SafetensorsFolder
-from launch.sanity import faults
 from launch.sanity.checks import Check
+from launch.sanity.files import faults
 from recipes.config import Model
 from recipes.errors import CheckpointError
 

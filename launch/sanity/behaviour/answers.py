@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from jsonschema import Draft202012Validator
 
 from data_prep.chat import FAMILIES
+from launch.sanity.behaviour.turns import Answer
 from launch.sanity.checks import Check, judged, share
-from launch.sanity.turns import Answer
 from recipes.config import Family
 
 _MARKS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<arg_key>", "<arg_value>")

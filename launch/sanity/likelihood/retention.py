@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from launch.sanity.bootstrap import LEVEL, Mean, Resampled, resampled
-from launch.sanity.likelihood import Scores
+from launch.sanity.likelihood.bootstrap import LEVEL, Mean, Resampled, resampled
+from launch.sanity.likelihood.scores import Scores
 
 ENOUGH = 5  # trajectories, from which a part is judged
 # First numbers of the parts; the last part has no end. 155,648 is the longest context that the recipes train.

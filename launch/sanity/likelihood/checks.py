@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from launch.sanity.checks import Check, Outcome, judged
-from launch.sanity.likelihood import Scores
-from launch.sanity.retention import ENOUGH, Part, compare
+from launch.sanity.likelihood.retention import ENOUGH, Part, compare
+from launch.sanity.likelihood.scores import Scores
 from recipes.config import Dtype, Recipe
 
 

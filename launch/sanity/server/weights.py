@@ -2,7 +2,7 @@
 
 import time
 
-from launch.sanity.client import Client
+from launch.sanity.server.client import Client
 from recipes.errors import SanityError
 
 # SGLang keeps a request for a moment after its answer, and then changes the weights without emptying the cache made by those before.

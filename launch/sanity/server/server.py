@@ -13,8 +13,8 @@ from typing import IO
 import psutil
 
 from launch.processes import end, end_session, end_with_parent, in_session
-from launch.sanity import serving
-from launch.sanity.client import Client
+from launch.sanity.server import serving
+from launch.sanity.server.client import Client
 from recipes.config import Recipe
 from recipes.errors import PreflightError, SanityError
 

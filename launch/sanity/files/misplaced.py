@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from launch.sanity.compare_worker import Prints, Seen
+from launch.sanity.files.compare_worker import Prints, Seen
 
 AT_ONCE = 256  # tensors compared with all others at a time
 LIKE = 0.5  # cosine of fingerprints: unlike tensors of 256 elements are within 0.25 of zero
