@@ -14,7 +14,7 @@ from data_prep.dataset import Dataset
 from launch.megatron import engine
 from launch.model import hf as names
 from launch.run_folder import RunFolder
-from launch.sanity.server import running
+from launch.sanity.server.server import running
 from recipes.config import Recipe
 from tests.launch.support import ranks_of
 from tests.launch.test_gpt import LOGITS, run
@@ -67,7 +67,7 @@ def by_megatron(trained, tokens, scratch):
 
 
 def by_sglang(trained, tokens, log):
-    with running(trained.recipe, trained.hf, log) as client:
+    with running(trained.recipe, trained.hf, log, True) as client:
         answer = client.post(
             "/generate",
             {"input_ids": tokens.tolist(), "sampling_params": {"temperature": 0, "max_new_tokens": 0},

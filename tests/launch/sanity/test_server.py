@@ -31,7 +31,7 @@ def faulty(tmp_path, monkeypatch):
     @contextlib.contextmanager
     def start(fault, up_within=60):
         monkeypatch.setattr(
-            serving, "command", lambda recipe, checkpoint, port: [sys.executable, str(FAKE), str(port), fault]
+            serving, "command", lambda recipe, checkpoint, port, thinks: [sys.executable, str(FAKE), str(port), fault]
         )
         log, before = tmp_path / "log", set(descendants(os.getpid()))
         try:
