@@ -80,7 +80,7 @@ def examples(client: Client) -> str:
     """
     request = _request() | {"separate_reasoning": False}
     answer = client.post(_PATH, request)["choices"][0]
-    thinks = "<think>" in (answer["message"]["content"] or "")
+    thinks = "<think>" in (answer["message"].get("content") or "")
     if thinks:
         del request["separate_reasoning"]
     body = json.dumps(request, separators=(",", ":"), ensure_ascii=False)
@@ -104,6 +104,6 @@ def _request() -> dict[str, Any]:
 
 def _shown(answer: dict[str, Any]) -> str:
     message = answer["message"]
-    calls = [c["function"] for c in message["tool_calls"] or []]
-    said = "; ".join([repr((message["content"] or "")[:200]), *(f"{c['name']}({c['arguments']})" for c in calls)])
+    calls = [c["function"] for c in message.get("tool_calls") or []]
+    said = "; ".join([repr((message.get("content") or "")[:200]), *(f"{c['name']}({c['arguments']})" for c in calls)])
     return f"{said} ({answer['finish_reason']})"
