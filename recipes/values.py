@@ -4,6 +4,7 @@ import math
 import os
 import re
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from recipes.config import Recipe, Rope
 from recipes.errors import ConfigError
@@ -25,7 +26,7 @@ def check_values(r: Recipe) -> None:
         raise ConfigError(
             f"cluster.address='{r.cluster.address}' is not that of a Ray dashboard; write cluster.address=http://HEAD:8265"
         )
-    if r.sanity.url is not None and not re.fullmatch(r"https?://[^/\s]+/?", r.sanity.url):
+    if r.sanity.url is not None and not _is_server(r.sanity.url):
         raise ConfigError(f"sanity.url='{r.sanity.url}' is not that of a server; write sanity.url=http://HOST:30000")
     least: dict[str, float] = {
         "optim.epochs": 1, "optim.batch_size": 1, "optim.copies": 1, "optim.warmup_steps": 0, "optim.eval_steps": 1,
@@ -68,6 +69,17 @@ def check_values(r: Recipe) -> None:
             f"cluster.env.{secret} would be written to config.yaml, job.json and Ray's dashboard; leave it out, and set {secret} in "
             "the environment in which `ray start` runs on the nodes"
         )
+
+
+def _is_server(url: str) -> bool:
+    """http://HOST:PORT and no more."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return False
+    bare = parts.path in ("", "/") and not (parts.query or parts.fragment or parts.username) and port != 0
+    return bool(parts.scheme in ("http", "https") and parts.hostname and bare) and not re.search(r"\s", url)
 
 
 def _check_rope(r: Recipe) -> None:

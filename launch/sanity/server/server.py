@@ -71,6 +71,18 @@ class Server(Client):
         env = serving.environment(self.recipe, self.checkpoint)
         self._log_file = self.log.open("wb")
         try:
+            self._start(words, env)
+            self._wait()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _start(self, words: list[str], env: dict[str, str]) -> None:
+        try:
             self._process = subprocess.Popen(
                 words,
                 env=env,
@@ -80,19 +92,10 @@ class Server(Client):
                 start_new_session=True,
                 preexec_fn=end_with_parent,  # noqa: PLW1509 - the driver runs no thread that holds a lock here
             )
-            self._wait()
         except OSError as error:
-            self.stop()
             raise PreflightError(
                 f"SGLang cannot be started: {error}; write engine.python=PYTHON that has it"
             ) from error
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     def _wait(self) -> None:
         deadline = time.monotonic() + self.timeout

@@ -137,6 +137,24 @@ def test_a_server_that_died_between_two_questions_is_named_as_dead(faulty):
                 server.post("/x", {})
 
 
+def test_waiting_for_a_server_ends_when_it_does(faulty):
+    with faulty("good") as server:
+        leader = psutil.Process(server.post("/x", {})["pid"])
+        # Its children in other sessions die with it in this test: nobody could find them afterwards.
+        for child in leader.children(recursive=True):
+            if os.getsid(child.pid) != leader.pid:
+                child.kill()
+        leader.kill()
+        with pytest.raises(SanityError, match="SGLang ended with status -9; the end of "):
+            server.wait()
+
+
+def test_a_python_that_is_not_there_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(serving, "command", lambda recipe, checkpoint, port: ["/nowhere/python", "-m", "sglang"])
+    with pytest.raises(PreflightError, match=r"'/nowhere/python'; write engine\.python=PYTHON"):
+        Server(compose_recipe([]), tmp_path, tmp_path / "log").__enter__()
+
+
 def test_a_free_port_is_given_as_asked_and_a_taken_one_refused():
     port = free_port(None)
     assert free_port(port) == port
@@ -181,5 +199,13 @@ def test_nothing_at_sanity_url_is_refused_and_nothing_started(tmp_path):
     recipe = compose_recipe([f"sanity.url=http://127.0.0.1:{free_port(None)}"])
     with pytest.raises(PreflightError, match=r"does not answer /health.*write sanity\.url=null"):
         running(recipe, tmp_path, tmp_path / "log").__enter__()
-    with pytest.raises(ConfigError, match=r"write sanity\.url=http://HOST:30000"):
-        compose_recipe(["sanity.url=head:30000/v1"])
+    for wrong in (
+        "head:30000",
+        "http://head:30000/v1",
+        "http://head:port",
+        "http://head:99999",
+        "ftp://head",
+        "http://",
+    ):
+        with pytest.raises(ConfigError, match=r"write sanity\.url=http://HOST:30000"):
+            compose_recipe([f"sanity.url={wrong}"])
