@@ -12,8 +12,9 @@ from rich.text import Text
 
 from data_prep.files import write_text
 from launch.sanity.checks import Check, Outcome
+from launch.sanity.files.faults import UNREADABLE
 from launch.sanity.subject import Subject
-from recipes.errors import SanityError
+from recipes.errors import LimiError, PreflightError, SanityError
 
 _MARKS = {Outcome.passed: ("pass", "green"), Outcome.warned: ("warn", "yellow"), Outcome.failed: ("FAIL", "bold red")}
 
@@ -61,8 +62,12 @@ def _by_server(subject: Subject, console: Console) -> list[Check]:
                         if not isinstance(error.__cause__, HTTPError):
                             raise
                         done.append(_unanswered(name, str(error)))
-        except SanityError as error:
-            done.append(_unanswered("server", str(error)))
+        except PreflightError as error:  # of this machine, not of the export
+            done.append(
+                Check("server", "an export that was never served", "not asked", "asked", Outcome.warned, str(error))
+            )
+        except UNREADABLE as error:
+            done.append(_unanswered("server", str(error) if isinstance(error, LimiError) else repr(error)))
     return done
 
 

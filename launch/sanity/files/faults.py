@@ -6,13 +6,13 @@ from launch.sanity.checks import Check, judged
 from recipes.errors import LimiError
 
 Look = Callable[[], tuple[str, Sequence[str]]]  # the figure, and every fault
-_UNREADABLE = (LimiError, OSError, ValueError, KeyError, TypeError, AttributeError)  # what broken files raise
+UNREADABLE = (LimiError, OSError, ValueError, KeyError, TypeError, AttributeError)  # what broken files raise
 
 
 def check(name: str, protects_from: str, limit: str, look: Look) -> Check:
     try:
         figure, faults = look()
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         figure, faults = "cannot be read", [f"{type(error).__name__}: {error}"]
     return Check(name, protects_from, figure, limit, judged(not faults), some(faults))
 
