@@ -10,19 +10,15 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from data_prep.files import sync_tree, whole_folder
-from data_prep.workers import pool
-from launch import export_worker
+from launch import export_worker, tensor_work
 from launch.export_worker import Group, Piece
 from launch.model import hf, hf_folder, safetensors_file
 from launch.model.hf import Link
@@ -34,7 +30,6 @@ from recipes.config import Model, Mtp, Recipe
 from recipes.errors import CheckpointError, PreflightError
 
 BATCH_BYTES = 128 << 20  # a worker's task
-MOST_WORKERS = 16
 
 
 def export(recipe: Recipe, checkpoint: Path, target: Path, console: Console) -> None:
@@ -54,7 +49,10 @@ def export(recipe: Recipe, checkpoint: Path, target: Path, console: Console) -> 
         check_room(recipe, size)
         groups = _placed(scratch, groups)
         weight_map = {p.name: p.file for g in groups for p in g.pieces}
-        _write_all(partial(export_worker.write, checkpoint, scratch, m), groups, size, console)
+        work = partial(export_worker.write, checkpoint, scratch, m)
+        batches = list(tensor_work.cut(groups, BATCH_BYTES))
+        for _ in tensor_work.each("Exporting", work, batches, export_worker.start, console):
+            pass
         hf_folder.finish(scratch, weight_map, m)
         sync_tree(scratch)  # before the earlier one goes
         shutil.rmtree(target, ignore_errors=True)
@@ -122,7 +120,7 @@ def _some(names: list[str]) -> str:
 
 def _placed(folder: Path, groups: list[Group]) -> list[Group]:
     """Makes the files, in the groups' order and about `hf_folder.FILE_BYTES` large, and gives every tensor its place."""
-    files = list(_cut(groups, hf_folder.FILE_BYTES))
+    files = list(tensor_work.cut(groups, hf_folder.FILE_BYTES))
     placed = []
     for number, held in enumerate(files, 1):
         file = hf_folder.file_name(number, len(files))
@@ -131,39 +129,3 @@ def _placed(folder: Path, groups: list[Group]) -> list[Group]:
             pieces = tuple(replace(p, file=file, start=places[p.name].start) for p in group.pieces)
             placed.append(replace(group, pieces=pieces))
     return placed
-
-
-def _cut(groups: Iterable[Group], size: int) -> Iterator[list[Group]]:
-    """Neighbours together, up to `size` bytes or one group."""
-    held: list[Group] = []
-    total = 0
-    for group in groups:
-        if held and total + group.size > size:
-            yield held
-            held, total = [], 0
-        held.append(group)
-        total += group.size
-    yield held
-
-
-def _write_all(write: Callable[[list[Group]], int], groups: list[Group], size: int, console: Console) -> None:
-    """`write` on all groups, by workers where there is work for several; a bar on a terminal."""
-    batches = list(_cut(groups, BATCH_BYTES))
-    workers = min(len(os.sched_getaffinity(0)), MOST_WORKERS, len(batches))
-    columns = (TextColumn("Exporting"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("export", total=size)
-        if workers == 1:
-            for batch in batches:
-                bar.update(task, advance=write(batch))
-            return
-        processes = pool(workers, "torch", export_worker.start)
-        try:
-            for done in as_completed([processes.submit(write, batch) for batch in batches]):
-                bar.update(task, advance=done.result())
-        except BrokenProcessPool as error:
-            raise CheckpointError(
-                f"one of {workers} workers was ended from outside (out of memory?); make room and run the same command again"
-            ) from error
-        finally:
-            processes.shutdown(cancel_futures=True)

@@ -47,19 +47,17 @@ class Group:
 
 def start() -> None:
     torch.set_num_threads(1)
-    os.environ["THP_MEM_ALLOC_ENABLE"] = (
-        "1"  # torch's, read at its first allocation: large pages halve the time of a read
-    )
+    # torch's, read at its first allocation: large pages halve the time of a read.
+    os.environ["THP_MEM_ALLOC_ENABLE"] = "1"
 
 
-def write(checkpoint: Path, folder: Path, m: Model, groups: list[Group]) -> int:
-    """Puts the tensors of some groups into their files; their bytes."""
+def write(checkpoint: Path, folder: Path, m: Model, groups: list[Group]) -> None:
+    """Puts the tensors of some groups into their files."""
     for group in groups:
         for piece, content in zip(group.pieces, _contents(checkpoint, m, group), strict=True):
             with (folder / piece.file).open("r+b") as file:
                 file.seek(piece.start)
                 file.write(content)
-    return sum(g.size for g in groups)
 
 
 def _contents(checkpoint: Path, m: Model, group: Group) -> Iterator[memoryview]:

@@ -18,9 +18,11 @@ from typing import Any
 import psutil
 
 from data_prep.dataset import Dataset, prepare
+from launch.megatron import engine
 from launch.megatron.ranks import Pool, Ranks
 from launch.model import tiny
 from launch.plan import Plan
+from launch.run_folder import RunFolder
 from recipes.compose import compose_recipe
 from recipes.config import Recipe
 from recipes.schedule import MicroBatch, Schedule
@@ -40,6 +42,18 @@ def ranks_of(root: Path, *words: str) -> Iterator[tuple[Plan, Ranks]]:
     plan = Plan(*recipe_of(root, *words))
     with POOL.ranks(plan) as ranks:
         yield plan, ranks
+
+
+def short_run(root: Path, steps: int, *words: str) -> tuple[Plan, RunFolder]:
+    """A run of a few steps on real ranks, its checkpoint saved and `hf/` exported by the ranks."""
+    with ranks_of(root, *words) as (plan, ranks):
+        run = RunFolder(plan.recipe, plan.data, plan.heldout)
+        for step in range(steps):
+            ranks.call("train_step", step)
+        with run.new_checkpoint(steps) as folder:
+            ranks.call("save", str(folder), steps)
+        engine._export(plan.recipe, run, ranks)
+    return plan, run
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,13 @@ from rich.console import Console
 
 from data_prep.files import write_text
 from launch import export
-from launch.megatron import engine
 from launch.model import hf_folder
 from launch.model.safetensors_folder import SafetensorsFolder
-from launch.run_folder import RunFolder
 from recipes.compose import compose_recipe, to_yaml
 from recipes.errors import CheckpointError, PreflightError
 from tests.conftest import REPO
 from tests.launch.recorded import cut, dense, flip, hollow_base, overwrite, records, rewritten
-from tests.launch.support import limi, ranks_of, recipe_of
+from tests.launch.support import limi, recipe_of, short_run
 
 QUIET = Console(quiet=True)
 TP, EP = ["layout.tp=2", "layout.sp=true"], ["layout.ep=2"]
@@ -45,13 +43,7 @@ def trained(root, name, of, steps=2):
     model, ranks, layout = of
     slug = re.sub(r"\W+", "-", f"export {name}".lower())
     words = [*model, f"run={slug}", f"cluster.gpus_per_node={ranks}", f"model.checkpoint={root}/models/{slug}", *layout]
-    with ranks_of(root, *words) as (plan, own):
-        run = RunFolder(plan.recipe, plan.data, plan.heldout)
-        for step in range(steps):
-            own.call("train_step", step)
-        with run.new_checkpoint(steps) as folder:
-            own.call("save", str(folder), steps)
-        engine._export(plan.recipe, run, own)
+    plan, run = short_run(root, steps, *words)
     write_text(run.root / "config.yaml", to_yaml(plan.recipe))
     plan.write(run.root / "plan.json")
     return plan.recipe, run

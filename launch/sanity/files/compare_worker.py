@@ -37,6 +37,10 @@ class Pair:
     new: Stored
     base: Stored | None
 
+    @property
+    def size(self) -> int:
+        return self.new.entry.size
+
 
 @dataclass(frozen=True)
 class Reach:
@@ -84,16 +88,6 @@ class Seen:
 def start() -> None:
     """Of a worker: blocks are small, and threads that wait for one another cost more than they bring."""
     torch.set_num_threads(1)
-
-
-def look_here(reach: Reach, pairs: list[Pair]) -> list[Seen]:
-    """`look` in a process that has threads of its own use for."""
-    threads = torch.get_num_threads()
-    start()
-    try:
-        return look(reach, pairs)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def look(reach: Reach, pairs: list[Pair]) -> list[Seen]:

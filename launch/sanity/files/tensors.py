@@ -1,26 +1,20 @@
 """Every tensor of an export, read once beside the base's by several processes."""
 
 import math
-import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from functools import partial
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from data_prep.workers import pool
+from launch import tensor_work
 from launch.model.safetensors_folder import SafetensorsFolder
 from launch.sanity.checks import Check
 from launch.sanity.files import compare_worker, faults
 from launch.sanity.files.compare_worker import Pair, Reach, Seen, Stored
 from launch.sanity.files.shards import TIED, WIDTHS, Shards
 from recipes.config import Model, Optim
-from recipes.errors import CheckpointError
 
 BATCH_BYTES = 256 << 20  # of the export, a worker's task
-MOST_WORKERS = 16
 
 
 def reach(o: Optim, rates: Sequence[float] | None) -> Reach:
@@ -37,31 +31,10 @@ def compare(shards: Shards, base: SafetensorsFolder, m: Model, training: Reach, 
         for name, entry in shards.entries.items()
         if entry.dtype in WIDTHS
     ]
-    batches = list(_cut(pairs))
-    workers = min(len(os.sched_getaffinity(0)), MOST_WORKERS, len(batches))
-    columns = (TextColumn("Comparing"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    seen: list[Seen] = []
     work = partial(compare_worker.look, training)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("compare", total=sum(p.new.entry.size for p in pairs))
-        if workers <= 1:
-            for batch in batches:
-                seen += compare_worker.look_here(training, batch)
-                bar.update(task, advance=_size(batch))
-            return {s.name: s for s in seen}
-        processes = pool(workers, "torch", compare_worker.start)
-        try:
-            sizes = {processes.submit(work, batch): _size(batch) for batch in batches}
-            for done in as_completed(sizes):
-                seen += done.result()
-                bar.update(task, advance=sizes[done])
-        except BrokenProcessPool as error:
-            raise CheckpointError(
-                f"one of {workers} workers was ended from outside (out of memory?); make room and run the same command again"
-            ) from error
-        finally:
-            processes.shutdown(cancel_futures=True)
-    return {s.name: s for s in seen}
+    batches = list(tensor_work.cut(pairs, BATCH_BYTES))
+    done = tensor_work.each("Comparing", work, batches, compare_worker.start, console)
+    return {seen.name: seen for batch in done for seen in batch}
 
 
 def _beside(name: str, shards: Shards, base: SafetensorsFolder, m: Model) -> Stored | None:
@@ -73,21 +46,6 @@ def _beside(name: str, shards: Shards, base: SafetensorsFolder, m: Model) -> Sto
     if there is None or there.shape != shards.entries[name].shape or there.dtype not in WIDTHS:
         return None
     return Stored(of.folder / of.files[other], there)
-
-
-def _cut(pairs: Sequence[Pair]) -> Iterator[list[Pair]]:
-    held: list[Pair] = []
-    for pair in pairs:
-        held.append(pair)
-        if _size(held) >= BATCH_BYTES:
-            yield held
-            held = []
-    if held:
-        yield held
-
-
-def _size(pairs: Sequence[Pair]) -> int:
-    return sum(p.new.entry.size for p in pairs)
 
 
 def checks(seen: dict[str, Seen], shards: Shards, m: Model) -> list[Check]:

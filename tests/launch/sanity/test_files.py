@@ -11,8 +11,6 @@ import pytest
 from rich.console import Console
 
 from launch.export import export
-from launch.megatron import engine
-from launch.run_folder import RunFolder
 from launch.sanity.checks import Check, Outcome
 from launch.sanity.files import check as files
 from launch.sanity.files import compare_worker, tensors
@@ -22,7 +20,7 @@ from recipes.config import Recipe
 from tests.conftest import REPO
 from tests.launch.recorded import hollow_base
 from tests.launch.sanity import broken
-from tests.launch.support import ranks_of
+from tests.launch.support import short_run
 
 QUIET = Console(quiet=True)
 MODELS = ["qwen3-tiny", "glm4.5-tiny"]
@@ -49,13 +47,7 @@ class Trained:
 def train(root, model, seed=0, *words) -> Trained:
     """A few real steps, exported by the ranks and, from their checkpoint, by the command."""
     name = f"files-{model}-{seed}{'-'.join(re.sub(r'[^a-z0-9]', '', w) for w in words)}"
-    with ranks_of(root, f"model={model}", *SHORT, f"seed={seed}", f"run={name}", *words) as (plan, ranks):
-        run = RunFolder(plan.recipe, plan.data, plan.heldout)
-        for step in range(STEPS):
-            ranks.call("train_step", step)
-        with run.new_checkpoint(STEPS) as folder:
-            ranks.call("save", str(folder), STEPS)
-        engine._export(plan.recipe, run, ranks)
+    plan, run = short_run(root, STEPS, f"model={model}", *SHORT, f"seed={seed}", f"run={name}", *words)
     export(plan.recipe, run.checkpoint(STEPS), run.root / "again", QUIET)
     return Trained(plan.recipe, run.hf, plan.summary()["steps"]["learning_rates"][:STEPS])
 
