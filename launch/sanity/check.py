@@ -24,6 +24,8 @@ def check(subject: Subject, console: Console) -> list[Check]:
     from launch.sanity.files import check as files
 
     subject.folder.mkdir(parents=True, exist_ok=True)
+    for earlier in ("moved.json", "likelihood.json"):
+        (subject.folder / earlier).unlink(missing_ok=True)
     recipe = subject.recipe
     base = Path(recipe.model.checkpoint)
     done = files.checks(
@@ -59,8 +61,8 @@ def _by_server(subject: Subject, console: Console) -> list[Check]:
                     try:
                         done += step(lambda: bar.advance(task))
                     except SanityError as error:
-                        if not isinstance(error.__cause__, HTTPError):
-                            raise
+                        if not isinstance(error.__cause__, HTTPError | None):
+                            raise  # it is gone, or hangs
                         done.append(_unanswered(name, str(error)))
         except PreflightError as error:  # of this machine, not of the export
             done.append(

@@ -91,7 +91,7 @@ class Served:
             prompts.parity(self.client, after + new, self._decode),
             answers.right_calls("calls on trained prompts", after, limits.min_tool_calls),
             answers.right_calls("calls on held-out prompts", new, None),
-            answers.right_calls("the same, sampled", sampled, None),
+            answers.right_calls("calls on held-out prompts, sampled", sampled, None),
             *answers.all_checks(after + new + sampled, self.recipe.model.family, limits.min_well_formed),
         ]
 
