@@ -1,6 +1,8 @@
 """`dry_run=true`: the whole recipe and what would run."""
 
 import itertools
+import os
+import shlex
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
@@ -12,6 +14,9 @@ from recipes.layout import data_parallel, world_size
 
 def show(stage: Callable[[Recipe, Console], None], recipe: Recipe, console: Console) -> None:
     """`dry_run=true`: the resolved recipe and what would run; writes nothing but a cluster run's `job.json`."""
+    if stage.__name__ == "serve":
+        _show_server(recipe, console)
+        return
     console.print(to_yaml(recipe))
     console.print(f"would run: {stage.__name__} ({stage.__doc__})")
     console.print(
@@ -30,6 +35,19 @@ def show(stage: Callable[[Recipe, Console], None], recipe: Recipe, console: Cons
             f"{recipe.optim.epochs} epochs of steps of {recipe.optim.batch_size} trajectories"
         )
         console.print(f"  write    {run_folder(recipe)}")
+
+
+def _show_server(recipe: Recipe, console: Console) -> None:
+    """SGLang's command line, as it can be typed on the node that serves."""
+    from launch import checkpoints
+    from launch.sanity import serving
+    from launch.serve import PORT
+
+    own, folder = checkpoints.exported(recipe)
+    console.print(to_yaml(own))
+    env = {k: v for k, v in serving.environment(own, folder).items() if os.environ.get(k) != v}
+    words = serving.command(own, folder, own.sanity.port or PORT)
+    console.print("would run: " + shlex.join(["env", *(f"{k}={v}" for k, v in env.items()), *words]))
 
 
 def _show_job(recipe: Recipe, console: Console) -> None:

@@ -57,7 +57,7 @@ class Handler(BaseHTTPRequestHandler):
     def drip(self):
         self.send_response(200)
         self.end_headers()
-        while True:
+        for _ in range(300):
             self.wfile.write(b" ")
             time.sleep(0.1)
 
