@@ -14,6 +14,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError
 
 from recipes.config import Recipe
 from recipes.errors import ConfigError
@@ -137,8 +138,13 @@ def _explained(error: BaseException) -> str:
 
 
 def from_yaml(path: Path) -> Recipe:
-    """The recipe that `to_yaml` wrote."""
-    return cast(Recipe, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.load(path))))
+    """The recipe that `to_yaml` wrote. Raises `ConfigError` where another version wrote it, or it was edited."""
+    try:
+        return cast(Recipe, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.load(path))))
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(
+            f"'{path}' is no recipe of this version: {str(error).splitlines()[0]}; mend that line there"
+        ) from error
 
 
 def run_folder(r: Recipe) -> Path:

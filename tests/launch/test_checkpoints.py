@@ -70,6 +70,14 @@ def test_an_export_in_a_run_has_the_run_s_own_recipe(tmp_path):
             checkpoints.exported(compose_recipe([f"checkpoint={hf}", word]))
 
 
+@pytest.mark.parametrize("text", ["sanity: {oops: 1}", "sanity: {port: 1}", "{"])
+def test_a_recipe_of_another_version_is_named(tmp_path, text):
+    hf = export_in(tmp_path / "runs" / "old" / "hf")
+    write_text(hf.parent / "config.yaml", text)
+    with pytest.raises(ConfigError, match=r"runs/old/config\.yaml' is no recipe of this version: "):
+        checkpoints.exported(compose_recipe([f"checkpoint={hf}"]))
+
+
 def test_an_export_in_no_run_wants_to_be_told_its_model(tmp_path):
     folder = export_in(tmp_path / "elsewhere")
     words = [f"checkpoint={folder}", f"cluster.root={tmp_path}"]
