@@ -29,7 +29,8 @@ def train(recipe: Recipe, console: Console) -> None:
             "data.heldout is not set, and without held-out trajectories nothing shows whether training helped; write "
             "data.heldout=FILE"
         )
-    free_port(recipe.sanity.port)
+    if recipe.sanity.url is None:
+        free_port(recipe.sanity.port)
     plan = _through_slime_plan(recipe, console) if slime else _embedded_plan(recipe, console)
     run = RunFolder(plan.recipe, plan.data, plan.heldout)
     console.print(

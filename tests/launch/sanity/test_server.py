@@ -187,7 +187,7 @@ def test_a_server_at_sanity_url_is_used_and_left_alone(stranger, tmp_path):
     process, port = stranger
     recipe = compose_recipe([f"sanity.url=http://127.0.0.1:{port}/", f"sanity.timeout={TIMEOUT}"])
     before = set(descendants(os.getpid()))
-    with running(recipe, tmp_path, tmp_path / "log") as client:
+    with running(recipe, tmp_path, tmp_path / "log", True) as client:
         assert not client.own
         assert client.post("/x", {}) == {"pid": process.pid}
         assert set(descendants(os.getpid())) == before
@@ -198,7 +198,7 @@ def test_a_server_at_sanity_url_is_used_and_left_alone(stranger, tmp_path):
 def test_nothing_at_sanity_url_is_refused_and_nothing_started(tmp_path):
     recipe = compose_recipe([f"sanity.url=http://127.0.0.1:{free_port(None)}"])
     with pytest.raises(PreflightError, match=r"does not answer /health.*write sanity\.url=null"):
-        running(recipe, tmp_path, tmp_path / "log").__enter__()
+        running(recipe, tmp_path, tmp_path / "log", True).__enter__()
     for wrong in (
         "head:30000",
         "http://head:30000/v1",
