@@ -40,13 +40,13 @@ def show(stage: Callable[[Recipe, Console], None], recipe: Recipe, console: Cons
 def _show_server(recipe: Recipe, console: Console) -> None:
     """SGLang's command line, as it can be typed on the node that serves."""
     from launch import checkpoints
-    from launch.sanity import serving
-    from launch.serve import PORT
+    from launch.sanity.server import serving
+    from launch.serve import PORT, thinks
 
     own, folder = checkpoints.exported(recipe)
     console.print(to_yaml(own))
     env = {k: v for k, v in serving.environment(own, folder).items() if os.environ.get(k) != v}
-    words = serving.command(own, folder, own.sanity.port or PORT)
+    words = serving.command(own, folder, own.sanity.port or PORT, thinks(folder))
     console.print("would run: " + shlex.join(["env", *(f"{k}={v}" for k, v in env.items()), *words]))
 
 

@@ -50,7 +50,7 @@ def serve(recipe: Recipe, console: Console) -> None:
     try:
         with ExitStack() as stack:
             with console.status("Starting SGLang"):
-                server = stack.enter_context(Server(own, folder, log, _thinks(folder)))
+                server = stack.enter_context(Server(own, folder, log, thinks(folder)))
                 shown = examples(server)
             console.print(f"{shown}\n\nup at {server.url}; Ctrl-C ends it")
             server.wait()
@@ -58,7 +58,7 @@ def serve(recipe: Recipe, console: Console) -> None:
         raise KeyboardInterrupt("SGLang is ended.") from None
 
 
-def _thinks(folder: Path) -> bool:
+def thinks(folder: Path) -> bool:
     """Whether the run's data has thinking; what other models were trained on is not known, and published ones think."""
     run = folder.parent
     return not (run / "plan.json").is_file() or plan.of_run(run).data.thinks
