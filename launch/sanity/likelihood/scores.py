@@ -15,10 +15,10 @@ import numpy as np
 
 from data_prep.dataset import Dataset
 from launch.sanity.server.client import Client
+from launch.sanity.server.serving import RESERVED
 from recipes.errors import SanityError
 
 AT_ONCE = 16  # requests in flight
-_RESERVED = 7  # tokens by which SGLang's longest prompt is below its context
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _refuse_long(data: Dataset, asked: Sequence[_Scored], info: dict[str, Any]) 
     most = info["max_req_input_len"] - 1
     if longest.length > most:
         beyond = sum(a.length > most for a in asked)
-        needed = longest.length + _RESERVED
+        needed = longest.length + RESERVED
         raise SanityError(
             f"{_named(data, longest.sequence)} has {longest.length:,} tokens up to its last supervised one, the longest of "
             f"{beyond} that SGLang cannot score: it takes {most:,}, with a cache of {info['max_total_num_tokens']:,}. Write "

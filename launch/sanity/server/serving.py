@@ -14,7 +14,7 @@ from recipes.errors import PreflightError
 STAND_INS = Path(__file__).parent / "stand_ins"
 PARSERS = {Family.qwen3: ("qwen25", "qwen3"), Family.glm4_moe: ("glm45", "glm45")}  # tool calls, reasoning
 _MAX_TOTAL_TOKENS = 65_536  # of the key-value cache on a CPU, all requests together
-_RESERVED = 8  # tokens by which SGLang's longest prompt is below its context
+RESERVED = 7  # tokens by which SGLang's longest prompt is below its context
 _SHARE = 0.75  # of the GPUs' memory, for weights and one longest sequence; the rest is SGLang's own and more sequences
 
 
@@ -83,7 +83,7 @@ def context(recipe: Recipe, checkpoint: Path) -> int:
     """
     config, trained = _config(checkpoint), recipe.data.max_tokens
     own: int = config["max_position_embeddings"]
-    if recipe.model.rope is Rope.native or trained <= own:
+    if recipe.model.rope is Rope.native or trained + RESERVED <= own:
         return own
     reach = yarn_reach(config)
     if reach is not None and reach < trained:
@@ -91,7 +91,7 @@ def context(recipe: Recipe, checkpoint: Path) -> int:
             f"data.max_tokens={trained} is over the {reach:,} tokens that the YaRN of '{checkpoint / 'config.json'}' reaches; "
             f"write data.max_tokens={reach}"
         )
-    return trained + _RESERVED
+    return trained + RESERVED
 
 
 def tensor_parallel(recipe: Recipe, longest: int) -> int:

@@ -150,9 +150,11 @@ def test_waiting_for_a_server_ends_when_it_does(faulty):
 
 
 def test_a_python_that_is_not_there_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(serving, "command", lambda recipe, checkpoint, port: ["/nowhere/python", "-m", "sglang"])
+    monkeypatch.setattr(
+        serving, "command", lambda recipe, checkpoint, port, thinks: ["/nowhere/python", "-m", "sglang"]
+    )
     with pytest.raises(PreflightError, match=r"'/nowhere/python'; write engine\.python=PYTHON"):
-        Server(compose_recipe([]), tmp_path, tmp_path / "log").__enter__()
+        Server(compose_recipe([]), tmp_path, tmp_path / "log", True).__enter__()
 
 
 def test_a_free_port_is_given_as_asked_and_a_taken_one_refused():
