@@ -12,7 +12,10 @@ from launch.sanity.behaviour.turns import Answer
 from launch.sanity.checks import Check, judged, share
 from recipes.config import Family
 
-_MARKS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<arg_key>", "<arg_value>")
+_MARKS = (
+    "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>",
+    "<|endoftext|>",
+)  # fmt: skip
 _WITH_CJK = ("HIRAGANA", "KATAKANA")  # that one text mixes
 _LEAST_LETTERS = 12  # that tell a language
 _TIMES = 4  # that a text's end must come in a row to be a repetition

@@ -6,19 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.chat import FAMILIES
 from launch.sanity.behaviour import answers
 from launch.sanity.checks import Outcome
 from recipes.config import Family
 from tests.launch.sanity.said import PLAN, fails, of, turn
 
-FAMILY_MARKS = [
-    (family, mark)
-    for family, known in FAMILIES.items()
-    for mark in sorted({*answers._MARKS, *known.think, *known.roles, *known.stops})
-]
-
-
+CALL_MARKS = ["<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<arg_key>", "</arg_key>", "<arg_value>",
+              "</arg_value>", "<think>", "</think>", "<|endoftext|>"]  # fmt: skip
+ROLES = {
+    Family.qwen3: ["<|im_start|>", "<|im_end|>"],
+    Family.glm4_moe: ["<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"],
+}
+FAMILY_MARKS = [(family, mark) for family, roles in ROLES.items() for mark in CALL_MARKS + roles]
 GOOD = [of(turn(PLAN), finish_reason="tool_calls"), of(turn(content="The file says oak, then red, then nothing else."))]
 
 
