@@ -16,6 +16,7 @@ from launch.sanity.files.faults import UNREADABLE
 from launch.sanity.subject import Subject
 from recipes.errors import LimiError, PreflightError, SanityError
 
+_OTHER = (LookupError, TypeError, AttributeError, ValueError)  # what an answer raises that is not as SGLang's
 _MARKS = {Outcome.passed: ("pass", "green"), Outcome.warned: ("warn", "yellow"), Outcome.failed: ("FAIL", "bold red")}
 
 
@@ -64,6 +65,9 @@ def _by_server(subject: Subject, console: Console) -> list[Check]:
                         if not isinstance(error.__cause__, HTTPError | None):
                             raise  # it is gone, or hangs
                         done.append(_unanswered(name, str(error)))
+                    except _OTHER as error:
+                        found = f"{type(error).__name__}: {error}"
+                        done.append(_unanswered(name, f"the server answers, and not as SGLang does: {found}"))
         except PreflightError as error:  # of this machine, not of the export
             done.append(
                 Check("server", "an export that was never served", "not asked", "asked", Outcome.warned, str(error))

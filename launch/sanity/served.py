@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from data_prep.chat import load_tokenizer
 from data_prep.files import write_text
@@ -26,12 +27,15 @@ class Served:
 
     def __init__(self, subject: Subject, client: Client) -> None:
         self.subject, self.client, self.recipe = subject, client, subject.recipe
-        tokenizer = load_tokenizer(subject.export)
+        tokenizer = load_tokenizer(
+            Path(subject.recipe.model.checkpoint)
+        )  # what the data was made with; the export's may be broken
         self._decode: Callable[[list[int]], str] = lambda tokens: str(tokenizer.decode(tokens))
         most = subject.recipe.sanity.prompts
         self._trained = spread(list(turns(subject.data)), most)
         self._new = spread(list(turns(subject.heldout)), most) if subject.heldout else []
         self._tokens = longest_answer(subject.data)
+        self._answered: list[Answer] = []  # greedily
         self._right: list[Turn] = []  # those of the training data that it answers rightly
         self._scores: Scores | None = None
 
@@ -41,7 +45,9 @@ class Served:
         yield "served", 1, self._served
         yield "held-out loss", sequences, self._likelihood
         yield "answers", len(self._trained) + 2 * len(self._new), self._answers
+        yield "chat template", 1, self._prompts
         yield "parsers", 1, self._parsers
+        yield "streaming", 1, self._streaming
         yield "closed loop", 1, self._closed_loop
         if self.client.own:
             yield "the base", len(calling) + sequences, self._base
@@ -86,9 +92,9 @@ class Served:
         after = self._ask(self._trained, GREEDY, progress)
         new = self._ask(self._new, GREEDY, progress)
         sampled = self._ask(self._new, SAMPLED, progress)
+        self._answered = after + new
         self._right = [a.turn for a in after if a.right and a.calls]
         return [
-            prompts.parity(self.client, after + new, self._decode),
             answers.right_calls("calls on trained prompts", after, limits.min_tool_calls),
             answers.right_calls("calls on held-out prompts", new, None),
             answers.right_calls("calls on held-out prompts, sampled", sampled, None),
@@ -98,12 +104,20 @@ class Served:
     def _ask(self, asked: list[Turn], sampling: dict[str, float], progress: Progress) -> list[Answer]:
         return ask(self.client, asked, self._tokens, sampling, progress)
 
+    def _prompts(self, progress: Progress) -> list[Check]:
+        done = prompts.parity(self.client, self._trained + self._new, self._answered, self._decode)
+        progress()
+        return [done]
+
     def _parsers(self, progress: Progress) -> list[Check]:
-        family = self.recipe.model.family
-        done = parsers.gold(self.client, self._new + self._trained, family, self._decode)
-        done.append(parsers.streaming(self.client, self._right, self._tokens))
+        done = parsers.gold(self.client, self._new + self._trained, self.recipe.model.family, self._decode)
         progress()
         return done
+
+    def _streaming(self, progress: Progress) -> list[Check]:
+        done = parsers.streaming(self.client, self._right, self._tokens)
+        progress()
+        return [done]
 
     def _closed_loop(self, progress: Progress) -> list[Check]:
         done = loop.check(

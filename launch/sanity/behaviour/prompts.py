@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 
-from launch.sanity.behaviour.turns import Answer, Turn
+from launch.sanity.behaviour.turns import Answer, Turn, spread
 from launch.sanity.checks import Check, judged
 from launch.sanity.server.client import Client
 
@@ -18,11 +18,13 @@ _BY_TOKENS = (
 )
 
 
-def parity(client: Client, answers: Sequence[Answer], decode: Callable[[list[int]], str]) -> Check:
-    """Of every answer's prompt, and of some turns' by /tokenize. The first difference is shown decoded, with its cause and what a
+def parity(
+    client: Client, asked: Sequence[Turn], answers: Sequence[Answer], decode: Callable[[list[int]], str]
+) -> Check:
+    """Of every answer's prompt, and of some of the turns asked by /tokenize. The first difference is shown decoded, with its cause and what a
     client can do about it where the cause is a known one."""
     pairs = [(a.turn, a.prompt) for a in answers]
-    pairs += [(a.turn, _tokenized(client, a.turn)) for a in answers[:: max(1, len(answers) // _TOKENIZED)]]
+    pairs += [(turn, _tokenized(client, turn)) for turn in spread(asked, _TOKENIZED)]
     differing = [(turn, theirs) for turn, theirs in pairs if theirs != turn.prompt]
     detail = _difference(*differing[0], decode) if differing else ""
     return Check(

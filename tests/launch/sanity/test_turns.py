@@ -83,7 +83,7 @@ def test_a_known_cause_of_other_prompts_is_named_with_its_mend(name):
     assert says in prompts.cause(mine, theirs)
     asked = as_text(turn(PLAN), mine)
     client = Server(tokenize=lambda body: {"tokens": [ord(c) for c in theirs]})
-    check = prompts.parity(client, [of(asked, prompt=[ord(c) for c in theirs])], decode)
+    check = prompts.parity(client, [asked], [of(asked, prompt=[ord(c) for c in theirs])], decode)
     assert fails(check, "chat template", says) and check.figure == "0 of 2 prompts equal"
 
 
@@ -91,27 +91,29 @@ def test_the_first_difference_of_prompts_is_shown_decoded():
     asked = as_text(turn(PLAN), "<user>Read plan.txt<assistant>")
     client = Server(tokenize=lambda body: {"tokens": asked.prompt})
     theirs = [ord(c) for c in "<user>Read log.txt<assistant>"]
-    check = prompts.parity(client, [of(asked), of(asked, prompt=theirs)], decode)
+    check = prompts.parity(client, [asked] * 2, [of(asked), of(asked, prompt=theirs)], decode)
     assert check.figure == "3 of 4 prompts equal"
     assert (
         "abc, message 1, token 11: trained on 'plan.txt' (30 tokens), the server sends 'log.txt<' (29" in check.detail
     )
-    cut = prompts.parity(client, [of(asked, prompt=asked.prompt[:-3])], decode)
+    cut = prompts.parity(client, [asked], [of(asked, prompt=asked.prompt[:-3])], decode)
     assert "token 27: trained on 'nt>' (30 tokens), the server sends '' (27 tokens)" in cut.detail
 
 
 def test_equal_prompts_pass_and_tokenize_is_asked_with_the_messages_and_tools():
     asked = as_text(turn(PLAN), TOOL_TEXT)
     client = Server(tokenize=lambda body: {"tokens": asked.prompt})
-    check = prompts.parity(client, [of(asked)] * 40, decode)
+    check = prompts.parity(client, [asked] * 40, [of(asked)] * 30, decode)
     assert check.outcome is Outcome.passed and not check.detail
     assert client.asked[0] == (
         "/tokenize",
         {"model": "default", "messages": asked.conversation["messages"][:1], "tools": TOOLS},
     )
-    assert 16 <= len(client.asked) <= 32 and check.figure.endswith(f" of {40 + len(client.asked)} prompts equal")
+    assert len(client.asked) == 16 and check.figure == "46 of 46 prompts equal"
     only = Server(tokenize=lambda body: {"tokens": [7]})
-    assert fails(prompts.parity(only, [of(asked)], decode), "chat template", "token 0"), "/tokenize alone differs"
+    assert fails(prompts.parity(only, [asked], [of(asked)], decode), "chat template", "token 0"), (
+        "/tokenize alone differs"
+    )
 
 
 def recorded(text, *calls, **more):
