@@ -1,4 +1,5 @@
-"""Started in SGLang's place by the tests: healthy, and then as faulty as its second word says. Words: port, fault."""
+"""Started in SGLang's place by the tests: healthy, and then as faulty as its second word says. Words: port, fault, and the
+one path that the fault is of, where all others answer as SGLang does, for a model that always says `ok`."""
 
 import json
 import os
@@ -8,16 +9,42 @@ import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+INFO = {
+    "/model_info": {"architectures": ["Qwen3ForCausalLM"]},
+    "/server_info": {"version": "0", "dtype": "float32", "max_total_num_tokens": 65536, "max_req_input_len": 8000},
+}
+
+
+def as_sglang(path, body):
+    if path == "/generate":
+        start = body["logprob_start_len"]
+        entries = [[-1.0 if n else None, token, None] for n, token in enumerate(body["input_ids"][start:])]
+        return {"meta_info": {"input_token_logprobs": entries}}
+    choice = {"message": {"content": "ok"}, "finish_reason": "stop", "prompt_token_ids": [0]}
+    return {
+        "/v1/chat/completions": {"choices": [choice]},
+        "/tokenize": {"tokens": [0]},
+        "/parse_function_call": {"calls": []},
+        "/separate_reasoning": {"reasoning_text": None},
+        "/update_weights_from_disk": {"success": True},
+    }[path]
+
 
 class Handler(BaseHTTPRequestHandler):
-    fault = ""
+    fault, only = "", None
 
     def do_GET(self):
-        self.say(200, b'{"get": true}')
+        if self.only == self.path:
+            getattr(self, self.fault)()
+        else:
+            self.say(200, json.dumps(INFO.get(self.path, {"get": True})).encode())
 
     def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
-        getattr(self, self.fault)()
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.only in (None, self.path):
+            getattr(self, self.fault)()
+        else:
+            self.say(200, json.dumps(as_sglang(self.path, body)).encode())
 
     def log_message(self, *_):
         pass
@@ -34,6 +61,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def error(self):
         self.say(500, b'{"message": "out of memory in layer 7"}')
+
+    def refused(self):
+        self.say(400, b'{"message": "no such field"}')
+
+    def other_shape(self):
+        self.say(200, b'{"answer": 42}')
 
     def redirect(self):
         self.send_response(307)
@@ -92,7 +125,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
 
-def main(port, fault):
+def main(port, fault, only=None):
     wait = "import time; time.sleep(600)"
     # As a server may have them: of its process group, of a group of its own, deaf to SIGTERM, of a session of its own.
     deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + wait
@@ -109,9 +142,9 @@ def main(port, fault):
     if fault == "stays_silent":  # listens, and accepts nothing
         with socket.create_server(("127.0.0.1", port)):
             time.sleep(600)
-    Handler.fault = fault
+    Handler.fault, Handler.only = fault, only
     ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    main(int(sys.argv[1]), *sys.argv[2:])
