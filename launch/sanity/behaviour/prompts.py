@@ -21,8 +21,8 @@ _BY_TOKENS = (
 def parity(
     client: Client, asked: Sequence[Turn], answers: Sequence[Answer], decode: Callable[[list[int]], str]
 ) -> Check:
-    """Of every answer's prompt, and of some of the turns asked by /tokenize. The first difference is shown decoded, with its cause and what a
-    client can do about it where the cause is a known one."""
+    """Of every answer's prompt, and of some of the turns asked by /tokenize. The first difference is shown decoded, with its cause and
+    what a client can do about it where the cause is a known one."""
     pairs = [(a.turn, a.prompt) for a in answers]
     pairs += [(turn, _tokenized(client, turn)) for turn in spread(asked, _TOKENIZED)]
     differing = [(turn, theirs) for turn, theirs in pairs if theirs != turn.prompt]
