@@ -1,22 +1,23 @@
 """The sanity check of an export: its files, then what SGLang makes of it. Writes `sanity.json`, `moved.json`, `likelihood.json`."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from urllib.error import HTTPError
 
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from rich.table import Table
 from rich.text import Text
 
 from data_prep.files import write_text
 from launch.sanity.checks import Check, Outcome
 from launch.sanity.files.faults import UNREADABLE
+from launch.sanity.server.client import Client
 from launch.sanity.subject import Subject
-from recipes.errors import LimiError, PreflightError, SanityError
+from recipes.errors import PreflightError, SanityError
 
-_OTHER = (LookupError, TypeError, AttributeError, ValueError)  # what an answer raises that is not as SGLang's
 _MARKS = {Outcome.passed: ("pass", "green"), Outcome.warned: ("warn", "yellow"), Outcome.failed: ("FAIL", "bold red")}
 
 
@@ -44,8 +45,7 @@ def _write(subject: Subject, done: list[Check]) -> None:
 
 
 def _by_server(subject: Subject, console: Console) -> list[Check]:
-    """What the served export does. A check that the server refuses has failed; where it is gone or hangs, the rest is not made."""
-    from launch.sanity.served import Served
+    """What the served export does, as far as there is a server."""
     from launch.sanity.server.server import running
 
     done: list[Check] = []
@@ -55,26 +55,33 @@ def _by_server(subject: Subject, console: Console) -> list[Check]:
         task = bar.add_task("Starting SGLang", total=None)
         try:
             with running(subject.recipe, subject.export, subject.log, subject.data.thinks) as client:
-                steps = list(Served(subject, client).steps())
-                bar.update(task, total=sum(requests for _, requests, _ in steps))
-                for name, _, step in steps:
-                    bar.update(task, description=f"Asking SGLang: {name}")
-                    try:
-                        done += step(lambda: bar.advance(task))
-                    except SanityError as error:
-                        if not isinstance(error.__cause__, HTTPError | None):
-                            raise  # it is gone, or hangs
-                        done.append(_unanswered(name, str(error)))
-                    except _OTHER as error:
-                        found = f"{type(error).__name__}: {error}"
-                        done.append(_unanswered(name, f"the server answers, and not as SGLang does: {found}"))
+                for checks in _asked(subject, client, bar, task):
+                    done += checks
         except PreflightError as error:  # of this machine, not of the export
-            done.append(
-                Check("server", "an export that was never served", "not asked", "asked", Outcome.warned, str(error))
-            )
-        except UNREADABLE as error:
-            done.append(_unanswered("server", str(error) if isinstance(error, LimiError) else repr(error)))
+            protects_from = "an export that was never served"
+            done.append(Check("server", protects_from, "not asked", "asked", Outcome.warned, str(error)))
+        except SanityError as error:
+            done.append(_unanswered("server", str(error)))
     return done
+
+
+def _asked(subject: Subject, client: Client, bar: Progress, task: TaskID) -> Iterator[list[Check]]:
+    """Step by step. One that the server refuses, or answers as SGLang would not, has failed; raises `SanityError` where the server is
+    gone or hangs."""
+    from launch.sanity.served import Served
+
+    steps = list(Served(subject, client).steps())
+    bar.update(task, total=sum(requests for _, requests, _ in steps))
+    for name, _, step in steps:
+        bar.update(task, description=f"Asking SGLang: {name}")
+        try:
+            yield step(lambda: bar.advance(task))
+        except SanityError as error:
+            if not isinstance(error.__cause__, HTTPError | None):
+                raise
+            yield [_unanswered(name, str(error))]
+        except UNREADABLE as error:
+            yield [_unanswered(name, f"the server answers, and not as SGLang does: {type(error).__name__}: {error}")]
 
 
 def _unanswered(name: str, error: str) -> Check:

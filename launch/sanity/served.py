@@ -27,9 +27,8 @@ class Served:
 
     def __init__(self, subject: Subject, client: Client) -> None:
         self.subject, self.client, self.recipe = subject, client, subject.recipe
-        tokenizer = load_tokenizer(
-            Path(subject.recipe.model.checkpoint)
-        )  # what the data was made with; the export's may be broken
+        # What the data was made with: the export's may be broken.
+        tokenizer = load_tokenizer(Path(subject.recipe.model.checkpoint))
         self._decode: Callable[[list[int]], str] = lambda tokens: str(tokenizer.decode(tokens))
         most = subject.recipe.sanity.prompts
         self._trained = spread(list(turns(subject.data)), most)

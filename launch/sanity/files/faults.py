@@ -6,7 +6,7 @@ from launch.sanity.checks import Check, judged
 from recipes.errors import LimiError
 
 Look = Callable[[], tuple[str, Sequence[str]]]  # the figure, and every fault
-UNREADABLE = (LimiError, OSError, ValueError, KeyError, TypeError, AttributeError)  # what broken files raise
+UNREADABLE = (LimiError, OSError, ValueError, LookupError, TypeError, AttributeError)  # what broken files raise
 
 
 def check(name: str, protects_from: str, limit: str, look: Look) -> Check:
