@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -11,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.files import sha256
-from launch.sanity.behaviour.turns import turns
+from tests.conftest import REPO
 from tests.launch.sanity import broken
 from tests.launch.support import limi, recipe_of
 
@@ -155,18 +157,19 @@ def without_stop_tokens(packed):
     (packed.folder / "manifest.json").write_text(json.dumps({**packed.manifest, "files": digests}))
 
 
-def test_a_stop_token_that_was_never_trained_is_a_runaway_and_named(root, tmp_path):
-    shutil.copytree(root / "models", tmp_path / "models")
-    _, data, heldout = recipe_of(tmp_path)
-    stops = {one.said[-1] for one in turns(data)}
+def test_a_stop_token_that_was_never_trained_is_a_runaway_and_named(tmp_path):
+    data = recipe_of(tmp_path)[1]
+    shutil.copytree(data.folder, tmp_path / "right")
     without_stop_tokens(data)
-    without_stop_tokens(heldout)
-    done = limi("train", f"cluster.root={tmp_path}", "run=runaway")
+    words = [sys.executable, "tests/launch/train_only.py", f"cluster.root={tmp_path}", "run=runaway", "optim.epochs=40"]
+    trained = subprocess.run(words, cwd=REPO, capture_output=True, text=True, timeout=600)
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    shutil.rmtree(data.folder)
+    shutil.move(tmp_path / "right", data.folder)
+    done = sanity("run=runaway", f"cluster.root={tmp_path}")
     assert done.returncode == 1, done.stdout + done.stderr
-    assert stops and "\nstop token: " in done.stderr
     found = found_in(tmp_path / "runs/runaway")
+    assert "\nstop token: " in done.stderr and "(length)" in found["stop token"]["detail"], found
     assert int(found["stop token"]["figure"].split()[0]) < 40
-    assert found["stop token"]["protects_from"] == "an agent that runs on after its call"
-    assert "(length)" in found["stop token"]["detail"]
     assert found["chat template"]["outcome"] == "pass", "the prompts are right"
     assert found.keys() >= SERVED
