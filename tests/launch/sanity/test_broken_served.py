@@ -101,7 +101,7 @@ def test_a_broken_export_is_caught_by_its_files_and_by_what_it_does(trained, roo
     run = copy_of(good, f"broken-{model}-{name.replace(' ', '-')}")
     other = base_of(root, "glm4.5-tiny" if model == "qwen3-tiny" else "qwen3-tiny")
     broken.make(fault, good / "hf", base_of(root, model), other, run / "hf")
-    done = sanity(f"run={run.name}", f"cluster.root={root}")
+    done = sanity(f"run={run.name}", f"cluster.root={root}", "sanity.prompts=24")
     found, noticed = found_in(run), CASES[model, name]
     assert done.returncode == 1, done.stdout + done.stderr
     assert re.search(fault.says, found[fault.check]["detail"]), found[fault.check]
@@ -166,10 +166,10 @@ def test_a_stop_token_that_was_never_trained_is_a_runaway_and_named(tmp_path):
     assert trained.returncode == 0, trained.stdout + trained.stderr
     shutil.rmtree(data.folder)
     shutil.move(tmp_path / "right", data.folder)
-    done = sanity("run=runaway", f"cluster.root={tmp_path}")
+    done = sanity("run=runaway", f"cluster.root={tmp_path}", "sanity.prompts=16")  # its answers are long
     assert done.returncode == 1, done.stdout + done.stderr
     found = found_in(tmp_path / "runs/runaway")
     assert "\nstop token: " in done.stderr and "(length)" in found["stop token"]["detail"], found
-    assert int(found["stop token"]["figure"].split()[0]) < 40
+    assert int(found["stop token"]["figure"].split()[0]) < 20
     assert found["chat template"]["outcome"] == "pass", "the prompts are right"
     assert found.keys() >= SERVED
