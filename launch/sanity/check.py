@@ -33,9 +33,10 @@ def check(subject: Subject, console: Console) -> list[Check]:
     done = files.checks(
         subject.export, base, recipe, subject.rates, console=console, written=subject.folder / "moved.json"
     )
-    _write(subject, done)  # for who looks while the server starts
-    done += _by_server(subject, console)
     _write(subject, done)
+    for checks in _by_server(subject, console):
+        done += checks
+        _write(subject, done)  # what was found is there, whatever ends the command
     return done
 
 
@@ -44,30 +45,27 @@ def _write(subject: Subject, done: list[Check]) -> None:
     write_text(subject.folder / "sanity.json", text + "\n")
 
 
-def _by_server(subject: Subject, console: Console) -> list[Check]:
-    """What the served export does, as far as there is a server."""
+def _by_server(subject: Subject, console: Console) -> Iterator[list[Check]]:
+    """What the served export does, step by step, as far as there is a server."""
     from launch.sanity.server.server import running
 
-    done: list[Check] = []
     # A job's log is no terminal: no bar shows there.
     console.print(f"asking SGLang, minutes on a CPU: {subject.log}")
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("Starting SGLang", total=None)
         try:
             with running(subject.recipe, subject.export, subject.log, subject.data.thinks) as client:
-                for checks in _asked(subject, client, bar, task):
-                    done += checks
+                yield from _asked(subject, client, bar, task)
         except PreflightError as error:  # of this machine, not of the export
             protects_from = "an export that was never served"
-            done.append(Check("server", protects_from, "not asked", "asked", Outcome.warned, str(error)))
+            yield [Check("server", protects_from, "not asked", "asked", Outcome.warned, str(error))]
         except SanityError as error:
-            done.append(_unanswered("server", str(error)))
-    return done
+            yield [_unanswered("server", str(error))]
 
 
 def _asked(subject: Subject, client: Client, bar: Progress, task: TaskID) -> Iterator[list[Check]]:
-    """Step by step. One that the server refuses, or answers as SGLang would not, has failed; raises `SanityError` where the server is
-    gone or hangs."""
+    """A step that the server refuses, or answers as SGLang would not, has failed, and the next is made. Raises `SanityError` where the
+    server is gone or hangs."""
     from launch.sanity.served import Served
 
     steps = list(Served(subject, client).steps())

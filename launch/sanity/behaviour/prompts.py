@@ -13,7 +13,7 @@ _TOKENIZED = 16  # turns that /tokenize is asked for
 _SCHEMA_KEYS = re.compile(r'"(defer_loading|description|strict|parameters)": ?(?:null|false)')
 _ESCAPED = re.compile(r"\\u[0-9a-f]{4}")
 _BY_TOKENS = (
-    "make the prompt's tokens on the client, with the export's tokenizer.apply_chat_template(messages, tools=tools, "
+    "make the prompt's tokens on the client, with the base's tokenizer.apply_chat_template(messages, tools=tools, "
     "add_generation_prompt=True), and send them as input_ids to /generate"
 )
 
