@@ -55,7 +55,6 @@ def activations(r: Recipe, imbalance: float = IMBALANCE) -> Activations:
     cut = 1 / p.tp if p.sp else 1.0  # of tokens, between the blocks
     hidden = cut * m.hidden * size
     rows = cut * 4  # one fp32 number a token
-    loss_share = 0 if p.loss_chunk else 1
     return Activations(
         attention=2 * hidden + rows + _attention(r, size),
         mlp=2 * hidden + rows + 3 * m.ffn / p.tp * size,
@@ -64,10 +63,18 @@ def activations(r: Recipe, imbalance: float = IMBALANCE) -> Activations:
         embedding=8 + (p.tp > 1),
         output=2 * hidden + rows,
         rotation=0.0 if _own_rotation(r) else 4 * m.rope_fraction * m.head_dim,
-        softmax=loss_share * (4 * m.vocab / p.tp + 9),
+        softmax=_softmax(r),
         selective_mlp=hidden,
         selective_moe=2 * hidden + rows,
     )
+
+
+def _softmax(r: Recipe) -> float:
+    """The softmax in fp32 with the place of the label; in chunks, which are computed again, this engine keeps the label and one fp32
+    number."""
+    if r.layout.loss_chunk is None:
+        return 4 * r.model.vocab / r.layout.tp + 9
+    return 12.0 if r.engine.name is EngineName.megatron else 0.0
 
 
 def _own_rotation(r: Recipe) -> bool:

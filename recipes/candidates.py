@@ -52,7 +52,7 @@ def _degrees(r: Recipe, longest: int, smallest: int) -> Iterator[Layout]:
             continue
         base = replace(
             r.layout, search=False, tp=tp, sp=tp > 1 if "sp" not in r.layout.fixed else r.layout.sp, cp=cp, pp=pp,
-            dp=None, max_tokens_per_gpu=cap, loss_chunk=r.layout.loss_chunk if r.engine.name is EngineName.slime else None,
+            dp=None, max_tokens_per_gpu=cap,
         )  # fmt: skip
         for (first, last), vpp in itertools.product(_splits(r, pp), values_of(r, "vpp", VPPS)):
             if vpp > 1 and (pp == 1 or smallest < pp * dp):

@@ -178,8 +178,6 @@ def _engine(r: Recipe) -> Iterator[str]:
                 f"optimizer_state {p.optimizer_state.value} is slime's with Transformer Engine; write "
                 "layout.optimizer_state=resident"
             )
-        if p.loss_chunk is not None:
-            yield f"loss_chunk {p.loss_chunk} is slime's; write layout.loss_chunk=null"
 
 
 def round_up(count: int, multiple: int) -> int:

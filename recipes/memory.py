@@ -85,12 +85,7 @@ def _stage(r: Recipe, chunks: list[Chunk], a: Activations, load: Load, held: lis
     again = max(a.largest_layer(c) for c in chunks) if p.recompute is not Recompute.none else 0.0
     gradients = max(max(a.mlp if c.dense else 0.0, a.moe if c.moe else 0.0) for c in chunks)
     working = largest * (again + gradients)
-    loss = 0.0
-    if chunks[-1].output:
-        # fp32 logits, their gradient, and that in the model's precision.
-        loss = largest * ((8 + size) * m.vocab / p.tp + a.softmax)
-        if p.loss_chunk:
-            loss += 2 * 4 * min(p.loss_chunk, largest) * m.vocab / p.tp
+    loss = _loss(r, a, largest) if chunks[-1].output else 0.0
     # Gathered tokens of sequence parallelism, forward and backward; tokens on their way to experts and back.
     cut = 1 / p.tp if p.sp else 1.0
     dispatched = 2 * cut * m.top_k * IMBALANCE if m.experts else 0.0
@@ -106,6 +101,22 @@ def _stage(r: Recipe, chunks: list[Chunk], a: Activations, load: Load, held: lis
         fragmentation=FRAGMENTATION * (activation + max(working, loss) + communication),
         runtime=RUNTIME if r.gpu.memory_mib else RUNTIME_CPU,
     )
+
+
+def _loss(r: Recipe, a: Activations, tokens: float) -> float:
+    """Bytes of the output layer's product and the loss, forward and backward, for so many tokens of a rank."""
+    p, size, vocab = r.layout, element_size(r), r.model.vocab / r.layout.tp
+    if p.loss_chunk and r.engine.name is EngineName.megatron:
+        rounded = size if size < 4 else 0  # a second copy, in the model's precision
+        # One chunk's logits; the weight's gradient in fp32 and a chunk's part of it; the gradient of the tokens.
+        return (
+            min(p.loss_chunk, tokens) * vocab * (4 + rounded)
+            + vocab * r.model.hidden * (4 + size)
+            + tokens * (a.softmax + r.model.hidden * size)
+        )
+    # fp32 logits, their gradient, and that in the model's precision.
+    whole = tokens * ((8 + size) * vocab + a.softmax)
+    return whole + (2 * 4 * min(p.loss_chunk, tokens) * vocab if p.loss_chunk else 0.0)
 
 
 def optimizer_bytes(r: Recipe) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from recipes.candidates import states_of, topologies, values_of
-from recipes.config import EngineName, Layout, OptimizerState, Recipe, Recompute
+from recipes.config import Layout, OptimizerState, Recipe, Recompute
 from recipes.errors import ConfigError
 from recipes.layout import batch_multiple, data_parallel, faults, round_up, sequence_multiple, world_size
 from recipes.memory import FITS, RISKY, Load, Verdict, gpu_memory, host_memory, memory_limit, verdict
@@ -215,9 +215,7 @@ def _none_legal(r: Recipe, pricing: Pricing) -> str:
     fixed = " ".join(
         f"layout.{name}={getattr(getattr(r.layout, name), 'value', getattr(r.layout, name))}" for name in r.layout.fixed
     )
-    plain = replace(
-        r.layout, search=False, loss_chunk=r.layout.loss_chunk if r.engine.name is EngineName.slime else None
-    )
+    plain = replace(r.layout, search=False)
     if "sp" not in r.layout.fixed:
         plain = replace(plain, sp=plain.tp > 1)
     if (fault := next(faults(replace(r, layout=plain)), None)) is not None and r.layout.fixed:

@@ -72,6 +72,10 @@ LAYOUTS: dict[str, tuple[list[str], int, str]] = {
     "Qwen3 TP2 PP2 CP2": (QWEN, 8, "layout.tp=2 layout.pp=2 layout.cp=2"),
     "Qwen3 full recomputation": (QWEN, 1, "layout.recompute=full"),
     "Qwen3 selective recomputation": (QWEN, 1, "layout.recompute=selective"),
+    "Qwen3 loss in chunks": (QWEN, 1, "layout.loss_chunk=1000"),
+    "Qwen3 TP2 loss in chunks": (QWEN, 2, "layout.tp=2 layout.loss_chunk=300"),
+    "Qwen3 untied TP2 SP loss in chunks": (UNTIED, 2, f"{_SP} layout.loss_chunk=300"),
+    "Qwen3 CP2 PP2 loss in chunks": (QWEN, 4, "layout.cp=2 layout.pp=2 layout.loss_chunk=64"),
     "Qwen3 smallest micro-batches": (QWEN, 1, "layout.max_tokens_per_gpu=1784"),
     "Qwen3 untied PP2": (UNTIED, 2, "layout.pp=2"),
     "Qwen3 untied TP2 SP": (UNTIED, 2, _SP),
@@ -92,6 +96,7 @@ LAYOUTS: dict[str, tuple[list[str], int, str]] = {
     "GLM TP2 SP CP2 EP2": (GLM, 4, f"{_SP} layout.cp=2 {_EP}"),
     "GLM smallest micro-batches": (GLM, 1, "layout.max_tokens_per_gpu=1538"),
     "GLM EP2 full recomputation": (GLM, 2, f"{_EP} layout.recompute=full"),
+    "GLM EP2 loss in chunks": (GLM, 2, f"{_EP} layout.loss_chunk=512"),
     "GLM EP2 selective recomputation": (GLM, 2, f"{_EP} layout.recompute=selective"),
 }
 BF16_LAYOUTS = {
@@ -100,6 +105,7 @@ BF16_LAYOUTS = {
     "Qwen3 PP2": BF16_QWEN,
     "Qwen3 CP2": BF16_QWEN,
     "Qwen3 full recomputation": BF16_QWEN,
+    "Qwen3 TP2 loss in chunks": BF16_QWEN,
     "GLM EP2": BF16_GLM,
     "GLM TP2 SP EP2": BF16_GLM,
     "GLM EP2 full recomputation": BF16_GLM,

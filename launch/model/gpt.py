@@ -11,6 +11,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from launch.model.layers import block_spec
+from launch.model.loss import ChunkedLossGPT
 from recipes.config import Dtype, Model, Recipe, Recompute, Rope
 
 
@@ -103,7 +104,7 @@ def build_chunks(r: Recipe, config: TransformerConfig) -> list[GPTModel]:
     chunks = []
     for stage in stages:
         placed = dict(ignore_virtual=stage is None, vp_stage=stage)
-        chunk = GPTModel(
+        chunk = (ChunkedLossGPT if r.layout.loss_chunk else GPTModel)(
             config,
             block_spec(config, stage),
             vocab_size=r.model.vocab,
@@ -116,6 +117,8 @@ def build_chunks(r: Recipe, config: TransformerConfig) -> list[GPTModel]:
             rotary_base=r.model.rope_base,
             vp_stage=stage,
         )
+        if r.layout.loss_chunk:
+            chunk.loss_chunk = r.layout.loss_chunk
         if r.model.rope is Rope.yarn:
             chunk.rotary_pos_emb.inv_freq = yarn_frequencies(r.model)
         chunks.append(

@@ -48,6 +48,7 @@ CASES = {
     "GLM, PP 2, EP 2": [*GLM, "model.layers=4", "layout.pp=2", "cluster.gpus_per_node=4"],
     "wider Qwen3, CP 2": [*QWEN, *WIDE, "layout.cp=2"],
     "GLM of 16 experts, TP 2 with SP, EP 2": [*GLM, *MANY, "layout.tp=2", "layout.sp=true"],
+    "Qwen3, TP 2 with SP, loss in chunks": [*QWEN, "layout.tp=2", "layout.sp=true", "layout.loss_chunk=512"],
     "Qwen3, full recomputation": [*QWEN, "layout.recompute=full", "cluster.gpus_per_node=1"],
     "wider Qwen3, selective recomputation": [*QWEN, *WIDE, "layout.recompute=selective", "cluster.gpus_per_node=1"],
     "GLM, EP 2, selective recomputation": [*GLM, "layout.recompute=selective"],
@@ -169,6 +170,7 @@ def _saved(chunk: Any, r: Any, length: int) -> dict[str, int]:
     from megatron.core.packed_seq_params import PackedSeqParams
     from megatron.core.tensor_parallel import cross_entropy
 
+    from launch.model import loss as in_chunks
     from launch.model.attention import PackedAttention
 
     p = r.layout
@@ -200,13 +202,26 @@ def _saved(chunk: Any, r: Any, length: int) -> dict[str, int]:
         finally:
             in_loss = False
 
+    chunked = in_chunks._ChunkedCrossEntropy.apply
+
+    def loss_in_chunks(hidden: torch.Tensor, *others: Any) -> Any:
+        nonlocal in_loss
+        pack(hidden)  # is the output layer's
+        in_loss = True
+        try:
+            return chunked(hidden, *others)
+        finally:
+            in_loss = False
+
     with contextlib.ExitStack() as stack:
         stack.callback(setattr, PackedAttention, "forward", PackedAttention.forward)
         stack.callback(setattr, cross_entropy._VocabParallelCrossEntropy, "apply", original)
         PackedAttention.forward = lambda self, q, k, v, *_, **__: _FlashAttention.apply(q, k, v).flatten(1)  # type: ignore
         cross_entropy._VocabParallelCrossEntropy.apply = loss
+        stack.callback(setattr, in_chunks._ChunkedCrossEntropy, "apply", chunked)
+        in_chunks._ChunkedCrossEntropy.apply = loss_in_chunks
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x))
-        chunk(tokens, None, None, labels=tokens, packed_seq_params=packed)
+        chunk(tokens, None, None, labels=tokens.clone(), packed_seq_params=packed)
     sizes = [(t.untyped_storage().nbytes(), mine) for t, mine in saved.values()]
     return {"all": sum(n for n, _ in sizes), "loss": sum(n for n, mine in sizes if mine)}
 

@@ -36,7 +36,6 @@ def refused(*words: str) -> str:
         (["layout.pp=2", "layout.vpp=2", "layout.first_stage_layers=2"], "write layout.vpp=1"),
         (["layout.optimizer_state=offloaded"], "write layout.optimizer_state=resident"),
         (["layout.optimizer_state=precision_aware"], "for bf16 weights"),
-        (["layout.loss_chunk=16"], "write layout.loss_chunk=null"),
     ],
 )
 def test_dense_rules(words, says):
