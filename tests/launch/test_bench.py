@@ -20,6 +20,7 @@ def test_layouts_of_one_process_are_measured_one_after_the_other(root):
     assert all(int(row[2].replace(",", "")) > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_measured_beside_a_copy(root):
     copy, save, load = bench.checkpoint_rows(root, ["model=qwen3-tiny", "run=benched"], rounds=1)
     assert " MB, synced" in copy[0]

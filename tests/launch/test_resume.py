@@ -74,6 +74,7 @@ def test_the_same_recipe_twice_gives_the_same_metrics_and_the_same_bytes(root, u
     assert [sha256(p) for p in whole] == [sha256(p) for p in again]
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_with_0_and_the_run_goes_on_exactly(root, uninterrupted):
     run = root / "runs" / "preempted"
     process = start(root, "run=preempted")

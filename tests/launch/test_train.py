@@ -27,7 +27,7 @@ def share(check: dict) -> float:
     return int(right) / int(asked)
 
 
-@pytest.fixture(scope="module", params=["qwen3-tiny", "glm4.5-tiny"])
+@pytest.fixture(scope="module", params=["qwen3-tiny", pytest.param("glm4.5-tiny", marks=pytest.mark.slow)])
 def default_run(request, root):
     done = make("train", f"MODEL={request.param}", f"cluster.root={root}")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -45,6 +45,7 @@ def test_the_run_folder_is_complete(default_run):
         "hf",
         "sanity.json",
         "moved.json",
+        "likelihood.json",
         "report.html",
     }
     plan = json.loads((default_run / "plan.json").read_text())
