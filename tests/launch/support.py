@@ -28,6 +28,9 @@ from recipes.config import Recipe
 from recipes.schedule import MicroBatch, Schedule
 from tests.conftest import REPO
 
+# Words of a run that has learnt nothing, whose sanity check looks at the way and not at the model.
+UNJUDGED = ["sanity.min_tool_calls=0", "sanity.min_finished=0", "sanity.min_well_formed=0", "sanity.prompts=8"]
+
 
 def recipe_of(root: Path, *words: str) -> tuple[Recipe, Dataset, Dataset]:
     """The recipe with its tiny base made and its two data sets packed under `root`."""

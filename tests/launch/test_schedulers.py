@@ -17,7 +17,7 @@ from launch import schedulers
 from recipes.compose import compose_recipe
 from recipes.errors import ConfigError
 from tests.conftest import REPO
-from tests.launch.support import free_port, limi
+from tests.launch.support import UNJUDGED, free_port, limi
 
 WORDS = [
     "model=glm4.5", "run=My_Run.2", "cluster.root=/shared/a b", "data.path=/it's/[1] $HOME/`ls`/$(ls)/\"q\"/%d/{x}/\\n/ü*",
@@ -136,7 +136,7 @@ def test_the_script_trains_on_two_nodes(tmp_path, nodes):
         (tmp_path / name).unlink()
     small = ["cluster=h100x8", "engine=megatron", "gpu=cpu", "cluster.nodes=2", "cluster.gpus_per_node=1"]
     root = tmp_path / "root"
-    path = script(tmp_path, *small, f"cluster.root={root}", "run=by-slurm", "optim.epochs=1", "sanity.min_tool_calls=0")
+    path = script(tmp_path, *small, f"cluster.root={root}", "run=by-slurm", "optim.epochs=1", *UNJUDGED)
     text = path.read_text()
     port = str(free_port())
     path.write_text(text.replace("6379", port).replace("8265", str(free_port())))

@@ -20,11 +20,11 @@ from launch.upload import check_size
 from recipes.compose import compose_recipe
 from recipes.errors import ConfigError, PreflightError
 from tests.conftest import REPO
-from tests.launch.support import limi, metrics_of, ray_cluster
+from tests.launch.support import UNJUDGED, limi, metrics_of, ray_cluster
 
 # 120 steps; a model that learns nothing makes no calls, and so none for the sanity check to find wrong.
 SHORT = [
-    "optim.epochs=24", "optim.lr=1e-9", "sanity.min_tool_calls=0", "cluster.nodes=2", "cluster.gpus_per_node=1"
+    "optim.epochs=24", "optim.lr=1e-9", *UNJUDGED, "cluster.nodes=2", "cluster.gpus_per_node=1"
 ]  # fmt: skip
 
 
