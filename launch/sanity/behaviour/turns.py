@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from data_prep.dataset import Dataset
 from launch.sanity.server.client import Client
 
@@ -17,17 +19,25 @@ _LEAST_TOKENS = 128
 Calls = list[tuple[str, Any]]  # name and arguments
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Turn:
     """A supervised assistant turn in its conversation.
 
-    index: of its message. prompt: the tokens of the data set before it, as it was trained on. said: its own, the stop token last.
+    index: of its message. tokens: of its sequence up to its stop token, as they lie in the data set. begin: of its own among them.
     """
 
     conversation: dict[str, Any]
     index: int
-    prompt: list[int]
-    said: list[int]
+    tokens: np.ndarray
+    begin: int
+
+    @property
+    def prompt(self) -> list[int]:
+        return list(self.tokens[: self.begin].tolist())
+
+    @property
+    def said(self) -> list[int]:
+        return list(self.tokens[self.begin :].tolist())
 
     @property
     def message(self) -> dict[str, Any]:
@@ -83,8 +93,7 @@ def turns(data: Dataset) -> Iterator[Turn]:
             at = row[conversation["id"], sequence["segment"]]
             tokens = data.tokens(at)
             for (index, prompt), (start, end) in zip(sequence["turns"], data.spans(at), strict=True):
-                begin = prompt if thinking_is_context else start
-                yield Turn(conversation, index, tokens[:begin].tolist(), tokens[begin:end].tolist())
+                yield Turn(conversation, index, tokens[:end], prompt if thinking_is_context else start)
 
 
 def spread(all_turns: Sequence[Turn], most: int) -> list[Turn]:

@@ -1,5 +1,7 @@
 """Turns and answers that the tests of behaviour judge."""
 
+import numpy as np
+
 from launch.sanity.behaviour.turns import Answer, Turn
 from launch.sanity.checks import Outcome
 
@@ -17,7 +19,7 @@ def turn(
     if thinking:
         said["reasoning_content"] = thinking
     messages = [{"role": "user", "content": request}, said]
-    return Turn({"id": "abc", "messages": messages, "tools": tools}, 1, [1, 2, 3], [4, 5])
+    return Turn({"id": "abc", "messages": messages, "tools": tools}, 1, np.array([1, 2, 3, 4, 5]), 3)
 
 
 def of(asked, **more):

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,7 +59,7 @@ def decode(tokens):
 
 
 def as_text(asked, text):
-    return dataclasses.replace(asked, prompt=[ord(c) for c in text])
+    return dataclasses.replace(asked, tokens=np.array([ord(c) for c in text]), begin=len(text))
 
 
 TOOL_TEXT = '<tools>{"name": "read", "parameters": {}}</tools><user>Read "ü".<assistant>'
@@ -117,7 +118,7 @@ def test_equal_prompts_pass_and_tokenize_is_asked_with_the_messages_and_tools():
 
 
 def recorded(text, *calls, **more):
-    return dataclasses.replace(turn(*calls, **more), said=[*(ord(c) for c in text), 0])
+    return dataclasses.replace(turn(*calls, **more), tokens=np.array([*(ord(c) for c in text), 0]), begin=0)
 
 
 def read_right(body):
