@@ -3,11 +3,14 @@
 import json
 from types import SimpleNamespace
 
+import pytest
+
 from launch.megatron.engine import _export
 from launch.model.safetensors_folder import SafetensorsFolder
 from tests.launch.support import ranks_of
 
 
+@pytest.mark.slow
 def test_an_export_carries_the_yarn_it_was_trained_with(root, tmp_path):
     words = ["cluster.gpus_per_node=1", "model.native_context=512", "model.rope=yarn", "model.rope_factor=4"]
     with ranks_of(root, *words) as (plan, ranks):

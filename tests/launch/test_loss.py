@@ -64,7 +64,12 @@ for size in sizes:
 
 
 @pytest.mark.parametrize(
-    "words", [["model=qwen3-tiny"], ["model=qwen3-tiny", "model.tied=false"], ["model=glm4.5-tiny", "layout.ep=1"]]
+    "words",
+    [
+        ["model=qwen3-tiny"],
+        ["model=qwen3-tiny", "model.tied=false"],
+        pytest.param(["model=glm4.5-tiny", "layout.ep=1"], marks=pytest.mark.slow),
+    ],
 )
 def test_the_loss_in_chunks_is_the_plain_one_in_value_and_gradient(root, words):
     name = "-".join(words).translate(str.maketrans("=.", "--"))

@@ -147,6 +147,7 @@ def test_an_interruption_ends_everything_that_was_started(root):
     assert not alive(children)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_going_on_is_left_alone(root):
     process = start(root, "run=busy")
     wait_for_step(root / "runs" / "busy", 1, process)

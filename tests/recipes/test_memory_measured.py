@@ -7,7 +7,6 @@ from tests.recipes.measure import CASES, compared
 QUICK = [
     "Qwen3, DP 2",
     "Qwen3, PP 2 of 1 and 3 layers",
-    "GLM, TP 2 with SP, CP 2, EP 4",
     "GLM of 16 experts, TP 2 with SP, EP 2",
     "wider Qwen3, selective recomputation",
 ]
