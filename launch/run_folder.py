@@ -1,8 +1,8 @@
 """Contract 5: what a run leaves under `runs/NAME/`, and how it goes on after an interruption.
 
-`config.yaml, plan.json, metrics.jsonl, tensorboard/, checkpoints/, hf/, moved.json, sanity.json, report.html`. A checkpoint counts
-when it has its record, which is written when every rank has written its part: `step_000100` of the embedded engine, which gets its
-name then, `iter_0000099`, Megatron-LM's name for it, of slime.
+`config.yaml, plan.json, metrics.jsonl, tensorboard/, checkpoints/, hf/, moved.json, likelihood.json, sanity.json, sglang.log,
+report.html`. A checkpoint counts when it has its record, which is written when every rank has written its part: `step_000100` of
+the embedded engine, which gets its name then, `iter_0000099`, Megatron-LM's name for it, of slime.
 """
 
 import contextlib
