@@ -18,9 +18,9 @@ _PLOTS = {"likelihood.json": likelihood_page.plot, "moved.json": moved_page.plot
 def write(subject: Subject) -> Path:
     """Writes the page of an export that is not the last of a run, whose report has the section."""
     path = subject.folder / "sanity.html"
-    name = html.escape(str(subject.export))
+    name = str(subject.export)
     body = [
-        f"<h1>{name}</h1>",
+        f"<h1>{html.escape(name)}</h1>",
         f'<p class="sub">beside {html.escape(subject.recipe.model.checkpoint)}: {verdict(subject.folder)}</p>',
     ]
     write_text(path, page.page(name, [*body, *section(subject.folder)]))

@@ -1,7 +1,7 @@
 """What is checked: an export, and what is known of its training."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -46,9 +46,7 @@ def of_export(recipe: Recipe, export: Path, console: Console) -> Subject:
     """An export that may be a run's; recipe: as `checkpoints.exported` gives it."""
     prepare.base(recipe, console)
     if (export.parent / "plan.json").is_file():
-        made = plan.of_run(export.parent)
-        made.recipe.model.checkpoint, made.recipe.sanity = recipe.model.checkpoint, recipe.sanity
-        return of_run(made, export)
+        return of_run(replace(plan.of_run(export.parent), recipe=recipe), export)
     packed = prepare.packed(recipe, console)
     return Subject(
         recipe, export, Path(recipe.cluster.root) / "sanity" / recipe.run, packed["training"], packed.get("held out")

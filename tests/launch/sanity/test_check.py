@@ -14,13 +14,15 @@ import pytest
 from rich.console import Console
 
 from data_prep.sample import make
+from launch.plan import Plan
 from launch.sanity import check as sanity
 from launch.sanity import page
 from launch.sanity.checks import Check, Outcome
 from launch.sanity.served import Served
 from launch.sanity.server import serving
 from launch.sanity.server.client import Client
-from launch.sanity.subject import Subject
+from launch.sanity.subject import Subject, of_export
+from recipes.compose import compose_recipe, to_yaml
 from recipes.errors import SanityError
 from tests.launch.sanity import broken
 from tests.launch.support import alive, descendants, recipe_of
@@ -223,3 +225,15 @@ def test_the_page_has_a_row_of_every_check_and_says_how_it_ended(subject):
         assert ("seen: &lt;s&gt;" in table) == (done is DONE) and "<goes>" not in table
     written = page.write(subject)
     assert written == subject.folder / "sanity.html" and "a check failed" in written.read_text()
+
+
+def test_an_export_of_a_run_is_checked_by_the_recipe_that_the_command_names(root, tmp_path):
+    """The run's own, and the machine, base and limits of the words."""
+    made = Plan(*recipe_of(root, "model=qwen3-tiny"))
+    made.write(tmp_path / "plan.json")
+    (tmp_path / "config.yaml").write_text(to_yaml(made.recipe))
+    (tmp_path / "metrics.jsonl").write_text("")
+    recipe = dataclasses.replace(made.recipe, gpu=compose_recipe(["model=qwen3-4b"]).gpu)
+    found = of_export(recipe, tmp_path / "hf", QUIET)
+    assert found.recipe.gpu.name == "h100" and found.folder == tmp_path
+    assert found.data.folder == made.data.folder
