@@ -12,6 +12,7 @@ from launch.sanity.checks import Check, Outcome, judged
 from launch.sanity.likelihood import checks as likelihood_checks
 from launch.sanity.likelihood import retention
 from launch.sanity.likelihood import scores as likelihood
+from launch.sanity.likelihood.retention import Retention
 from launch.sanity.likelihood.scores import Scores
 from launch.sanity.loop import loop
 from launch.sanity.server import weights
@@ -74,17 +75,19 @@ class Served:
                       Outcome.warned, "write data.heldout=FILE of trajectories that were not trained on")
             ]  # fmt: skip
         self._scores = self._measured(progress)
-        self._write(None)
-        return [likelihood_checks.beside_trainer(self._scores, self.subject.loss, self.recipe)]
+        alone = self._compared(self._scores, None)
+        return [likelihood_checks.beside_trainer(self._scores, alone.whole, self.subject.loss, self.recipe)]
 
     def _measured(self, progress: Progress) -> Scores:
         assert self.subject.heldout is not None
         return likelihood.measure(self.client, self.subject.heldout, progress)
 
-    def _write(self, base: Scores | None) -> None:
-        assert self._scores is not None
-        text = json.dumps(retention.as_json(self._scores, base), indent=2)
+    def _compared(self, trained: Scores, base: Scores | None) -> Retention:
+        """Also written, as `likelihood.json`."""
+        found = retention.compare(trained, base)
+        text = json.dumps(retention.as_json(found), indent=2)
         write_text(self.subject.folder / "likelihood.json", text + "\n")
+        return found
 
     def _answers(self, progress: Progress) -> list[Check]:
         limits = self.recipe.sanity
@@ -132,6 +135,5 @@ class Served:
         done = [answers.right_calls("the base on trained prompts", before, None)]
         if self._scores is not None:
             base = self._measured(progress)
-            self._write(base)
-            done += likelihood_checks.beside_base(self._scores, base, self.recipe)
+            done += likelihood_checks.beside_base(self._compared(self._scores, base), base, self.recipe)
         return done

@@ -3,19 +3,18 @@
 from collections.abc import Sequence
 
 from launch.sanity.checks import Check, Outcome, judged
-from launch.sanity.likelihood.retention import ENOUGH, Part, compare
+from launch.sanity.likelihood.retention import ENOUGH, Part, Retention
 from launch.sanity.likelihood.scores import Scores
 from recipes.config import Dtype, Recipe
 
 
-def beside_trainer(scores: Scores, trainers: float | None, recipe: Recipe) -> Check:
-    """trainers: the trainer's own held-out loss of these weights, None where it is not known."""
+def beside_trainer(scores: Scores, whole: Part | None, trainers: float | None, recipe: Recipe) -> Check:
+    """whole: of these scores alone. trainers: the trainer's own held-out loss of these weights, None where it is not known."""
     s = recipe.sanity
     tolerance = s.nll_tolerance if scores.fp32 and recipe.engine.dtype is Dtype.fp32 else s.nll_tolerance_bf16
     nll = float(scores.nll.mean())  # over supervised tokens, as the trainer's
     lost = _without_a_score(scores)
-    found = compare(scores, None).whole
-    sure = f"{found.trained}; {found.tokens:,} tokens of {found.trajectories} trajectories" if found else ""
+    sure = f"{whole.trained}; {whole.tokens:,} tokens of {whole.trajectories} trajectories" if whole else ""
     by = "" if trainers is None else f", {trainers:.6f} by the trainer"
     return Check(
         "held-out loss",
@@ -27,8 +26,9 @@ def beside_trainer(scores: Scores, trainers: float | None, recipe: Recipe) -> Ch
     )
 
 
-def beside_base(trained: Scores, base: Scores, recipe: Recipe) -> list[Check]:
-    found, limit = compare(trained, base), recipe.sanity.max_above_base
+def beside_base(found: Retention, base: Scores, recipe: Recipe) -> list[Check]:
+    """found: the trained weights' scores compared with these of the base."""
+    limit = recipe.sanity.max_above_base
     parts = {"loss by turn": found.turns, "loss by position": found.positions}
     return [
         _whole(found.whole, base, limit),

@@ -35,11 +35,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Retention:
-    """Of the tokens that have a score by all weights asked. whole: None where no token has."""
+    """Of the tokens that have a score by all weights asked. whole: None where no token has. lost: how many tokens have none, by the
+    trained weights and by the base's, None where these were not asked."""
 
     whole: Part | None
     turns: list[Part]
     positions: list[Part]
+    lost: tuple[int, int | None]
 
 
 def compare(trained: Scores, base: Scores | None) -> Retention:
@@ -54,7 +56,8 @@ def compare(trained: Scores, base: Scores | None) -> Retention:
     by_turn = _curve(nll, trajectory, trained.turn[kept], TURNS, [*_turn_names()])
     by_position = _curve(nll, trajectory, trained.position[kept], POSITIONS, [*_position_names()])
     whole = _curve(nll, trajectory, np.zeros(len(nll), int), (0,), ["all"])
-    return Retention(whole[0] if whole else None, by_turn, by_position)
+    lost = len(trained.lost), None if base is None else len(base.lost)
+    return Retention(whole[0] if whole else None, by_turn, by_position, lost)
 
 
 def _turn_names() -> list[str]:
@@ -94,12 +97,11 @@ def _curve(
     return parts
 
 
-def as_json(trained: Scores, base: Scores | None) -> dict[str, Any]:
+def as_json(found: Retention) -> dict[str, Any]:
     """`likelihood.json`: nats a supervised token; `base` and `difference` are null where the base was not asked."""
-    found = compare(trained, base)
     return {
         "confidence": LEVEL,
-        "without_a_score": {"trained": len(trained.lost), "base": None if base is None else len(base.lost)},
+        "without_a_score": dict(zip(("trained", "base"), found.lost, strict=True)),
         "whole": found.whole and asdict(found.whole),
         "turns": [asdict(p) for p in found.turns],
         "positions": [asdict(p) for p in found.positions],

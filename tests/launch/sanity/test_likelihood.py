@@ -66,7 +66,9 @@ def training(root):
 
 
 def checks(trained, base, trainers, recipe):
-    return [beside_trainer(trained, trainers, recipe), *(beside_base(trained, base, recipe) if base else [])]
+    alone = retention.compare(trained, None).whole
+    beside = beside_base(retention.compare(trained, base), base, recipe) if base else []
+    return [beside_trainer(trained, alone, trainers, recipe), *beside]
 
 
 def outcomes(done):
@@ -142,7 +144,7 @@ def test_a_token_without_a_score_fails_one_check_and_is_named(heldout, number, s
     first = min(r for r in range(len(heldout.ids)) if any(a <= at < b for a, b in heldout.spans(r)))
     assert f"{heldout.ids[first]}, sequence 0, turn " in failed[0].detail
     assert failed[0].detail.endswith(f"token {at}")
-    written = retention.as_json(trained, base)
+    written = retention.as_json(retention.compare(trained, base))
     json.dumps(written, allow_nan=False)
     assert sum(written["without_a_score"].values()) == len(bad.lost) > 0
     assert written["whole"]["tokens"] == len(good.nll) - len(bad.lost)
@@ -152,7 +154,7 @@ def test_no_score_at_all_fails_and_is_still_written(heldout):
     bad = measure(Stub(change=lambda n, e: [None, *e[1:]]), heldout, lambda: None)
     done = checks(bad, measure(Stub(), heldout, lambda: None), 1.0, RECIPE)
     assert outcomes(done)["held-out loss"] is outcomes(done)["held-out loss beside the base"] is Outcome.failed
-    assert likelihood_page.plot(retention.as_json(bad, bad)) == ""
+    assert likelihood_page.plot(retention.as_json(retention.compare(bad, bad))) == ""
 
 
 def drawn(rng, trajectories, longest=4000, sigma=1.0, late=0.0, shift=0.0, spread=0.3, own=0.2):
@@ -204,7 +206,7 @@ def test_the_mean_is_token_weighted_and_parts_hold_every_token_once():
 
 def test_the_same_scores_give_the_same_intervals():
     pair = drawn(np.random.default_rng(4), 9)
-    assert retention.as_json(*pair) == retention.as_json(*pair)
+    assert retention.as_json(retention.compare(*pair)) == retention.as_json(retention.compare(*pair))
 
 
 @pytest.mark.parametrize(("trajectories", "level"), [(5, 0.95), (12, 0.95), (60, 0.95), (5, 0.994), (12, 0.994)])
@@ -229,7 +231,7 @@ def test_one_trajectory_has_no_interval_and_the_checks_say_so():
     assert {c.outcome for c in done} == {Outcome.passed}
     assert "no interval, of one trajectory" in done[0].detail
     assert done[1].detail == "difference: no interval, of one trajectory"
-    assert likelihood_page.plot(retention.as_json(trained, base))
+    assert likelihood_page.plot(retention.as_json(retention.compare(trained, base)))
 
 
 def test_pairs_tell_what_two_unpaired_intervals_cannot():
@@ -306,7 +308,7 @@ def test_good_checkpoints_seldom_warn_by_chance():
 
 def test_the_plot_is_a_picture_of_both():
     pair = drawn(np.random.default_rng(12), 30, longest=155_648, sigma=2.0)
-    for written in (retention.as_json(*pair), retention.as_json(pair[0], None)):
+    for written in (retention.as_json(retention.compare(*pair)), retention.as_json(retention.compare(pair[0], None))):
         image = likelihood_page.plot(json.loads(json.dumps(written)))
         assert base64.b64decode(image.split("base64,")[1].split('"')[0]).startswith(b"\x89PNG")
 
@@ -341,6 +343,6 @@ def test_scores_of_the_real_server_are_those_of_transformers_for_either_weights(
             places = list(itertools.chain.from_iterable(range(a, b) for a, b in heldout.spans(row)))
             expected += [-logprobs[p - 1, tokens[0, p]].item() for p in places]
         assert np.abs(found.nll - np.array(expected)).max() < 1e-4
-    json.dumps(retention.as_json(scores[1], scores[0]), allow_nan=False)
+    json.dumps(retention.as_json(retention.compare(scores[1], scores[0])), allow_nan=False)
     same = outcomes(checks(scores[2], scores[0], float(scores[0].nll.mean()), recipe))
     assert set(same.values()) == {Outcome.passed}, same
