@@ -37,11 +37,12 @@ class Rope(Enum):
 
 
 class Recompute(Enum):
-    """What a backward pass computes again: nothing, the MLPs and experts (attention, whose cost grows with the square of
-    the length, is kept), or every layer from its input."""
+    """What a backward pass computes again: nothing; the MLPs and experts; every layer from its input but attention's kernel, so
+    that only what grows linearly with the length comes twice; every layer from its input. From the fastest to the leanest."""
 
     none = "none"
     selective = "selective"
+    linear = "linear"
     full = "full"
 
 
@@ -205,6 +206,7 @@ class Layout:
     first_stage_layers: int | None = None  # of the pipeline, where its stages are not alike
     last_stage_layers: int | None = None
     recompute: Recompute = Recompute.none
+    offload: bool = False  # what linear or full recomputation keeps waits in the host's memory
     optimizer_state: OptimizerState = OptimizerState.resident
     loss_chunk: int | None = (
         None  # tokens whose softmax is computed at a time, and again backward; all at once where null

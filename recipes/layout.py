@@ -6,7 +6,7 @@ World size = dp x tp x pp x cp. Experts are laid out on their own grid of the sa
 import math
 from collections.abc import Iterator
 
-from recipes.config import Dtype, EngineName, Layout, Model, OptimizerState, Recipe
+from recipes.config import Dtype, EngineName, Layout, Model, OptimizerState, Recipe, Recompute
 from recipes.errors import ConfigError
 
 
@@ -173,11 +173,18 @@ def _engine(r: Recipe) -> Iterator[str]:
     if r.engine.name is EngineName.megatron:
         if r.engine.args:
             yield f"engine.args.{next(iter(r.engine.args))} is a flag of slime's; leave it out on the embedded engine"
-        if p.optimizer_state is not OptimizerState.resident:
+        if p.optimizer_state is OptimizerState.precision_aware:
             yield (
-                f"optimizer_state {p.optimizer_state.value} is slime's with Transformer Engine; write "
-                "layout.optimizer_state=resident"
+                "optimizer_state precision_aware is slime's with Transformer Engine; write layout.optimizer_state=offloaded, or "
+                "resident"
             )
+        if r.gpu.memory_mib and r.engine.dtype is Dtype.fp32:
+            yield "engine.dtype fp32: flash attention on a GPU has no fp32; write engine.dtype=bf16"
+        if p.offload and p.recompute not in (Recompute.linear, Recompute.full):
+            yield f"offload moves layers' inputs, and recompute {p.recompute.value} keeps more; write layout.recompute=linear"
+    elif p.recompute is Recompute.linear or p.offload:
+        name = "offload" if p.offload else "recompute linear"
+        yield f"{name} is the embedded engine's; write layout.offload=false layout.recompute=full, or engine=megatron"
 
 
 def round_up(count: int, multiple: int) -> int:

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
 from data_prep.dataset import Dataset
-from launch.model.attention import zigzag_positions
-from recipes.config import EngineName, Layout
+from launch.model.attention import Packed, packed_of, zigzag_positions
+from recipes.config import EngineName, Recipe
 from recipes.layout import batch_multiple, sequence_multiple
 
 
@@ -18,21 +17,21 @@ class Batch:
     """One packed micro-batch on one context-parallel rank; t is its tokens here.
 
     tokens, labels [1, t] int64: the label of a token is the one after it. supervised [1, t] bool: whether the label
-    counts. packed: boundaries of the padded sequences over all context-parallel ranks.
+    counts. packed: where the padded sequences lie.
     """
 
     tokens: Tensor
     labels: Tensor
     supervised: Tensor
-    packed: PackedSeqParams
+    packed: Packed
 
 
-def pack(data: Dataset, sequences: Sequence[int], layout: Layout, cp_rank: int, device: torch.device) -> Batch:
+def pack(data: Dataset, sequences: Sequence[int], r: Recipe, cp_rank: int, device: torch.device) -> Batch:
     """Concatenates the sequences, each padded at its end, and keeps this rank's zigzag part of every one.
 
     Padding is token 0 without supervision; it comes after a sequence's tokens, so causal attention never sees it.
     """
-    multiple = sequence_multiple(layout)
+    layout, multiple = r.layout, sequence_multiple(r.layout)
     lengths = [-(-data.lengths[s] // multiple) * multiple for s in sequences]
     lengths[-1] += -sum(lengths) % batch_multiple(layout, EngineName.megatron)
     kept: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -50,12 +49,4 @@ def pack(data: Dataset, sequences: Sequence[int], layout: Layout, cp_rank: int, 
             tokens, labels, supervised = tokens[here], labels[here], supervised[here]
         kept.append((tokens, labels, supervised))
     tokens, labels, supervised = (torch.cat(parts).unsqueeze(0).to(device) for parts in zip(*kept, strict=True))
-    boundaries = torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
-    packed = PackedSeqParams(
-        qkv_format="thd",
-        cu_seqlens_q=boundaries,
-        cu_seqlens_kv=boundaries,
-        max_seqlen_q=max(lengths),
-        max_seqlen_kv=max(lengths),
-    )
-    return Batch(tokens, labels, supervised, packed)
+    return Batch(tokens, labels, supervised, packed_of(r.model, lengths, device, layout.cp, cp_rank))

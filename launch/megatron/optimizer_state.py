@@ -16,10 +16,9 @@ import torch.distributed as dist
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 from megatron.core.dist_checkpointing.utils import extract_sharded_tensors_and_factories
-from megatron.core.optimizer import ChainedOptimizer
 from torch import Tensor
 
-_STATES = ("param", "exp_avg", "exp_avg_sq")
+from launch.megatron.host_adam import STATES, HostAdam, parts_of
 
 
 @torch.no_grad()
@@ -29,7 +28,7 @@ def sharded(optimizer: Any, model_state: dict[str, Any], *, is_loading: bool) ->
     found: dict[str, Any] = {}
     for name, part, parameter, pieces in _held(optimizer):
         if is_loading:
-            states = {state: torch.empty_like(parameter, dtype=torch.float32) for state in _STATES}
+            states = {state: torch.empty(parameter.shape, dtype=torch.float32) for state in STATES}
         else:
             states = _whole(part, parameter, pieces)
         first = part.data_parallel_group.rank() == min(pieces)
@@ -43,21 +42,22 @@ def put(optimizer: Any, loaded: dict[str, Any], step: int) -> None:
     """Sets the optimizer to what was loaded for `sharded`'s names, after `step` updates."""
     for name, part, parameter, pieces in _held(optimizer):
         mine = pieces[part.data_parallel_group.rank()]
-        held = {state: loaded[f"{name}.{state}"].view(-1)[mine] for state in _STATES}
+        held = {state: loaded[f"{name}.{state}"].view(-1)[mine] for state in STATES}
         main = _main(part, parameter)
+        if isinstance(part.optimizer, HostAdam):
+            for state, tensor in held.items():
+                part.optimizer.state[main][state].copy_(tensor)
+            part.optimizer.state[main]["step"] = step
+            continue
         main.copy_(held.pop("param"))
-        moments = {state: tensor.clone() for state, tensor in held.items()}
-        part.optimizer.state[main] = {"step": torch.tensor(float(step)), **moments}
+        moments = {state: tensor.to(main.device, copy=True) for state, tensor in held.items()}
+        part.optimizer.state[main] = {"step": torch.tensor(float(step), device=main.device), **moments}
 
 
 def _held(optimizer: Any) -> Iterator[tuple[str, Any, Tensor, dict[int, slice]]]:
     """Every parameter of which this rank holds a part, in the same order on all ranks: a name of it here, the optimizer it
     is in, and as `_pieces` gives it. Experts have an optimizer of their own where their ranks are not those of the attention."""
-    for number, part in enumerate(
-        optimizer.chained_optimizers if isinstance(optimizer, ChainedOptimizer) else [optimizer]
-    ):
-        if part.is_stub_optimizer:
-            continue
+    for number, part in enumerate(parts_of(optimizer)):
         me = part.data_parallel_group.rank()
         for order, (parameter, pieces) in enumerate(_pieces(part)):
             if me in pieces:
@@ -65,7 +65,7 @@ def _held(optimizer: Any) -> Iterator[tuple[str, Any, Tensor, dict[int, slice]]]
 
 
 def _main(part: Any, parameter: Tensor) -> Tensor:
-    """This rank's part of the fp32 weights, flat."""
+    """This rank's part of the weights that the optimizer updates, flat: in fp32, save where it has its fp32 weights elsewhere."""
     group, order = part.model_param_group_index_map[parameter]
     return part.optimizer.param_groups[group]["params"][order]
 
@@ -109,12 +109,12 @@ def _whole(part: Any, parameter: Tensor, pieces: dict[int, slice]) -> dict[str, 
     group = part.data_parallel_group
     me, owner = group.rank(), min(pieces)
     main = _main(part, parameter)
-    held = {"param": main, **part.optimizer.state[main]}
+    held = {"param": main, **part.optimizer.state[main]}  # a `HostAdam` has its own "param"
     if len(pieces) == 1:
-        return {name: held[name].detach().view(parameter.shape) for name in _STATES}
+        return {name: held[name].detach().view(parameter.shape) for name in STATES}
     whole = {}
-    for name in _STATES:
-        mine = held[name].detach()
+    for name in STATES:
+        mine = held[name].detach().to(parameter.device)  # NCCL sends what is on a GPU
         if me != owner:
             dist.send(mine, group=group, group_dst=owner)
             continue

@@ -72,6 +72,10 @@ LAYOUTS: dict[str, tuple[list[str], int, str]] = {
     "Qwen3 TP2 PP2 CP2": (QWEN, 8, "layout.tp=2 layout.pp=2 layout.cp=2"),
     "Qwen3 full recomputation": (QWEN, 1, "layout.recompute=full"),
     "Qwen3 selective recomputation": (QWEN, 1, "layout.recompute=selective"),
+    "Qwen3 linear recomputation": (QWEN, 1, "layout.recompute=linear"),
+    "Qwen3 linear recomputation, offloaded": (QWEN, 1, "layout.recompute=linear layout.offload=true"),
+    "Qwen3 full recomputation, offloaded": (QWEN, 1, "layout.recompute=full layout.offload=true"),
+    "Qwen3 offloaded optimizer": (QWEN, 1, "layout.optimizer_state=offloaded"),
     "Qwen3 loss in chunks": (QWEN, 1, "layout.loss_chunk=1000"),
     "Qwen3 TP2 loss in chunks": (QWEN, 2, "layout.tp=2 layout.loss_chunk=300"),
     "Qwen3 untied TP2 SP loss in chunks": (UNTIED, 2, f"{_SP} layout.loss_chunk=300"),
@@ -98,6 +102,16 @@ LAYOUTS: dict[str, tuple[list[str], int, str]] = {
     "GLM EP2 full recomputation": (GLM, 2, f"{_EP} layout.recompute=full"),
     "GLM EP2 loss in chunks": (GLM, 2, f"{_EP} layout.loss_chunk=512"),
     "GLM EP2 selective recomputation": (GLM, 2, f"{_EP} layout.recompute=selective"),
+    "GLM TP2 SP CP2 linear recomputation, all offloaded": (
+        GLM,
+        4,
+        f"{_SP} layout.cp=2 layout.recompute=linear layout.offload=true layout.optimizer_state=offloaded",
+    ),
+    "Qwen3 PP2 VPP2 linear recomputation, all offloaded": (
+        QWEN,
+        2,
+        "layout.pp=2 layout.vpp=2 layout.recompute=linear layout.offload=true layout.optimizer_state=offloaded",
+    ),
 }
 BF16_LAYOUTS = {
     "Qwen3 DP2": BF16_QWEN,
@@ -105,6 +119,8 @@ BF16_LAYOUTS = {
     "Qwen3 PP2": BF16_QWEN,
     "Qwen3 CP2": BF16_QWEN,
     "Qwen3 full recomputation": BF16_QWEN,
+    "Qwen3 linear recomputation, offloaded": BF16_QWEN,
+    "Qwen3 offloaded optimizer": BF16_QWEN,
     "Qwen3 TP2 loss in chunks": BF16_QWEN,
     "GLM EP2": BF16_GLM,
     "GLM TP2 SP EP2": BF16_GLM,

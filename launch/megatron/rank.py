@@ -34,12 +34,14 @@ from launch.megatron import checkpoint
 from launch.megatron.batch import Batch, pack
 from launch.megatron.cpu import CPU
 from launch.megatron.export import write_shard
+from launch.megatron.host_adam import HostAdam, parts_of
 from launch.megatron.place import Place
 from launch.metrics import shown
 from launch.model import hf
 from launch.model.gpt import build_chunks, transformer_config
+from launch.model.host import Lane
 from launch.model.safetensors_folder import SafetensorsFolder
-from recipes.config import Dtype, Layout, Recipe
+from recipes.config import Dtype, Layout, OptimizerState, Recipe
 from recipes.errors import CheckpointError, DivergedError
 from recipes.layout import world_size
 from recipes.learning_rate import learning_rate
@@ -188,7 +190,7 @@ class Rank:
     ) -> tuple[float, int, int]:
         """Forward (and backward) over this rank's micro-batches: mean loss, supervised tokens and tokens of the step."""
         cp_rank = parallel_state.get_context_parallel_rank()
-        batches = [pack(data, m, self.recipe.layout, cp_rank, self.device) for m in micro_batches]
+        batches = [pack(data, m, self.recipe, cp_rank, self.device) for m in micro_batches]
         outputs = get_forward_backward_func()(
             forward_step_func=_forward_step,
             data_iterator=[iter(batches) for _ in self.model] if len(self.model) > 1 else iter(batches),
@@ -241,7 +243,7 @@ def wrap(r: Recipe, config: TransformerConfig, chunks: list[GPTModel]) -> tuple[
     wrapped = [_in_bf16(config, c) if bf16 else c for c in chunks]
     ddp = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True)
     model = [DistributedDataParallel(config, ddp, c, disable_bucketing=i > 0) for i, c in enumerate(wrapped)]
-    o = r.optim
+    o, offloaded = r.optim, r.layout.optimizer_state is OptimizerState.offloaded
     adam = OptimizerConfig(
         optimizer="adam",
         lr=o.lr,
@@ -255,7 +257,19 @@ def wrap(r: Recipe, config: TransformerConfig, chunks: list[GPTModel]) -> tuple[
         params_dtype=config.params_dtype,
         use_distributed_optimizer=True,
     )
-    return model, get_megatron_optimizer(adam, model, get_standard_config_overrides(adam))
+    # Whether Megatron leaves fp32 weights to the optimizer. Not by its own field, for which it wants Transformer Engine.
+    adam.use_precision_aware_optimizer_no_fp8_or_ds_fp8 = offloaded
+    optimizer = get_megatron_optimizer(adam, model, get_standard_config_overrides(adam))
+    for part in parts_of(optimizer):
+        groups = part.optimizer.param_groups
+        if offloaded:
+            part.optimizer = HostAdam(groups, Lane(next(chunks[0].parameters()).device))
+        for group in groups:
+            group["fused"], group["foreach"] = (
+                True,
+                False,
+            )  # as a list it would hold a second copy of all moments' roots
+    return model, optimizer
 
 
 def _forward_step(batches: Any, model: Any) -> tuple[Tensor, Any]:

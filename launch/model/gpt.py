@@ -3,16 +3,16 @@
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state
-from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import (
-    _yarn_find_correction_range,
-    _yarn_linear_ramp_mask,
-)
 from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer
 
+from launch.model.host import Lane
 from launch.model.layers import block_spec
 from launch.model.loss import ChunkedLossGPT
-from recipes.config import Dtype, Model, Recipe, Recompute, Rope
+from launch.model.recompute import RecomputedLayer, Stays
+from recipes.config import Dtype, Layout, Recipe, Recompute
 
 
 def transformer_config(r: Recipe) -> TransformerConfig:
@@ -66,9 +66,7 @@ def transformer_config(r: Recipe) -> TransformerConfig:
         batch_p2p_comm=p.vpp == 1,
         microbatch_group_size_per_vp_stage=p.pp,
     )
-    if p.recompute is Recompute.full:
-        arguments |= dict(recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1)
-    elif p.recompute is Recompute.selective:
+    if p.recompute is Recompute.selective:
         arguments |= dict(recompute_granularity="selective", recompute_modules=["mlp", "moe"])
     if m.experts:
         arguments |= dict(
@@ -87,11 +85,7 @@ def transformer_config(r: Recipe) -> TransformerConfig:
             moe_aux_loss_coeff=0.0,
             moe_grouped_gemm=True,
         )
-    config = TransformerConfig(**arguments)
-    if m.rope is Rope.yarn:
-        # No field of the class: Megatron's attention looks for it, and multiplies cosine and sine by 0.1 ln(factor) + 1.
-        config.yarn_rotary_scaling_factor = m.rope_factor
-    return config
+    return TransformerConfig(**arguments)
 
 
 def _leave_unset(weight: torch.Tensor) -> torch.Tensor:
@@ -101,40 +95,32 @@ def _leave_unset(weight: torch.Tensor) -> torch.Tensor:
 def build_chunks(r: Recipe, config: TransformerConfig) -> list[GPTModel]:
     """The model's chunks on this rank: one, or `vpp` of them. Weights are not set yet (`hf.load`)."""
     stages: list[int | None] = list(range(r.layout.vpp)) if r.layout.vpp > 1 else [None]
-    chunks = []
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    layer, chunks = layer_module(r.layout, device), []
     for stage in stages:
         placed = dict(ignore_virtual=stage is None, vp_stage=stage)
         chunk = (ChunkedLossGPT if r.layout.loss_chunk else GPTModel)(
             config,
-            block_spec(config, stage),
+            block_spec(config, layer, stage),
             vocab_size=r.model.vocab,
             max_sequence_length=r.data.max_tokens,
             pre_process=parallel_state.is_pipeline_first_stage(**placed),
             post_process=parallel_state.is_pipeline_last_stage(**placed),
             share_embeddings_and_output_weights=r.model.tied,
-            position_embedding_type="rope",
-            rotary_percent=r.model.rope_fraction,
-            rotary_base=r.model.rope_base,
+            position_embedding_type="none",  # attention rotates (`rotary.py`)
             vp_stage=stage,
         )
         if r.layout.loss_chunk:
             chunk.loss_chunk = r.layout.loss_chunk
-        if r.model.rope is Rope.yarn:
-            chunk.rotary_pos_emb.inv_freq = yarn_frequencies(r.model)
-        chunks.append(
-            chunk.to(torch.device("cuda", torch.cuda.current_device())) if torch.cuda.is_available() else chunk
-        )
+        chunks.append(chunk.to(device))
     return chunks
 
 
-def yarn_frequencies(m: Model) -> torch.Tensor:
-    """Radians a position of each rotated pair, [head_dim x rope_fraction / 2] fp32: YaRN (arXiv 2309.00071), bit for bit as
-    transformers has it.
-
-    Megatron's `YarnRotaryEmbedding` rotates whole heads whatever the fraction, so its `RotaryEmbedding` gets these instead.
-    """
-    rotated = int(m.head_dim * m.rope_fraction)
-    per_radian = m.rope_base ** (torch.arange(0, rotated, 2, dtype=torch.float32) / rotated)
-    low, high = _yarn_find_correction_range(32, 1, rotated, m.rope_base, m.native_context)
-    kept = 1 - _yarn_linear_ramp_mask(low, high, rotated // 2, per_radian.device)
-    return 1 / (m.rope_factor * per_radian) * (1 - kept) + 1 / per_radian * kept
+def layer_module(p: Layout, device: torch.device) -> ModuleSpec:
+    """The transformer layer, which recomputation replaces."""
+    if p.recompute not in (Recompute.linear, Recompute.full):
+        return ModuleSpec(module=TransformerLayer)
+    stays = Stays(Lane(device)) if p.offload else None
+    return ModuleSpec(
+        module=RecomputedLayer, params={"keep_attention": p.recompute is Recompute.linear, "stays": stays}
+    )

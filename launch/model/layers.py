@@ -24,16 +24,13 @@ from megatron.core.transformer.moe.shared_experts import SharedExpertMLP
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import (
-    TransformerLayer,
-    TransformerLayerSubmodules,
-    get_transformer_layer_offset,
-)
+from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules, get_transformer_layer_offset
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor
 from torch.nn import Parameter
 
 from launch.model.attention import PackedAttention
+from launch.model.fused import fused
 
 
 def _norm_weight(config: TransformerConfig, size: int) -> Parameter:
@@ -49,18 +46,30 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        scale = x.float().square().mean(-1, keepdim=True).add(eps).rsqrt()
+        out, scale = _normalised(x, weight, eps)
         ctx.save_for_backward(x, weight, scale)
-        return (x * scale * weight).to(x.dtype)
+        return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, weight, scale = ctx.saved_tensors
-        unit = x * scale
-        inner = gradient * weight
-        of_x = scale * (inner - unit * (inner * unit).mean(-1, keepdim=True))
-        of_weight = (gradient * unit).flatten(0, -2).sum(0)
-        return of_x.to(x.dtype), of_weight.to(weight.dtype), None
+        return *_normalised_backward(gradient, *ctx.saved_tensors), None
+
+
+@fused
+def _normalised(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The result, and what each row was multiplied by."""
+    scale = x.float().square().mean(-1, keepdim=True).add(eps).rsqrt()
+    return (x * scale * weight).to(x.dtype), scale
+
+
+@fused
+def _normalised_backward(gradient: Tensor, x: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of x and of the weight."""
+    unit = x * scale
+    inner = gradient * weight
+    of_x = scale * (inner - unit * (inner * unit).mean(-1, keepdim=True))
+    of_weight = (gradient * unit).flatten(0, -2).sum(0)
+    return of_x.to(x.dtype), of_weight.to(weight.dtype)
 
 
 class RMSNorm(torch.nn.Module):
@@ -154,8 +163,11 @@ class RowGroupedLinear(GroupedLinear):
     axis = 1
 
 
-def block_spec(config: TransformerConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
-    """The layers that this pipeline stage builds: dense ones, and expert ones where `moe_layer_freq` says so."""
+def block_spec(
+    config: TransformerConfig, module: ModuleSpec, vp_stage: int | None = None
+) -> TransformerBlockSubmodules:
+    """The layers that this pipeline stage builds: dense ones, and expert ones where `moe_layer_freq` says so. module: the class of
+    a layer, with its own parameters."""
     qk_norm = RMSNorm if config.qk_layernorm else IdentityOp
     attention = ModuleSpec(
         module=SelfAttention,
@@ -180,7 +192,8 @@ def block_spec(config: TransformerConfig, vp_stage: int | None = None) -> Transf
 
     def layer(is_expert: bool) -> ModuleSpec:
         return ModuleSpec(
-            module=TransformerLayer,
+            module=module.module,
+            params=module.params,
             submodules=TransformerLayerSubmodules(
                 self_attention=attention,
                 self_attn_bda=get_bias_dropout_add,

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from launch.model.gpt import yarn_frequencies
+from launch.model.rotary import yarn_frequencies
 from launch.slime.job import RUN
 from recipes.compose import from_yaml
 
@@ -23,7 +23,7 @@ def provider(pre_process: bool = True, post_process: bool = True, vp_stage: int 
 
 
 def scale(chunk: Any, run: Path) -> None:
-    """Frequencies of `launch.model.gpt.yarn_frequencies`; cosine and sine times 0.1 ln(factor) + 1, by a field that Megatron's
+    """Frequencies of `launch.model.rotary.yarn_frequencies`; cosine and sine times 0.1 ln(factor) + 1, by a field that Megatron's
     attention looks for."""
     m = from_yaml(run / "config.yaml").model
     chunk.config.yarn_rotary_scaling_factor = m.rope_factor

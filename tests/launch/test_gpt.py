@@ -27,9 +27,9 @@ import torch.distributed as dist
 from launch.megatron import cpu
 cpu.install()
 from megatron.core import parallel_state, tensor_parallel
-from megatron.core.packed_seq_params import PackedSeqParams
 from pathlib import Path
 from launch.model import hf
+from launch.model.attention import packed_of
 from launch.model.gpt import build_chunks, transformer_config
 from launch.model.safetensors_folder import SafetensorsFolder
 from recipes.compose import compose_recipe
@@ -40,16 +40,13 @@ parallel_state.initialize_model_parallel()
 tensor_parallel.model_parallel_cuda_manual_seed(0, inference_rng_tracker=True)
 sequences = torch.load(tokens)
 lengths = [len(s) for s in sequences]
-boundaries = torch.tensor([0, *lengths]).cumsum(0).int()
-packed = PackedSeqParams(
-    qkv_format="thd", cu_seqlens_q=boundaries, cu_seqlens_kv=boundaries, max_seqlen_q=max(lengths), max_seqlen_kv=max(lengths)
-)
 logits = []
 for words in json.loads(cases):
     recipe = compose_recipe(words)
     chunks = build_chunks(recipe, transformer_config(recipe))
     hf.load(chunks, recipe.model, SafetensorsFolder(Path(recipe.model.checkpoint)).read)
     with torch.no_grad():
+        packed = packed_of(recipe.model, lengths, torch.device("cpu"))
         all_logits = chunks[0].eval()(torch.cat(sequences)[None], None, None, packed_seq_params=packed)
     logits.append(all_logits[0].split(lengths))
 torch.save(logits, out)
@@ -59,7 +56,7 @@ FREQUENCIES = """
 from launch.megatron import cpu
 cpu.install()
 import torch
-from launch.model.gpt import yarn_frequencies
+from launch.model.rotary import yarn_frequencies
 from recipes.compose import compose_recipe
 from transformers import Qwen3Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS

@@ -16,9 +16,9 @@ import torch.distributed as dist
 from launch.megatron import cpu
 cpu.install()
 from megatron.core import parallel_state, tensor_parallel
-from megatron.core.packed_seq_params import PackedSeqParams
 from pathlib import Path
 from launch.model import hf
+from launch.model.attention import packed_of
 from launch.model.gpt import build_chunks, transformer_config
 from launch.model.safetensors_folder import SafetensorsFolder
 from recipes.compose import compose_recipe
@@ -29,15 +29,12 @@ tensor_parallel.model_parallel_cuda_manual_seed(0, inference_rng_tracker=True)
 torch.manual_seed(0)
 tokens, labels = torch.randint(0, 700, (2, 1, 1000))
 supervised = torch.rand(1, 1000)
-boundaries = torch.tensor([0, 1000], dtype=torch.int32)
-packed = PackedSeqParams(
-    qkv_format="thd", cu_seqlens_q=boundaries, cu_seqlens_kv=boundaries, max_seqlen_q=1000, max_seqlen_kv=1000
-)
 
 def step(words):
     recipe = compose_recipe(words)
     (chunk,) = build_chunks(recipe, transformer_config(recipe))
     hf.load([chunk], recipe.model, SafetensorsFolder(Path(recipe.model.checkpoint)).read)
+    packed = packed_of(recipe.model, [1000], torch.device("cpu"))
     largest = 0
     def pack(tensor):
         nonlocal largest

@@ -167,18 +167,15 @@ class _FlashAttention(torch.autograd.Function):
 
 def _saved(chunk: Any, r: Any, length: int) -> dict[str, int]:
     """Bytes that autograd saves, parameters left out, and how many of them are the loss's; storages are counted once."""
-    from megatron.core.packed_seq_params import PackedSeqParams
+    from megatron.core import parallel_state
     from megatron.core.tensor_parallel import cross_entropy
 
     from launch.model import loss as in_chunks
-    from launch.model.attention import PackedAttention
+    from launch.model.attention import PackedAttention, packed_of
 
     p = r.layout
     tokens = torch.randint(0, r.model.vocab, (1, length // p.cp))
-    boundaries = torch.tensor([0, length], dtype=torch.int32)
-    packed = PackedSeqParams(
-        qkv_format="thd", cu_seqlens_q=boundaries, cu_seqlens_kv=boundaries, max_seqlen_q=length, max_seqlen_kv=length
-    )
+    packed = packed_of(r.model, [length], torch.device("cpu"), p.cp, parallel_state.get_context_parallel_rank())
     if not chunk.pre_process:
         shape = (length // p.cp // (p.tp if p.sp else 1), 1, r.model.hidden)
         chunk.set_input_tensor(torch.zeros(shape, dtype=chunk.config.params_dtype, requires_grad=True))
@@ -214,9 +211,9 @@ def _saved(chunk: Any, r: Any, length: int) -> dict[str, int]:
             in_loss = False
 
     with contextlib.ExitStack() as stack:
-        stack.callback(setattr, PackedAttention, "forward", PackedAttention.forward)
+        stack.callback(setattr, PackedAttention, "_kernel", PackedAttention._kernel)
         stack.callback(setattr, cross_entropy._VocabParallelCrossEntropy, "apply", original)
-        PackedAttention.forward = lambda self, q, k, v, *_, **__: _FlashAttention.apply(q, k, v).flatten(1)  # type: ignore
+        PackedAttention._kernel = lambda self, packed, q, k, v: _FlashAttention.apply(q, k, v)  # type: ignore
         cross_entropy._VocabParallelCrossEntropy.apply = loss
         stack.callback(setattr, in_chunks._ChunkedCrossEntropy, "apply", chunked)
         in_chunks._ChunkedCrossEntropy.apply = loss_in_chunks
