@@ -51,6 +51,7 @@ def rows(r: Recipe, pack: Pack) -> list[Row]:
         paths(r),
         warmup_once(r),
         *([flags(r)] if slime else []),
+        *([gpus(r)] if r.gpu.memory_mib and not slime else []),
         data(r, known, pack),
         checkpoint.model(r),
         checkpoint.weights(checkpoint.folder(r)),
@@ -101,6 +102,20 @@ def warmup_once(r: Recipe) -> Found:
             "write optim.warmup_fraction=null, or leave out optim.warmup_steps",
         )
     return Found(own, "one")
+
+
+@check("GPUs", "ranks that wait for GPUs which are not there")
+def gpus(r: Recipe) -> Found:
+    import ray
+
+    from launch.connection import connected
+    from launch.megatron.ranks import too_few_gpus
+
+    with connected():
+        there = int(ray.cluster_resources().get("GPU", 0))
+    wanted = world_size(r)
+    mend = "" if there >= wanted else too_few_gpus(r, there).rpartition("; ")[2]
+    return Found(f"{there} that Ray finds", f"{wanted} of cluster={r.cluster.name}", mend)
 
 
 @check("flags", "a misspelt flag, which slime takes without a word")

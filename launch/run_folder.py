@@ -234,7 +234,7 @@ def held(r: Recipe) -> int:
     return sum(sum(sizes(root / name).values()) for name in ("checkpoints", "hf"))
 
 
-def check_room(recipe: Recipe, needed: int) -> None:
+def check_room(recipe: Recipe, needed: float) -> None:
     """Refuses to start where `cluster.root` has not room for `needed` bytes."""
     root = Path(recipe.cluster.root)
     try:

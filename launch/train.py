@@ -2,7 +2,6 @@
 
 import time
 from functools import cache
-from pathlib import Path
 
 from rich.console import Console
 
@@ -13,6 +12,7 @@ from recipes.checkpoint_config import check_checkpoint
 from recipes.config import EngineName, Recipe
 from recipes.context import check_context
 from recipes.errors import ConfigError
+from recipes.memory import disk
 
 
 def train(recipe: Recipe, console: Console) -> None:
@@ -22,13 +22,6 @@ def train(recipe: Recipe, console: Console) -> None:
 
     started = time.perf_counter()
     slime = recipe.engine.name is EngineName.slime
-    if recipe.layout.search and not slime:
-        raise ConfigError("layout=auto is for GPUs, whose times can be predicted; write layout=data_parallel")
-    if recipe.data.heldout is None and not slime:
-        raise ConfigError(
-            "data.heldout is not set, and without held-out trajectories nothing shows whether training helped; write "
-            "data.heldout=FILE"
-        )
     if recipe.sanity.url is None:
         free_port(recipe.sanity.port)
     plan = _through_slime_plan(recipe, console) if slime else _embedded_plan(recipe, console)
@@ -49,7 +42,7 @@ def train(recipe: Recipe, console: Console) -> None:
 
 
 def _embedded_plan(recipe: Recipe, console: Console) -> Plan:
-    checklist.refuse([preflight.paths(recipe)])
+    checklist.refuse([preflight.paths(recipe), *([preflight.gpus(recipe)] if recipe.gpu.memory_mib else [])])
     prepare.base(recipe, console)
     check_checkpoint(recipe.model)
     plan = prepare.plan(recipe, console)
@@ -65,9 +58,8 @@ def _embedded(plan: Plan, run: RunFolder, console: Console) -> bool:
 
     if not is_available():
         preflight.check_memory(plan.recipe)
-    # Weights, two moments and fp32 copies for every checkpoint kept, and one being written.
-    weights = sum(f.stat().st_size for f in Path(plan.recipe.model.checkpoint).glob("*.safetensors"))
-    check_room(plan.recipe, 4 * weights * (plan.recipe.engine.keep_last + 1) - held(plan.recipe))
+    one = disk(plan.recipe)  # every checkpoint kept, one being written, and the export
+    check_room(plan.recipe, one.checkpoint * (plan.recipe.engine.keep_last + 1) + one.export - held(plan.recipe))
     return engine.train(plan, run, console)
 
 

@@ -24,6 +24,7 @@ class Activations:
     mlp: float  # of one layer without experts, from its norm
     moe: float  # of one layer with experts, from its norm, at balanced experts times `imbalance`
     layer_input: float
+    kept_attention: float  # of one layer: its kernel's result, and the log-sum-exp of every head
     embedding: float
     output: float  # final norm and the output layer's input
     rotation: float  # angles that all layers share
@@ -33,8 +34,8 @@ class Activations:
 
     def chunk(self, chunk: Chunk, recompute: Recompute) -> float:
         """Of all layers of a chunk; the embedding, the output layer and the loss where it has them."""
-        if recompute is Recompute.full:
-            layers = chunk.layers * self.layer_input
+        if recompute in (Recompute.linear, Recompute.full):
+            layers = chunk.layers * self.waiting(recompute)
         elif recompute is Recompute.selective:
             layers = chunk.layers * self.attention + chunk.dense * self.selective_mlp + chunk.moe * self.selective_moe
         else:
@@ -42,6 +43,10 @@ class Activations:
         return (
             layers + self.rotation + (self.embedding if chunk.embedding else 0) + (self.output if chunk.output else 0)
         )
+
+    def waiting(self, recompute: Recompute) -> float:
+        """What one layer keeps that is computed again from its input."""
+        return self.layer_input + (self.kept_attention if recompute is Recompute.linear else 0.0)
 
     def largest_layer(self, chunk: Chunk) -> float:
         """Of the layer that keeps most, whole."""
@@ -60,9 +65,10 @@ def activations(r: Recipe, imbalance: float = IMBALANCE) -> Activations:
         mlp=2 * hidden + rows + 3 * m.ffn / p.tp * size,
         moe=2 * hidden + rows + _experts(m, cut, p.tp, p.etp, size, imbalance) if m.experts else 0.0,
         layer_input=hidden,
+        kept_attention=m.heads / p.tp * (m.head_dim * size + 4),
         embedding=8 + (p.tp > 1),
         output=2 * hidden + rows,
-        rotation=0.0 if _own_rotation(r) else 4 * m.rope_fraction * m.head_dim,
+        rotation=4 * m.rope_fraction * m.head_dim,
         softmax=_softmax(r),
         selective_mlp=hidden,
         selective_moe=2 * hidden + rows,
@@ -77,12 +83,6 @@ def _softmax(r: Recipe) -> float:
     return 12.0 if r.engine.name is EngineName.megatron else 0.0
 
 
-def _own_rotation(r: Recipe) -> bool:
-    """Whether each layer keeps a cosine and a sine for queries and for keys: without Transformer Engine's fused kernel, and
-    where the layer is not computed again."""
-    return r.engine.name is EngineName.megatron and r.layout.recompute is not Recompute.full
-
-
 def _attention(r: Recipe, size: int) -> float:
     """Queries, keys and values as one product, again after norms and rotation, attention's output and log-sum-exp."""
     m, p = r.model, r.layout
@@ -90,8 +90,7 @@ def _attention(r: Recipe, size: int) -> float:
     product = (heads + 2 * kv_heads) * d
     # Queries, keys and values stay parts of the product, save that several groups' queries are copied out for their norm.
     norms = (heads * d if kv_heads > 1 else 0) + 4 * (heads + kv_heads) if m.qk_norm else 0
-    rotation = 4 * m.rope_fraction * d if _own_rotation(r) else 0.0
-    return product + norms + rotation + (heads + kv_heads) * d + heads * d + 4 * heads
+    return product + norms + (heads + kv_heads) * d + heads * d + 4 * heads
 
 
 def _experts(m: Model, cut: float, tp: int, etp: int, size: int, imbalance: float) -> float:

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from recipes.config import EngineName, Layout, OptimizerState, Recipe
+from recipes.config import EngineName, Layout, OptimizerState, Recipe, Recompute
 from recipes.layout import batch_multiple, faults, round_up, world_size
 
 CAP_MULTIPLE = 1024  # of a micro-batch's cap
@@ -28,9 +28,19 @@ def values_of(r: Recipe, name: str, values: Sequence) -> list:
 
 
 def states_of(r: Recipe) -> list[OptimizerState]:
-    # Precision-aware and offloaded states are Transformer Engine's.
+    # Precision-aware states are Transformer Engine's.
     slime = r.engine.name is EngineName.slime
-    return [*OptimizerState] if slime else [OptimizerState.resident]
+    return [*OptimizerState] if slime else [OptimizerState.resident, OptimizerState.offloaded]
+
+
+def kept_of(r: Recipe) -> list[tuple[Recompute, bool]]:
+    """What is computed again, and whether what is kept for it is offloaded: from the fastest to the leanest."""
+    again = [(Recompute.none, False), (Recompute.selective, False), (Recompute.full, False)]
+    if r.engine.name is EngineName.megatron:
+        linear = [(Recompute.linear, False), (Recompute.linear, True)]
+        again = [*again[:2], *linear, *again[2:], (Recompute.full, True)]
+    hows, offloads = values_of(r, "recompute", [*Recompute]), values_of(r, "offload", (False, True))
+    return [(how, offload) for how, offload in again if how in hows and offload in offloads]
 
 
 def _degrees(r: Recipe, longest: int, smallest: int) -> Iterator[Layout]:

@@ -219,6 +219,8 @@ class Gpu:
     """Data-sheet figures, bandwidths in one direction; null where nothing is predicted."""
 
     name: str = MISSING
+    dtype: Dtype = MISSING  # that the embedded engine trains in
+    timeout: int = MISSING  # seconds that its longest step may take
     memory_mib: int | None = None
     bf16_tflops: float | None = None  # dense
     memory_gb_s: float | None = None

@@ -18,6 +18,8 @@ from recipes.pipeline import in_flight
 
 RUNTIME = 3 * 2**30  # allowance: CUDA context, NCCL's communicators, cuBLAS and cuDNN workspaces
 RUNTIME_CPU = 400 * 10**6  # of a rank on a CPU: Python and its imports (megatron.md: 0.4 GB a rank)
+UNDER_WAY = 2  # layers whose tensors are on the GPU while they come or leave (`launch/model/host.py`)
+PINNED = 4 / 3  # allowance: PyTorch rounds pinned memory up to powers of two
 FRAGMENTATION = 0.1  # allowance: of what comes and goes, with expandable segments
 FITS, RISKY = 0.8, 0.95  # arXiv 2411.06465: of 454 runs below 80% of the memory none ran out of it
 
@@ -78,7 +80,8 @@ def _stage(r: Recipe, chunks: list[Chunk], a: Activations, load: Load, held: lis
     size = element_size(r)
     elements = sum(b.elements for b in held)
     largest = load.largest / p.cp
-    kept = max(a.chunk(c, p.recompute) for c in chunks)
+    waiting = [a.waiting(p.recompute) * max(0, c.layers - UNDER_WAY) if p.offload else 0.0 for c in chunks]
+    kept = max(a.chunk(c, p.recompute) - away for c, away in zip(chunks, waiting, strict=True))
     # Interleaved, a stage holds so many chunks' activations, of about as many micro-batches.
     passes = in_flight(p.pp, load.batches, p.vpp, number)
     activation = kept * load.window(passes) / p.cp if p.vpp == 1 else kept * passes * load.window(p.pp) / p.pp / p.cp
@@ -149,7 +152,8 @@ def verdict(used: float, limit: float) -> Verdict:
 class HostMemory:
     """Bytes of the fullest node."""
 
-    optimizer: float  # offloaded: fp32 weights, two moments and pinned gradients
+    optimizer: float  # offloaded: fp32 weights and two moments, and slime's pinned gradients
+    activations: float  # offloaded: what the layers of a node's ranks keep
     weights_copy: float  # slime's, pinned (slime 624b824, `actor.py:121-130`)
     object_store: float  # Ray's: a step's sequences
     processes: float  # allowance: 5 GB a rank
@@ -159,20 +163,34 @@ class HostMemory:
         return sum(vars(self).values())
 
 
-def host_memory(r: Recipe, step_tokens: int, where: Placed | None = None) -> HostMemory:
+def host_memory(r: Recipe, load: Load, step_tokens: int, where: Placed | None = None) -> HostMemory:
     """step_tokens: of the largest step. Ranks of a node are taken to be of the fullest pipeline stage."""
-    stage_buffers = (where or placed(r)).buffers.values()
+    where = where or placed(r)
+    stage_buffers = where.buffers.values()
     ranks = r.cluster.gpus_per_node
     slime = r.engine.name is EngineName.slime
     offloaded = r.layout.optimizer_state is OptimizerState.offloaded
     return HostMemory(
-        # HybridDeviceOptimizer (megatron-core 0.16.1, `optimizer/cpu_offloading`).
-        optimizer=16 * ranks * max(map(_optimizer_elements, stage_buffers)) if offloaded else 0.0,
+        # slime's: HybridDeviceOptimizer (megatron-core 0.16.1, `optimizer/cpu_offloading`), with gradients.
+        optimizer=(16 if slime else 12 * PINNED) * ranks * max(map(_optimizer_elements, stage_buffers))
+        if offloaded
+        else 0.0,
+        activations=ranks * _waiting_on_host(r, load, where) if r.layout.offload else 0.0,
         weights_copy=2 * ranks * max(sum(b.elements for b in held) for held in stage_buffers) if slime else 0.0,
         # Pickled lists of tokens (5 bytes) and masks (2), whole and again split over the ranks.
         object_store=14 * step_tokens if slime else 0.0,
         processes=ranks * (5e9 if r.gpu.memory_mib else RUNTIME_CPU),
     )
+
+
+def _waiting_on_host(r: Recipe, load: Load, where: Placed) -> float:
+    """Of a rank of the fullest stage, in whose passes under way every layer keeps its tensors here."""
+    p, each = r.layout, activations(r).waiting(r.layout.recompute)
+    fullest = max(
+        in_flight(p.pp, load.batches, p.vpp, number) * max(c.layers for c in where.stages[kind])
+        for number, kind in enumerate(where.kind)
+    )
+    return PINNED * fullest * load.largest / p.cp * each
 
 
 @dataclass(frozen=True)
@@ -187,7 +205,7 @@ class Disk:
 def disk(r: Recipe) -> Disk:
     p = parameters(r.model)
     size = element_size(r)
-    checkpoint = p.total * (size + 12 if size == 2 else 12)
+    checkpoint = p.total * (size + 12)
     export = (p.total + p.mtp) * size
     speed = r.cluster.disk_gb_s
     return Disk(checkpoint, export, (checkpoint + export) / (speed * 1e9) if speed else None)

@@ -24,7 +24,8 @@ def reasons(found: Found) -> dict[str, str]:
 
 def _reason(chosen: Option, other: Option, name: str) -> str:
     risk = f", {other.verdict.value}" if other.verdict is not chosen.verdict else ""
-    return f"{degrees_of(other.recipe)[name]}: {other.seconds / chosen.seconds:.2f} x the time{risk}"
+    value = str(degrees_of(other.recipe)[name]).replace("_", " ").lower()
+    return f"{value}: {other.seconds / chosen.seconds:.2f} x the time{risk}"
 
 
 def summary(p: RunPlan, other: RunPlan | str) -> dict[str, Any]:

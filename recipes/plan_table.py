@@ -67,7 +67,8 @@ def _memory(s: dict[str, Any]) -> Table:
     limit = f" of {gigabytes(m['host']['limit'])}" if m["host"]["limit"] else ""
     seconds = f", {duration(m['disk']['seconds'])} in all" if m["disk"]["seconds"] else ""
     table.caption = (
-        f"host: {gigabytes(m['host']['total'])}{limit} GB a node (optimizer {gigabytes(m['host']['optimizer'])}, copy of the "
+        f"host: {gigabytes(m['host']['total'])}{limit} GB a node (optimizer {gigabytes(m['host']['optimizer'])}, "
+        f"activations {gigabytes(m['host']['activations'])}, copy of the "
         f"weights {gigabytes(m['host']['weights_copy'])}, Ray's object store {gigabytes(m['host']['object_store'])}); a save "
         f"writes {gigabytes(m['disk']['checkpoint'])} GB, the export {gigabytes(m['disk']['export'])} GB{seconds}"
     )

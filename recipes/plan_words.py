@@ -46,6 +46,7 @@ def degrees_of(r: Recipe) -> dict[str, Any]:
         "first_stage_layers",
         "last_stage_layers",
         "recompute",
+        "offload",
         "optimizer_state",
     )
     values = {name: getattr(r.layout, name) for name in names}
@@ -56,7 +57,7 @@ def degrees(layout: dict[str, Any]) -> str:
     """A layout on one line, what is 1 or none left out."""
     words = [f"{n} {layout[n]}" for n in ("tp", "pp", "vpp", "cp", "ep", "etp", "dp") if layout[n] != 1]
     words += [f"{end} stage {n} layers" for end in ("first", "last") if (n := layout[f"{end}_stage_layers"])]
-    words += [f"recompute {layout['recompute']}"] * (layout["recompute"] != "none")
+    words += [f"recompute {layout['recompute']}" + ", offloaded" * layout["offload"]] * (layout["recompute"] != "none")
     words += [f"optimizer {layout['optimizer_state']}".replace("_", " ")] * (layout["optimizer_state"] != "resident")
     return ", ".join(words) or "one GPU"
 
@@ -74,9 +75,10 @@ def layout_rows(s: dict[str, Any]) -> list[list[str]]:
     meaning = {
         "tp": "tp: tensor parallel", "pp": "pp: pipeline stages", "vpp": "vpp: chunks a stage", "cp": "cp: context parallel",
         "ep": "ep: expert parallel", "etp": "etp: experts' tensor parallel", "dp": "dp: data parallel",
-        "recompute": "recompute: done again backward", "optimizer_state": "optimizer_state: where it lies",
+        "recompute": "recompute: done again backward", "offload": "offload: what is kept waits on the host",
+        "optimizer_state": "optimizer_state: where it lies",
     }  # fmt: skip
-    rows = [[words, str(p[n]).replace("_", " "), p["reasons"].get(n, "")] for n, words in meaning.items()]
+    rows = [[words, str(p[n]).replace("_", " ").lower(), p["reasons"].get(n, "")] for n, words in meaning.items()]
     if p["first_stage_layers"] or p["last_stage_layers"]:
         rows.append(["layers of first and last stage", f"{p['first_stage_layers']}, {p['last_stage_layers']}", ""])
     cap = p["max_tokens_per_gpu"]

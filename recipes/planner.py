@@ -64,7 +64,8 @@ class RunPlan:
 
     @cached_property
     def host(self) -> HostMemory:
-        return host_memory(self.recipe, int(max(tokens.sum() for tokens, _ in self.loads)))
+        fullest = max((Load(tokens.tolist()) for tokens, _ in self.loads), key=lambda load: load.largest)
+        return host_memory(self.recipe, fullest, int(max(tokens.sum() for tokens, _ in self.loads)))
 
     @property
     def verdict(self) -> Verdict:

@@ -207,5 +207,5 @@ def schedule_of(r: Recipe, trajectory: Sequence[int], lengths: Sequence[int]) ->
         micro_batch_multiple=micro_batch_multiple(p),
         copies=r.optim.copies,
         sampling=r.optim.sampling,
-        pipeline=Pipeline(p.pp, 3.0 if p.recompute is Recompute.full else 2.0, p.vpp),
+        pipeline=Pipeline(p.pp, 3.0 if p.recompute in (Recompute.linear, Recompute.full) else 2.0, p.vpp),
     )

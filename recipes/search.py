@@ -8,13 +8,12 @@ import contextlib
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from copy import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from recipes.candidates import states_of, topologies, values_of
-from recipes.config import Layout, OptimizerState, Recipe, Recompute
+from recipes.candidates import kept_of, states_of, topologies, values_of
+from recipes.config import EngineName, Layout, OptimizerState, Recipe
 from recipes.errors import ConfigError
 from recipes.layout import batch_multiple, data_parallel, faults, round_up, sequence_multiple, world_size
 from recipes.memory import FITS, RISKY, Load, Verdict, gpu_memory, host_memory, memory_limit, verdict
@@ -24,7 +23,7 @@ from recipes.schedule import schedule_of
 from recipes.step_time import Clock, Parts
 
 EXACTLY = 24  # layouts that are scheduled and simulated
-AXES = ("tp", "pp", "vpp", "cp", "ep", "etp", "recompute", "optimizer_state")
+AXES = ("tp", "pp", "vpp", "cp", "ep", "etp", "recompute", "offload", "optimizer_state")
 
 
 @dataclass(frozen=True)
@@ -78,14 +77,18 @@ class Pricing:
         where, load = placed(topology), self._load(topology)
         ladder = [
             [
-                replace(topology, layout=replace(topology.layout, recompute=recompute, optimizer_state=state))
+                replace(
+                    topology,
+                    layout=replace(topology.layout, recompute=recompute, offload=offload, optimizer_state=state),
+                )
                 for state in states
             ]
-            for recompute in values_of(topology, "recompute", [*Recompute])
+            for recompute, offload in kept_of(topology)
             for states in [values_of(topology, "optimizer_state", states_of(topology))]
         ]
         lean = self.shares(ladder[-1][-1], load, where)
-        if max(lean) >= RISKY:
+        # What is offloaded may be too much for the host, where more on the GPU would fit.
+        if lean[0] >= RISKY or (not ladder[-1][-1].layout.offload and lean[1] >= RISKY):
             yield Option(ladder[-1][-1], math.inf, *lean)
             return
         for level in ladder:
@@ -126,7 +129,7 @@ class Pricing:
         """Of the fullest GPU's memory and of a node's host memory."""
         gpu = max(s.total for s in gpu_memory(r, load, where)) / memory_limit(r)
         host = r.cluster.host_memory_gb
-        return gpu, host_memory(r, self.tokens, where).total / (host * 1e9) if host else 0.0
+        return gpu, host_memory(r, load, self.tokens, where).total / (host * 1e9) if host else 0.0
 
     def _load(self, r: Recipe) -> Load:
         padded = self._padded(r.layout)
@@ -175,22 +178,23 @@ def search(r: Recipe, sequences: Sequences) -> Found:
 
 def _free(r: Recipe) -> list[str]:
     """Axes that the search may turn."""
-    axes = AXES if r.model.experts else [a for a in AXES if a not in ("ep", "etp")]
-    return [a for a in axes if a not in r.layout.fixed]
+    experts = ("ep", "etp") if not r.model.experts else ()
+    offload = ("offload",) if r.engine.name is not EngineName.megatron else ()
+    return [a for a in AXES if a not in (*experts, *offload, *r.layout.fixed)]
 
 
 def _other(name: str, options: list[Option], best: list[Option], pricing: Pricing) -> Option | None:
     """The fastest layout found that fits with another value on this axis."""
     mine = getattr(best[0].recipe.layout, name)
     unlike = [o for o in options if getattr(o.recipe.layout, name) != mine]
-    if name in ("recompute", "optimizer_state"):
+    if name in ("recompute", "offload", "optimizer_state"):
         # The search leaves out what is slower at the same degrees: here it is.
-        choices = {"recompute": [*Recompute], "optimizer_state": states_of(best[0].recipe)}
         for option in best[:3]:
-            for value in choices[name]:
-                changed = copy(option.recipe.layout)
-                setattr(changed, name, value)
-                if value != mine:
+            p = option.recipe.layout
+            for (recompute, offload), state in itertools.product(kept_of(option.recipe), states_of(option.recipe)):
+                changed = replace(p, recompute=recompute, offload=offload, optimizer_state=state)
+                others = {"recompute", "optimizer_state"} - {name}
+                if getattr(changed, name) != mine and all(getattr(changed, n) == getattr(p, n) for n in others):
                     unlike.append(pricing.estimate(replace(option.recipe, layout=changed)))
     return next(iter(_simulated(unlike, pricing, EXACTLY // len(AXES))), None)
 

@@ -2,7 +2,7 @@
 
 Peaks and bandwidths come from `hydra_conf/gpu` and `hydra_conf/cluster`, allowances are named here, and `published.py` compares
 the whole with what others have measured. Nothing is taken to overlap but context parallelism's ring with attention, and an
-offloaded optimizer's transfers with its arithmetic.
+offloaded optimizer's transfers with its arithmetic, and offloaded activations' with the pass that they are of.
 """
 
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from recipes.activations import IMBALANCE, activations
-from recipes.config import OptimizerState, Recipe, Recompute
+from recipes.config import EngineName, OptimizerState, Recipe, Recompute
 from recipes.dimensions import flops
 from recipes.layout import world_size
 from recipes.partition import Buffer, Chunk, Placed, element_size, placed
@@ -37,6 +37,7 @@ class Rates:
     experts: float
     ring: float
     message: float
+    host: float  # what is offloaded, one way
     pair: float
     pair_backward: float
 
@@ -65,7 +66,7 @@ class Clock:
 
     def _rates(self, chunks: list[Chunk]) -> Rates:
         m, p, g = self.r.model, self.r.layout, self.r.gpu
-        assert g.bf16_tflops and g.memory_gb_s and g.matmul_efficiency, "predictable"
+        assert g.bf16_tflops and g.memory_gb_s and g.pcie_gb_s and g.matmul_efficiency, "predictable"
         assert g.attention_efficiency and g.attention_backward_efficiency, "predictable"
         dense, moe = sum(c.dense for c in chunks), sum(c.moe for c in chunks)
         layers, output = dense + moe, chunks[-1].output
@@ -83,6 +84,7 @@ class Clock:
         row = m.hidden * element_size(self.r) / p.cp
         exchanged = 2 * m.top_k * row * p.etp / p.tp * (1 - 1 / (p.ep * p.etp))
         keys = 2 * m.kv_heads * m.head_dim * element_size(self.r) / (p.tp * p.cp)
+        away = layers * kept.waiting(p.recompute) / p.cp if p.offload else 0.0
         sent = p.vpp * row / (p.tp if p.sp else 1)
         return Rates(
             layers=(layers * projections + mlps) * product,
@@ -93,6 +95,7 @@ class Clock:
             experts=moe * exchanged / self._link(p.ep * p.etp),
             ring=layers * (p.cp - 1) * keys / self._link(p.cp, p.tp),
             message=sent / self._link(p.pp, self.world // p.pp) if p.pp > 1 else 0.0,
+            host=away / (LINK * g.pcie_gb_s * 1e9),
             pair=pair / g.attention_efficiency,
             pair_backward=ATTENTION_BACKWARD * pair / g.attention_backward_efficiency,
         )
@@ -109,19 +112,22 @@ class Clock:
         parameters = sum(b.parameters / b.ranks for b in held)
         update = OPTIMIZER_BYTES * parameters / (r.gpu.memory_gb_s * 1e9)
         if p.optimizer_state is OptimizerState.offloaded:
-            host = OPTIMIZER_BYTES * parameters * r.cluster.gpus_per_node / (HOST_GB_S * 1e9)
-            update = max(host, 4 * parameters / (LINK * r.gpu.pcie_gb_s * 1e9))
+            # The embedded engine's states (12 bytes) come and go at once; slime's stay, and are updated there.
+            embedded = r.engine.name is EngineName.megatron
+            host = (24 if embedded else OPTIMIZER_BYTES) * parameters * r.cluster.gpus_per_node / (HOST_GB_S * 1e9)
+            update = max(host, (12 if embedded else 4) * parameters / (LINK * r.gpu.pcie_gb_s * 1e9))
         return {"gradient reduction": reduced, "optimizer": update}
 
     def passes(self, stage: int, tokens: np.ndarray, pairs: np.ndarray) -> tuple[Parts, Parts]:
         """(forward, backward) passes of micro-batches with so many padded tokens and causal pairs."""
         a, recompute = self.rates[self.where.kind[stage]], self.r.layout.recompute
-        again = {Recompute.none: 0.0, Recompute.selective: 0.5, Recompute.full: 1.0}[recompute]
+        again = {Recompute.none: 0.0, Recompute.selective: 0.5, Recompute.linear: 1.0, Recompute.full: 1.0}[recompute]
         attention, back = a.pair * pairs, a.pair_backward * pairs
         ring = np.maximum(0.0, a.ring * tokens - attention)
         repeated = {
             Recompute.none: 0.0 * tokens,
             Recompute.selective: a.mlps * tokens,
+            Recompute.linear: a.layers * tokens,
             Recompute.full: a.layers * tokens + attention,
         }
         forward = {
@@ -141,10 +147,12 @@ class Clock:
             "element by element": (2 + again) * a.elementwise * tokens,
             # Sequence parallelism gathers the inputs once more for the weights' gradients.
             "tensor parallel": (1.5 + again) * a.tensor * tokens,
-            "context parallel": np.maximum(0.0, 2 * a.ring * tokens - back) + (again == 1.0) * ring,
+            "context parallel": np.maximum(0.0, 2 * a.ring * tokens - back) + (recompute is Recompute.full) * ring,
             "expert parallel": (1 + (again > 0)) * a.experts * tokens,
             "pipeline messages": a.message * tokens,
         }
+        for one in (forward, backward):
+            one["waiting for the host"] = np.maximum(0.0, a.host * tokens - np.add.reduce([*one.values()]))
         return forward, backward
 
     def step(self, tokens: np.ndarray, pairs: np.ndarray) -> dict[str, float]:

@@ -85,6 +85,8 @@ def _steps(plan: Plan, run: RunFolder, ranks: Ranks, log: metrics.Metrics, compl
     recent = collections.deque(metrics.losses(run.root), maxlen=10)
 
     def evaluate(step: int) -> None:
+        if plan.heldout is None:
+            return
         log.add({"step": step, "heldout_loss": ranks.call("heldout_loss")[0]})
 
     if completed == 0:

@@ -9,7 +9,7 @@ import math
 import os
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.checkpoint.api import CheckpointException
 
-from data_prep.dataset import Dataset, open_dataset
+from data_prep.dataset import Dataset
 from launch.megatron import checkpoint
 from launch.megatron.batch import Batch, pack
 from launch.megatron.cpu import CPU
@@ -40,7 +40,6 @@ from launch.metrics import shown
 from launch.model import hf
 from launch.model.gpt import build_chunks, transformer_config
 from launch.model.host import Lane
-from launch.model.safetensors_folder import SafetensorsFolder
 from recipes.config import Dtype, Layout, OptimizerState, Recipe
 from recipes.errors import CheckpointError, DivergedError
 from recipes.layout import world_size
@@ -52,15 +51,19 @@ class Rank:
     """Holds one rank's state between calls; every method is called on all ranks together."""
 
     def __init__(
-        self, recipe: Recipe, place: Place, folders: tuple[str, str], schedules: tuple[Schedule, Schedule]
+        self,
+        recipe: Recipe,
+        place: Place,
+        train: tuple[Dataset, Schedule],
+        heldout: tuple[Dataset, Schedule] | None,
+        read: Callable[[str], Tensor],
     ) -> None:
-        """folders, schedules: those of the training data and of the held-out data."""
+        """read: gives a tensor of the base by its Hugging Face name."""
         self.recipe, self.place = recipe, place
-        self.train, self.heldout = (open_dataset(Path(f)) for f in folders)
-        self.schedule, self.heldout_schedule = schedules
-        self.device = torch.device("cuda", place.local_rank) if torch.cuda.is_available() else CPU
+        (self.train, self.schedule), self.heldout = train, heldout
+        self.device = torch.device("cuda", 0) if torch.cuda.is_available() else CPU  # the only one that Ray shows it
         self._meet()
-        self._build()
+        self._build(read)
         gc.freeze()  # Megatron collects garbage at every checkpoint: not among all that imports have made
 
     def _meet(self) -> None:
@@ -79,14 +82,14 @@ class Rank:
         )
         initialize_parallel(self.recipe.layout)
 
-    def _build(self) -> None:
+    def _build(self, read: Callable[[str], Tensor]) -> None:
         r = self.recipe
         torch.manual_seed(r.seed)
         # The tracker for inference does nothing: there is no dropout, and no weight is drawn at random.
         tensor_parallel.model_parallel_cuda_manual_seed(r.seed, inference_rng_tracker=True)
         self.config = transformer_config(r)
         self.chunks = build_chunks(r, self.config)
-        hf.load(self.chunks, r.model, SafetensorsFolder(Path(r.model.checkpoint)).read)
+        hf.load(self.chunks, r.model, read)
         self.model, self.optimizer = wrap(r, self.config, self.chunks)
         self.config.finalize_model_grads_func = finalize_model_grads
         self.config.grad_scale_func = self.optimizer.scale_loss
@@ -98,7 +101,9 @@ class Rank:
         gc.unfreeze()
 
     def peak_memory(self) -> int:
-        """Bytes of this process's largest resident set so far, its libraries' pages included."""
+        """Bytes of the largest allocation on the GPU so far; on a CPU of this process's resident set, its libraries included."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def load(self, folder: str) -> int:
@@ -179,11 +184,13 @@ class Rank:
 
     def heldout_loss(self) -> float:
         """Mean loss a supervised token over the whole held-out data set, without dropout or gradients."""
+        assert self.heldout is not None
         for chunk in self.model:
             chunk.eval()
-        micro_batches = self.heldout_schedule.step(0).ranks[parallel_state.get_data_parallel_rank()]
+        data, schedule = self.heldout
+        micro_batches = schedule.step(0).ranks[parallel_state.get_data_parallel_rank()]
         with torch.no_grad():
-            return self._run(self.heldout, micro_batches, forward_only=True)[0]
+            return self._run(data, micro_batches, forward_only=True)[0]
 
     def _run(
         self, data: Dataset, micro_batches: tuple[MicroBatch, ...], *, forward_only: bool

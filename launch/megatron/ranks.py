@@ -16,7 +16,7 @@ from launch.megatron.worker import Worker
 from launch.plan import Plan
 from recipes.compose import REPO
 from recipes.config import Recipe
-from recipes.errors import LimiError, TrainError
+from recipes.errors import LimiError, PreflightError, TrainError
 from recipes.layout import world_size
 
 DEATH_S = 5.0  # within which Ray reports a rank's death
@@ -55,7 +55,13 @@ class Ranks:
         }
         if self._local:
             env |= {"GLOO_SOCKET_IFNAME": "lo"}
-        actor = ray.remote(Worker).options(num_cpus=1, max_restarts=0, runtime_env={"env_vars": env})
+        gpus = 1 if self.recipe.gpu.memory_mib else 0
+        if gpus and (there := int(ray.cluster_resources().get("GPU", 0))) < world_size(self.recipe):
+            raise PreflightError(too_few_gpus(self.recipe, there))
+        if gpus:
+            # Sequences of unlike length leave holes otherwise.
+            env = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", **env}
+        actor = ray.remote(Worker).options(num_cpus=1, num_gpus=gpus, max_restarts=0, runtime_env={"env_vars": env})
         self._workers = [actor.remote() for _ in range(world_size(self.recipe))]
         self._cleanup.callback(lambda: [ray.kill(w) for w in self._workers])
 
@@ -65,15 +71,16 @@ class Ranks:
 
     def build(self, plan: Plan) -> None:
         """Builds every rank with the base's weights; those built before, of another recipe for as many ranks, are left."""
-        assert plan.heldout is not None
         self.recipe = plan.recipe
-        data = (str(plan.data.folder), str(plan.heldout.folder)), (plan.schedule, plan.heldout_schedule)
+        train = str(plan.data.folder), plan.schedule
+        heldout = (str(plan.heldout.folder), plan.heldout_schedule) if plan.heldout else None
         host = "127.0.0.1" if self._local else ray.util.get_node_ip_address()
         port = self._gather([self._workers[0].open_store.remote(host)], "start")[0]
         per_node = self.recipe.cluster.gpus_per_node
         places = [Place(i, i % per_node, host, port) for i in range(len(self._workers))]
         self._gather(
-            [w.build.remote(self.recipe, p, *data) for w, p in zip(self._workers, places, strict=True)], "start"
+            [w.build.remote(self.recipe, p, train, heldout) for w, p in zip(self._workers, places, strict=True)],
+            "start",
         )
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
@@ -149,6 +156,15 @@ class Pool:
         except BaseException:
             self.close()
             raise
+
+
+def too_few_gpus(r: Recipe, there: int) -> str:
+    """Ray would wait for those that are missing."""
+    mend = f"write cluster.gpus_per_node={there}, or" if there else "write"
+    return (
+        f"cluster={r.cluster.name} is {world_size(r)} GPUs, and Ray finds {there} on this machine; {mend} cluster=local for a tiny "
+        "model on the CPU"
+    )
 
 
 def _died(call: Any) -> bool:

@@ -74,7 +74,7 @@ def test_environment_of_ranks_takes_any_name():
         (["model.rope=yarn", "model.rope_factor=nan"], "model.rope_factor=nan; write"),
         (["model.rope=yarn", "data.max_tokens=8192"], "write model.rope=native model.rope_factor=1"),
         (["model.native_context=0"], "model.native_context=1 or more"),
-        (["layout.recompute=ful"], "none, selective, full"),
+        (["layout.recompute=ful"], "none, selective, linear, full"),
         (["model=qwen3-tinny"], "model=qwen3-tiny"),
         (["cluster=lokal"], "cluster=local"),
         (["run=../evil"], "run='../evil'"),

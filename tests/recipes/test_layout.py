@@ -34,8 +34,13 @@ def refused(*words: str) -> str:
             "leave 1 of 4 layers to 0 stages",
         ),
         (["layout.pp=2", "layout.vpp=2", "layout.first_stage_layers=2"], "write layout.vpp=1"),
-        (["layout.optimizer_state=offloaded"], "write layout.optimizer_state=resident"),
         (["layout.optimizer_state=precision_aware"], "for bf16 weights"),
+        (["layout.optimizer_state=precision_aware", "engine.dtype=bf16"], "write layout.optimizer_state=offloaded"),
+        (["layout.offload=true"], "write layout.recompute=linear"),
+        (["layout.offload=true", "layout.recompute=selective"], "write layout.recompute=linear"),
+        (["engine=slime", "layout.recompute=linear"], "layout.recompute=full, or engine=megatron"),
+        (["engine=slime", "layout.recompute=full", "layout.offload=true"], "layout.offload=false"),
+        (["gpu=h100", "engine.dtype=fp32"], "write engine.dtype=bf16"),
     ],
 )
 def test_dense_rules(words, says):

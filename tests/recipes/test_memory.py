@@ -2,10 +2,11 @@ from dataclasses import replace
 
 import pytest
 
+from recipes.activations import activations
 from recipes.compose import compose_recipe
 from recipes.config import OptimizerState, Recompute
 from recipes.dimensions import parameters
-from recipes.memory import Load, Verdict, disk, gpu_memory, host_memory, memory_limit, verdict
+from recipes.memory import PINNED, Load, Verdict, disk, gpu_memory, host_memory, memory_limit, verdict
 
 LOAD = Load([[40_000, 152_000, 30_000, 20_000], [50_000, 50_000, 50_000, 50_000]])
 DENSE = ["model=qwen3-32b", "layout=released-qwen3"]
@@ -39,14 +40,29 @@ def test_weights_gradients_and_optimizer_of_all_ranks_are_the_models():
 def test_each_state_of_the_optimizer_is_leaner_than_the_one_before():
     held = [gpu_memory(recipe(*DENSE, optimizer_state=s), LOAD)[0].optimizer for s in OptimizerState]
     assert held[0] / held[1] == 12 / 10 and held[2] == 0.0
-    hosts = [host_memory(recipe(*DENSE, optimizer_state=s), 10**6).optimizer for s in OptimizerState]
+    hosts = [host_memory(recipe(*DENSE, optimizer_state=s), LOAD, 10**6).optimizer for s in OptimizerState]
     assert hosts[:2] == [0.0, 0.0] and hosts[2] > 0
 
 
 def test_each_recomputation_keeps_less():
     kept = [gpu_memory(recipe(*DENSE, recompute=how), LOAD)[0] for how in Recompute]
-    assert kept[0].activations > 2 * kept[1].activations > 4 * kept[2].activations
-    assert kept[0].working < kept[2].working, "a layer is whole again while it is computed again"
+    none, selective, linear, full = (stage.activations for stage in kept)
+    assert none > 2 * selective and selective > linear > full and selective > 2 * full
+    assert kept[0].working < kept[3].working, "a layer is whole again while it is computed again"
+
+
+def test_what_is_offloaded_is_on_the_host_but_for_two_layers():
+    words = ["model=qwen3-4b", "cluster=h200x1", "layout=data_parallel"]
+    load = Load([[152_000]])
+    for how in (Recompute.linear, Recompute.full):
+        here, there = (recipe(*words, recompute=how, offload=offload) for offload in (False, True))
+        each = 152_000 * activations(here).waiting(how)  # bytes of one of the 36 layers
+        gpu = [gpu_memory(one, load)[0].activations for one in (here, there)]
+        assert gpu[0] - gpu[1] == pytest.approx(34 * each)
+        assert [host_memory(one, load, 0).activations for one in (here, there)] == [
+            0.0,
+            pytest.approx(36 * each * PINNED),
+        ]
 
 
 def test_an_early_stage_holds_more_batches_and_the_last_one_the_logits():

@@ -29,7 +29,7 @@ def planned(*words):
 
 # Why a shipped combination may not be planned; everything else must be.
 REFUSED = {
-    "does not fit": lambda model, cluster, experiment: cluster in ("h100x1", "h100x8", "h200x8"),
+    "does not fit": lambda model, cluster, experiment: cluster in ("h100x1", "h200x1", "h100x8", "h200x8"),
     "does not divide": lambda model, cluster, experiment: "64" not in cluster,
     "experiment=released is of": lambda model, cluster, experiment: experiment == "released" and "tiny" in model,
     "nothing is predicted": lambda model, cluster, experiment: cluster == "local",

@@ -1,3 +1,4 @@
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ from recipes.candidates import topologies
 from recipes.compose import compose_recipe
 from recipes.config import OptimizerState, Recompute
 from recipes.errors import ConfigError
-from recipes.layout import check_layout, data_parallel, world_size
+from recipes.layout import check_layout, data_parallel, faults, world_size
 from recipes.memory import Verdict
 from recipes.search import Pricing, Sequences, exact, search
 
@@ -49,21 +50,28 @@ def test_no_other_value_of_an_axis_is_faster(glm):
         assert other is None or other.seconds >= found.chosen.seconds, name
 
 
-def test_it_finds_what_trying_everything_exactly_finds():
-    """On eight GPUs every legal layout can be simulated."""
-    r = recipe("qwen3-8b")
+@pytest.mark.parametrize(
+    "words",
+    [["qwen3-8b"], ["qwen3-4b", "cluster=h100x1"], ["qwen3-4b", "cluster=h200x1"], ["qwen3-8b", "engine=megatron"]],
+)
+def test_it_finds_what_trying_everything_exactly_finds(words):
+    """On up to eight GPUs every legal layout can be simulated."""
+    r = recipe(*words)
     pricing = Pricing(r, LIMI)
     fastest = None
     for one in topologies(r, pricing.longest, pricing.smallest):
-        for recompute in Recompute:
-            for state in OptimizerState:
-                tried = replace(one, layout=replace(one.layout, recompute=recompute, optimizer_state=state))
-                try:
-                    option = exact(tried, pricing)
-                except ConfigError:
-                    continue
-                if option.verdict is Verdict.fits and (fastest is None or option.seconds < fastest.seconds):
-                    fastest = option
+        for recompute, offload, state in itertools.product(Recompute, (False, True), OptimizerState):
+            changed = replace(one.layout, recompute=recompute, offload=offload, optimizer_state=state)
+            tried = replace(one, layout=changed)
+            if next(faults(tried), None) is not None:
+                continue
+            try:
+                option = exact(tried, pricing)
+            except ConfigError:
+                continue
+            if option.verdict is Verdict.fits and (fastest is None or option.seconds < fastest.seconds):
+                fastest = option
+    assert fastest is not None
     assert search(r, LIMI).chosen.seconds == pytest.approx(fastest.seconds, rel=0.02)
 
 

@@ -42,9 +42,24 @@ def test_the_busiest_experts_take_more_than_the_mean():
     assert c.step(TOKENS, PAIRS)["matrix products"] == pytest.approx(expected)
 
 
-def test_recomputation_repeats_nothing_the_mlps_or_all_layers():
-    none, selective, full = (one_rank(recompute=how).step(TOKENS, PAIRS)["recomputation"] for how in Recompute)
-    assert none == 0.0 < selective < full
+def test_recomputation_repeats_nothing_the_mlps_all_but_attention_or_all_layers():
+    none, selective, linear, full = (one_rank(recompute=how).step(TOKENS, PAIRS) for how in Recompute)
+    assert none["recomputation"] == 0.0 < selective["recomputation"] < linear["recomputation"]
+    assert full["recomputation"] == pytest.approx(linear["recomputation"] + full["attention"] * _forward_share(PAIRS))
+
+
+def _forward_share(pairs):
+    """Of attention's time in a step, without recomputation."""
+    down, up = one_rank().passes(0, TOKENS, pairs)
+    return down["attention"].sum() / (down["attention"].sum() + up["attention"].sum())
+
+
+def test_the_host_is_waited_for_only_where_there_is_too_little_to_compute():
+    long = one_rank(recompute=Recompute.full, offload=True).step(TOKENS, PAIRS)
+    assert long["waiting for the host"] == 0.0
+    c = clock("model=qwen3-4b", "cluster=h100x1", "layout=data_parallel", recompute=Recompute.linear, offload=True)
+    slow = Clock(replace(c.r, gpu=replace(c.r.gpu, pcie_gb_s=1.0)))
+    assert slow.step(TOKENS, PAIRS)["waiting for the host"] > 0.0 == c.step(TOKENS, PAIRS)["waiting for the host"]
 
 
 def test_tensor_parallelism_cuts_the_products_and_sends_messages():
