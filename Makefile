@@ -131,6 +131,10 @@ parity: $(READY) ## Train the tiny models in every layout beside one rank, and c
 bench: $(READY) ## Measure the schedule, the embedded engine and the data stage; model.checkpoint=FOLDER names a real tokenizer
 	@$(call LIMI,bench)
 
+.PHONY: bench-gpu
+bench-gpu: $(READY) ## Measure the embedded engine on one GPU, beside transformers and the plan; goes on where it stopped
+	@$(call LIMI,bench-gpu)
+
 .PHONY: lint
 lint: $(READY) ## Ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

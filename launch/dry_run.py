@@ -17,6 +17,11 @@ def show(stage: Callable[[Recipe, Console], None], recipe: Recipe, console: Cons
     if stage.__name__ == "serve":
         _show_server(recipe, console)
         return
+    if stage.__name__ == "bench_gpu":
+        from launch.gpu_bench import run
+
+        run.show(recipe, console)
+        return
     console.print(to_yaml(recipe))
     console.print(f"would run: {stage.__name__} ({stage.__doc__})")
     console.print(

@@ -185,6 +185,13 @@ def bench(recipe: Recipe, console: Console) -> None:
     bench.run(recipe, console)
 
 
+def bench_gpu(recipe: Recipe, console: Console) -> None:
+    """Measures the embedded engine on one GPU: beside transformers, a roofline, and the plan."""
+    from launch.gpu_bench import run
+
+    run.run(recipe, console)
+
+
 def attach(recipe: Recipe, console: Console) -> None:
     """Shows the run's last job on the cluster from its first line, and watches it to its end."""
     from launch import submit
@@ -227,6 +234,7 @@ STAGES: dict[str, Stage] = {
     "check": check,
     "parity": parity,
     "bench": bench,
+    "bench-gpu": bench_gpu,
     "attach": attach,
     "stop": stop,
     "slurm": slurm,

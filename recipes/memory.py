@@ -67,6 +67,11 @@ class StageMemory:
     def total(self) -> float:
         return sum(vars(self).values()) - min(self.working, self.loss)
 
+    @property
+    def allocated(self) -> float:
+        """Of tensors alone: what PyTorch's `max_memory_allocated` counts."""
+        return self.total - self.fragmentation - self.runtime
+
 
 def gpu_memory(r: Recipe, load: Load, where: Placed | None = None) -> list[StageMemory]:
     """Of every pipeline stage under this load; `IMBALANCE` more tokens than the mean at the busiest rank's experts. where: of

@@ -89,10 +89,7 @@ class PackedAttention(MegatronModule):
     def _kernel(self, packed: Packed, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         ranks = self.cp_group.size()
         if ranks == 1:
-            if query.is_cuda:
-                return varlen(query, key, value, packed, self.scale)
-            parts = zip(*(x.split(packed.lengths) for x in (query, key, value)), strict=True)
-            return torch.cat([self._causal(q, k, v) for q, k, v in parts])
+            return attend(query, key, value, packed, self.scale)
         # [ranks, t, kv_heads, d]; the backward of this gather sums over ranks and returns each its own part.
         key, value = (
             gather_from_sequence_parallel_region(x.contiguous(), group=self.cp_group).unflatten(0, (ranks, -1))
@@ -102,18 +99,27 @@ class PackedAttention(MegatronModule):
         parts = zip(query.split(lengths), key.split(lengths, dim=1), value.split(lengths, dim=1), strict=True)
         return torch.cat([self._zigzag(q, k.flatten(0, 1), v.flatten(0, 1)) for q, k, v in parts])
 
-    def _causal(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, scale=self.scale, enable_gqa=q.size(1) != k.size(1)
-        )
-        return out.squeeze(0).transpose(0, 1)
-
     def _zigzag(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q holds this rank's two chunks of a sequence, k and v all ranks' chunks, rank after rank."""
         ranks = self.cp_group.size()
         held = [zigzag_positions(len(k), ranks, rank).to(q.device) for rank in range(ranks)]
-        return self._causal(q, k, v, held[self.cp_group.rank()][:, None] >= torch.cat(held)[None])
+        return _causal(q, k, v, self.scale, held[self.cp_group.rank()][:, None] >= torch.cat(held)[None])
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, packed: Packed, scale: float) -> Tensor:
+    """Of whole sequences: query [t, heads, d], key and value [t, kv_heads, d] -> [t, heads, d]."""
+    if query.is_cuda:
+        return varlen(query, key, value, packed, scale)
+    parts = zip(*(x.split(packed.lengths) for x in (query, key, value)), strict=True)
+    return torch.cat([_causal(q, k, v, scale) for q, k, v in parts])
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
+    q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=q.size(1) != k.size(1)
+    )
+    return out.squeeze(0).transpose(0, 1)
 
 
 def varlen(query: Tensor, key: Tensor, value: Tensor, packed: Packed, scale: float) -> Tensor:

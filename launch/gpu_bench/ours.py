@@ -1,0 +1,40 @@
+"""The embedded engine's step on one GPU, in this process."""
+
+import time
+from typing import Any
+
+import torch
+
+from launch.gpu_bench.cases import Planned
+from launch.gpu_bench.inputs import WARM_UP, RandomTokens, device_here, random_weights
+from launch.megatron.place import Place
+from launch.megatron.rank import Rank
+from launch.store import open_store
+
+
+def measure(planned: Planned) -> dict[str, Any]:
+    """seconds: of each step; loss: of the first; peak: bytes."""
+    r, sequences = planned.recipe, planned.case.sequences
+    store, port = open_store("127.0.0.1")
+    data: Any = RandomTokens([*sequences, min(WARM_UP, max(sequences))], r.model.vocab)
+    read = random_weights(r, device_here())
+    rank = Rank(r, Place(0, 0, "127.0.0.1", port), (data, planned.plan.schedule), None, read)
+    rank.sequence_gradient(len(sequences))
+    if rank.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    seconds, losses = [], []
+    for step in range(planned.case.steps):
+        started = time.perf_counter()
+        losses.append(rank.train_step(step)["loss"])
+        wait(rank.device)
+        seconds.append(time.perf_counter() - started)
+    found = {"seconds": seconds, "loss": losses[0], "peak": rank.peak_memory()}
+    rank.leave()
+    del store
+    return found
+
+
+def wait(device: torch.device) -> None:
+    """For all that the device was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
