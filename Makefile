@@ -1,4 +1,5 @@
-# One command a stage. `make` sets itself up: one virtual environment, every version pinned by constraints.txt.
+# One command a stage. `make` sets itself up: one virtual environment, every version pinned by LOCK, which is constraints-gpu.txt
+# where NVIDIA's driver is at the first set-up and constraints.txt elsewhere; LOCK=FILE on the line chooses, and makes it anew.
 # Every `name=value` on make's command line goes to Hydra; MODEL=x is short for model=x, STEP=n for step=n,
 # CHECKPOINT=f for checkpoint=f, BASE=f for model.checkpoint=f.
 
@@ -9,6 +10,21 @@ PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+
+# Once made, the environment keeps its lock: on a shared disk the next machine may have another answer.
+MADE := $(strip $(file < $(READY)))
+LOCK := $(or $(MADE),$(if $(wildcard /proc/driver/nvidia/version),constraints-gpu.txt,constraints.txt))
+OTHER := $(filter-out $(LOCK),$(MADE))
+ifeq ($(LOCK),constraints-gpu.txt)
+COST := three minutes, 11 GB, 4.5 GB of it to download
+NO_DEPS :=
+else ifeq ($(LOCK),constraints.txt)
+COST := two minutes, 2.5 GB
+# SGLang's own metadata asks for CUDA packages.
+NO_DEPS := --no-deps
+else
+$(error LOCK='$(LOCK)' is not a lock of $(VENV): write LOCK=constraints.txt, or LOCK=constraints-gpu.txt for NVIDIA GPUs)
+endif
 
 # The real slime on this machine's cores: checkouts at the pinned commits, and a second environment unless SLIME_PYTHON names one.
 ifneq ($(and $(SLIME_ROOT),$(MEGATRON_ROOT)),)
@@ -22,7 +38,7 @@ $(error SLIME_ROOT='$(SLIME_ROOT)' and MEGATRON_ROOT='$(MEGATRON_ROOT)' go toget
 endif
 
 # What make and this file read themselves; everything else the user wrote is an override for Hydra.
-OWN := MODEL STEP CHECKPOINT BASE PYTHON SLIME_ROOT MEGATRON_ROOT SLIME_PYTHON SHELL MAKEFLAGS __o
+OWN := MODEL STEP CHECKPOINT BASE PYTHON LOCK SLIME_ROOT MEGATRON_ROOT SLIME_PYTHON SHELL MAKEFLAGS __o
 __escape = '$(subst ','\'',$(1))'
 # By name, not $(MAKEOVERRIDES): that one breaks on quotes and parentheses.
 OVERRIDES = $(foreach __o,$(filter-out $(OWN),$(.VARIABLES)),$(if $(filter command line,$(origin $(__o))),$(call __escape,$(__o)=$(value $(__o)))))
@@ -41,20 +57,22 @@ help: ## Show the targets
 	@printf '\nmodels: %s\n' "$$(ls hydra_conf/model | sed 's/\.yaml//' | xargs)"
 	@printf 'clusters: %s\n' "$$(ls hydra_conf/cluster | sed 's/\.yaml//' | xargs)"
 	@printf 'name=value: any line of a file in hydra_conf/, as optim.lr=2e-5 or run=first; dry_run=true shows the whole recipe\n'
+	@printf 'LOCK=constraints.txt or LOCK=constraints-gpu.txt: the versions of the environment, here $(LOCK)\n'
 
 .PHONY: setup
 setup: $(READY) ## Make the virtual environment (every other target does)
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml $(LOCK) $(if $(OTHER),FORCE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
 		{ echo "'$(PYTHON)' is not Python 3.11; write PYTHON=/path/to/python3.11" >&2; exit 2; }
-	@echo "Setting up $(VENV) (about two minutes, 2.5 GB)" >&2
-	@$(PYTHON) -m venv $(VENV)
+	@echo "Setting up $(VENV) from $(LOCK) (about $(COST))" >&2
+	@$(PYTHON) -m venv $(if $(OTHER),--clear) $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check 'pip==26.3'
-	@$(BIN)/pip install --quiet --constraint constraints.txt --group run --group test
-	@# SGLang's own metadata asks for CUDA packages: last, and without its dependencies.
-	@$(BIN)/pip install --quiet --constraint constraints.txt --no-deps --group sglang
-	@touch $@
+	@$(BIN)/pip install --quiet --constraint $(LOCK) --group run --group test
+	@$(BIN)/pip install --quiet --constraint $(LOCK) $(NO_DEPS) --group sglang
+	@echo $(LOCK) > $@
+
+FORCE:
 
 .PHONY: fetch
 fetch: $(READY) ## Fetch MODEL, and the data its recipe names, from the Hugging Face hub; HF_TOKEN from the environment
