@@ -29,6 +29,8 @@ _REWRITES = (
     (re.compile(r"\.cuda\(\)"), ".cpu()"),
     (re.compile(r"\.cuda\("), ".to("),
     (re.compile(r"\bpin_memory=True\b"), "pin_memory=False"),
+    # Optional to Megatron, and installed with SGLang's dependencies: without a driver its import ends with an OSError.
+    (re.compile(r"\bfrom flash_mla import\b"), "from _no_flash_mla import"),
 )
 
 _REWRITTEN = ("megatron.", "slime.utils.tensor_backper")

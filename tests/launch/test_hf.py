@@ -1,5 +1,6 @@
 """The mapping to Hugging Face names, both ways. In a process of its own: megatron.core is imported through the hook."""
 
+import os
 import subprocess
 import sys
 
@@ -49,3 +50,11 @@ def test_the_hook_refuses_a_megatron_imported_before_it():
     code = "import megatron.core\nfrom launch.megatron import cpu\ncpu.install()"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
     assert "imported before launch.megatron.cpu.install()" in done.stderr
+
+
+def test_a_flash_mla_that_wants_a_driver_is_left_alone(tmp_path):
+    (tmp_path / "flash_mla.py").write_text("raise OSError('libcuda.so.1: cannot open shared object file')\n")
+    code = "from launch.megatron import cpu; cpu.install(); import megatron.core.transformer.attention as a; print(a.HAVE_FMLA)"
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, env=env)
+    assert done.stdout == "False\n", done.stderr
