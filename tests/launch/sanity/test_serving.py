@@ -139,3 +139,12 @@ def test_on_gpus_the_engine_s_python_serves(tmp_path):
     assert (
         serving.command(compose_recipe(["engine.python=/opt/python3"]), tmp_path / "base", 1, True)[0] == sys.executable
     )
+
+
+def test_on_a_cpu_the_kernels_are_a_stand_in_even_where_they_are_installed(tmp_path):
+    (tmp_path / "sgl_kernel.py").write_text("raise ImportError('libcuda.so.1: cannot open shared object file')\n")
+    (tmp_path / "torchvision.py").write_text("__version__ = 'installed'\n")
+    code = "import sgl_kernel, torchvision\nprint(sgl_kernel.__version__, torchvision.__version__)"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(serving.STAND_INS), str(tmp_path)))}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.stdout == "0.0.0 installed\n", done.stderr

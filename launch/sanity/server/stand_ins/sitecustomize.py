@@ -10,7 +10,9 @@ import importlib.machinery
 import sys
 import types
 
-NAMES = ("triton", "torchvision", "sgl_kernel")
+ABSENT = ("triton", "torchvision")  # where they are not installed
+# Even where SGLang's dependencies are installed: importing it loads the driver's library, and there may be no driver.
+ALWAYS = ("sgl_kernel",)
 # Files that probe for these packages and would take a stand-in for the real one.
 PROBES = ("transformers/utils/import_utils.py", "torch/utils/_triton.py", "torch/_inductor", "torch/_dynamo")
 
@@ -54,8 +56,11 @@ class _StandIn(types.ModuleType):
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     torch_has_looked = False
 
+    def __init__(self, names):
+        self.names = names
+
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] not in NAMES or self._probed():
+        if name.split(".")[0] not in self.names or self._probed():
             return None
         if name == "triton" and not self.torch_has_looked:
             # Before a stand-in exists, torch must have settled that there is no triton.
@@ -86,4 +91,5 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             module.next_power_of_2 = lambda n: 1 << max(n - 1, 0).bit_length()
 
 
-sys.meta_path.append(_Finder())
+sys.meta_path.insert(0, _Finder(ALWAYS))
+sys.meta_path.append(_Finder(ABSENT))
