@@ -115,10 +115,10 @@ def _loss(r: Recipe, a: Activations, tokens: float) -> float:
     """Bytes of the output layer's product and the loss, forward and backward, for so many tokens of a rank."""
     p, size, vocab = r.layout, element_size(r), r.model.vocab / r.layout.tp
     if p.loss_chunk and r.engine.name is EngineName.megatron:
-        rounded = size if size < 4 else 0  # a second copy, in the model's precision
-        # One chunk's logits; the weight's gradient in fp32 and a chunk's part of it; the gradient of the tokens.
+        unfused = 0 if r.gpu.memory_mib else 12  # fp32 numbers between that a GPU never writes
+        # One chunk's logits and their gradient; the weight's gradient in fp32 and a chunk's part of it; the gradient of the tokens.
         return (
-            min(p.loss_chunk, tokens) * vocab * (4 + rounded)
+            min(p.loss_chunk, tokens) * vocab * (2 * size + unfused)
             + vocab * r.model.hidden * (4 + size)
             + tokens * (a.softmax + r.model.hidden * size)
         )

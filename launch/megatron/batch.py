@@ -8,6 +8,7 @@ from torch import Tensor
 
 from data_prep.dataset import Dataset
 from launch.model.attention import Packed, packed_of, zigzag_positions
+from launch.model.host import onto
 from recipes.config import EngineName, Recipe
 from recipes.layout import batch_multiple, sequence_multiple
 
@@ -48,5 +49,5 @@ def pack(data: Dataset, sequences: Sequence[int], r: Recipe, cp_rank: int, devic
             here = zigzag_positions(length, layout.cp, cp_rank)
             tokens, labels, supervised = tokens[here], labels[here], supervised[here]
         kept.append((tokens, labels, supervised))
-    tokens, labels, supervised = (torch.cat(parts).unsqueeze(0).to(device) for parts in zip(*kept, strict=True))
+    tokens, labels, supervised = (onto(device, torch.cat(parts).unsqueeze(0)) for parts in zip(*kept, strict=True))
     return Batch(tokens, labels, supervised, packed_of(r.model, lengths, device, layout.cp, cp_rank))

@@ -69,7 +69,7 @@ def _update(group: dict[str, Any], step: int, tensors: list[Tensor], gradient: T
     weight, exp_avg, exp_avg_sq = tensors
     beta1, beta2 = group["betas"]
     adamw(
-        [weight], [gradient], [exp_avg], [exp_avg_sq], [], [torch.tensor(float(step), device=weight.device)], fused=True,
+        [weight], [gradient], [exp_avg], [exp_avg_sq], [], [torch.full((), float(step), device=weight.device)], fused=True,
         amsgrad=False, beta1=beta1, beta2=beta2, lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"],
         maximize=False,
     )  # fmt: skip

@@ -5,6 +5,7 @@ Imported by `worker.py` after `cpu.install()`, so that megatron.core runs on a C
 
 import contextlib
 import gc
+import itertools
 import math
 import os
 import resource
@@ -197,13 +198,15 @@ class Rank:
     ) -> tuple[float, int, int]:
         """Forward (and backward) over this rank's micro-batches: mean loss, supervised tokens and tokens of the step."""
         cp_rank = parallel_state.get_context_parallel_rank()
-        batches = [pack(data, m, self.recipe, cp_rank, self.device) for m in micro_batches]
+        # Packed as they are run: the angles of a long one are many. Every chunk of the model takes each.
+        packed = (pack(data, m, self.recipe, cp_rank, self.device) for m in micro_batches)
+        batches = itertools.tee(packed, len(self.model))
         outputs = get_forward_backward_func()(
             forward_step_func=_forward_step,
-            data_iterator=[iter(batches) for _ in self.model] if len(self.model) > 1 else iter(batches),
+            data_iterator=list(batches) if len(self.model) > 1 else batches[0],
             model=self.model if len(self.model) > 1 else self.model[0],
-            num_microbatches=len(batches),
-            seq_length=batches[0].tokens.size(1),  # not read: lengths vary
+            num_microbatches=len(micro_batches),
+            seq_length=0,  # not read: lengths vary
             micro_batch_size=1,
             forward_only=forward_only,
         )

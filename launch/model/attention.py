@@ -21,6 +21,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from launch.model.host import onto
 from launch.model.kept import Kept
 from launch.model.rotary import Rotation, rotate, rotation
 from recipes.config import Model
@@ -44,9 +45,9 @@ def packed_of(m: Model, lengths: Sequence[int], device: torch.device, ranks: int
     positions = torch.cat([zigzag_positions(n, ranks, rank) if ranks > 1 else torch.arange(n) for n in lengths])
     return Packed(
         qkv_format="thd",
-        boundaries=torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32),
+        boundaries=onto(device, torch.tensor([0, *lengths]).cumsum(0).int()),
         lengths=tuple(lengths),
-        rotation=rotation(m, positions.to(device)),
+        rotation=rotation(m, onto(device, positions)),
     )
 
 

@@ -38,7 +38,7 @@ def transformer_config(r: Recipe) -> TransformerConfig:
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype is torch.bfloat16,
-        use_cpu_initialization=True,
+        use_cpu_initialization=not torch.cuda.is_available(),
         # Every weight comes from the checkpoint. Not perform_initialization=False: Megatron marks which parameters are
         # cut over tensor parallelism while it initialises them.
         init_method=_leave_unset,

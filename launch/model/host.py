@@ -8,6 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+
+def onto(device: torch.device, tensor: Tensor) -> Tensor:
+    """A tensor of the CPU on a device, without waiting for what the device was asked for before."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
 BESIDE = 1  # copies to the host that may be under way while the computation goes on
 
 

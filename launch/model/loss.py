@@ -1,4 +1,5 @@
-"""Cross entropy over a vocabulary that tensor parallelism cuts, some tokens at a time: the fp32 logits of all tokens are never held.
+"""Cross entropy over a vocabulary that tensor parallelism cuts, some tokens at a time: the logits of all tokens are never held, and
+fp32 ones on a GPU not at all.
 
 Forward keeps one number a token; backward computes each chunk's logits again. What it costs is the output layer's product once
 more, what it saves 4 x vocabulary / tp bytes a token and the working memory of as much again.
@@ -18,6 +19,8 @@ from megatron.core.tensor_parallel.mappings import (
 )
 from torch import Tensor
 from torch.distributed import ProcessGroup
+
+from launch.model.fused import fused
 
 
 class ChunkedLossGPT(GPTModel):
@@ -54,13 +57,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         normalisers = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
         losses = torch.empty_like(normalisers)
         for part in _parts(len(labels), chunk):
-            logits = F.linear(rows[part], weight).float()
-            largest = logits.amax(-1)
+            logits = F.linear(rows[part], weight)
+            largest = logits.amax(-1).float()
             dist.all_reduce(largest, dist.ReduceOp.MAX, group)
             column, inside = _place(labels[part], weight, group)
             # Of the label, and of all: each rank has those of its part of the vocabulary.
-            sums = torch.stack([logits.gather(1, column[:, None])[:, 0] * inside, torch.empty_like(largest)])
-            sums[1] = logits.sub_(largest[:, None]).exp_().sum(-1)
+            of_label = logits.gather(1, column[:, None])[:, 0].float() * inside
+            sums = torch.stack([of_label, _exponentials(logits, largest)])
             dist.all_reduce(sums, group=group)
             normalisers[part] = largest + sums[1].log()
             losses[part] = normalisers[part] - sums[0]
@@ -75,15 +78,27 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         of_rows = torch.empty_like(rows)
         of_weight = torch.zeros_like(weight, dtype=torch.float32)  # a sum over chunks, rounded once
         for part in _parts(len(labels), ctx.chunk):
-            # The softmax, less one at the label.
-            of_logits = F.linear(rows[part], weight).float().sub_(normalisers[part, None]).exp_()
             column, inside = _place(labels[part], weight, ctx.group)
-            of_logits.scatter_add_(1, column[:, None], -inside[:, None].float())
-            rounded = of_logits.mul_(gradient[part, None]).to(rows.dtype)
-            torch.mm(rounded, weight, out=of_rows[part])
-            of_weight += rounded.t() @ rows[part]
+            column = torch.where(inside, column, -1)
+            of_logits = _gradient(F.linear(rows[part], weight), normalisers[part], column, gradient[part])
+            torch.mm(of_logits, weight, out=of_rows[part])
+            of_weight += of_logits.t() @ rows[part]
         whole = _reduce_scatter_along_first_dim(of_rows, ctx.group) if ctx.scattered else _reduce(of_rows, ctx.group)
         return whole, of_weight.to(weight.dtype), None, None, None, None
+
+
+@fused
+def _exponentials(logits: Tensor, largest: Tensor) -> Tensor:
+    """Sum over the vocabulary, relative to the largest logit."""
+    return (logits.float() - largest[:, None]).exp().sum(-1)
+
+
+@fused
+def _gradient(logits: Tensor, normalisers: Tensor, column: Tensor, gradient: Tensor) -> Tensor:
+    """The softmax, less one at the label's column, times the gradient of the loss; rounded to the model's precision."""
+    at_label = torch.arange(logits.size(1), device=logits.device) == column[:, None]
+    softmax = (logits.float() - normalisers[:, None]).exp()
+    return ((softmax - at_label.float()) * gradient[:, None]).to(logits.dtype)
 
 
 def _parts(tokens: int, chunk: int) -> Iterator[slice]:
