@@ -180,6 +180,10 @@ def _engine(r: Recipe) -> Iterator[str]:
             )
         if r.gpu.memory_mib and r.engine.dtype is Dtype.fp32:
             yield "engine.dtype fp32: flash attention on a GPU has no fp32; write engine.dtype=bf16"
+        if r.gpu.memory_mib and p.cp > 1:
+            # Zigzag chunks see keys before and after them, which here a mask of all pairs sorts out.
+            more = divisor(math.gcd(r.model.kv_heads, r.cluster.gpus_per_node), p.tp * p.cp)
+            yield f"cp {p.cp} on GPUs is slime's; write layout.cp=1 layout.tp={more}, or engine=slime"
         if p.offload and p.recompute not in (Recompute.linear, Recompute.full):
             yield f"offload moves layers' inputs, and recompute {p.recompute.value} keeps more; write layout.recompute=linear"
     elif p.recompute is Recompute.linear or p.offload:

@@ -4,6 +4,7 @@ Weights, gradients and optimizer state are exact, activations are measured to wi
 rest are allowances, named below, which nothing here has measured on a GPU.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -19,7 +20,7 @@ from recipes.pipeline import in_flight
 RUNTIME = 3 * 2**30  # allowance: CUDA context, NCCL's communicators, cuBLAS and cuDNN workspaces
 RUNTIME_CPU = 400 * 10**6  # of a rank on a CPU: Python and its imports (megatron.md: 0.4 GB a rank)
 UNDER_WAY = 2  # layers whose tensors are on the GPU while they come or leave (`launch/model/host.py`)
-PINNED = 4 / 3  # allowance: PyTorch rounds pinned memory up to powers of two
+PINNED = 4 / 3  # allowance: what rounding up each parameter's states to powers of two adds
 FRAGMENTATION = 0.1  # allowance: of what comes and goes, with expandable segments
 FITS, RISKY = 0.8, 0.95  # arXiv 2411.06465: of 454 runs below 80% of the memory none ran out of it
 
@@ -190,12 +191,15 @@ def host_memory(r: Recipe, load: Load, step_tokens: int, where: Placed | None = 
 
 def _waiting_on_host(r: Recipe, load: Load, where: Placed) -> float:
     """Of a rank of the fullest stage, in whose passes under way every layer keeps its tensors here."""
-    p, each = r.layout, activations(r).waiting(r.layout.recompute)
+    p, tokens = r.layout, load.largest / r.layout.cp
     fullest = max(
         in_flight(p.pp, load.batches, p.vpp, number) * max(c.layers for c in where.stages[kind])
         for number, kind in enumerate(where.kind)
     )
-    return PINNED * fullest * load.largest / p.cp * each
+    heads, size = r.model.heads / p.tp, element_size(r)
+    each = [r.model.hidden * size / (p.tp if p.sp else 1)]
+    each += [heads * r.model.head_dim * size, heads * 4] if p.recompute is Recompute.linear else []
+    return fullest * sum(2.0 ** math.ceil(math.log2(tokens * one)) for one in each)  # as PyTorch rounds pinned memory
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,9 @@ class Planned:
         """About how long measuring a part takes."""
         if part == "roofline":
             return _ROOFLINE_S + 0.3 * self.step_seconds
-        return START_S + self.case.steps * self.step_seconds * (SLOWER if part == "transformers" else 1.0)
+        if part == "transformers":
+            return START_S + self.case.steps * SLOWER * self.step_seconds
+        return START_S + (self.case.steps + self.recipe.layout.offload) * self.step_seconds
 
 
 def planned(case: Case, words: Sequence[str]) -> Planned:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.console import Console
 
 from launch.gpu_bench import table
@@ -27,6 +28,8 @@ ENV = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", "HF_HUB_OFFLINE": 
 def run(recipe: Recipe, console: Console, cases: Sequence[Case] = CASES) -> None:
     """Raises `PreflightError` without the GPU, and `TrainError` where a measurement failed otherwise than by too little memory."""
     words = machine_words(recipe, _cluster_here(recipe))
+    if not any(word.startswith("cluster.host_memory_gb=") for word in words):
+        words.append(f"cluster.host_memory_gb={psutil.virtual_memory().total / 1e9:.0f}")
     started, failed, made = time.monotonic(), [], 0
     folders = [prepared(recipe, planned(case, words)) for case in cases]
     for folder, part in left(folders):

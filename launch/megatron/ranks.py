@@ -61,6 +61,8 @@ class Ranks:
         if gpus:
             # Sequences of unlike length leave holes otherwise.
             env = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", **env}
+            if self.recipe.layout.tp > 1:  # Megatron overlaps its messages with what was launched before them
+                env = {"CUDA_DEVICE_MAX_CONNECTIONS": "1", **env}
         actor = ray.remote(Worker).options(num_cpus=1, num_gpus=gpus, max_restarts=0, runtime_env={"env_vars": env})
         self._workers = [actor.remote() for _ in range(world_size(self.recipe))]
         self._cleanup.callback(lambda: [ray.kill(w) for w in self._workers])

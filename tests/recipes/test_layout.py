@@ -41,6 +41,7 @@ def refused(*words: str) -> str:
         (["engine=slime", "layout.recompute=linear"], "layout.recompute=full, or engine=megatron"),
         (["engine=slime", "layout.recompute=full", "layout.offload=true"], "layout.offload=false"),
         (["gpu=h100", "engine.dtype=fp32"], "write engine.dtype=bf16"),
+        (["gpu=h100", "layout.cp=2"], "write layout.cp=1 layout.tp=2, or engine=slime"),
     ],
 )
 def test_dense_rules(words, says):

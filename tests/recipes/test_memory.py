@@ -6,7 +6,7 @@ from recipes.activations import activations
 from recipes.compose import compose_recipe
 from recipes.config import OptimizerState, Recompute
 from recipes.dimensions import parameters
-from recipes.memory import PINNED, Load, Verdict, disk, gpu_memory, host_memory, memory_limit, verdict
+from recipes.memory import Load, Verdict, disk, gpu_memory, host_memory, memory_limit, verdict
 
 LOAD = Load([[40_000, 152_000, 30_000, 20_000], [50_000, 50_000, 50_000, 50_000]])
 DENSE = ["model=qwen3-32b", "layout=released-qwen3"]
@@ -59,10 +59,10 @@ def test_what_is_offloaded_is_on_the_host_but_for_two_layers():
         each = 152_000 * activations(here).waiting(how)  # bytes of one of the 36 layers
         gpu = [gpu_memory(one, load)[0].activations for one in (here, there)]
         assert gpu[0] - gpu[1] == pytest.approx(34 * each)
-        assert [host_memory(one, load, 0).activations for one in (here, there)] == [
-            0.0,
-            pytest.approx(36 * each * PINNED),
-        ]
+        on_host = [host_memory(one, load, 0).activations for one in (here, there)]
+        assert on_host[0] == 0.0 and 36 * each <= on_host[1] < 2 * 36 * each, (
+            "each tensor is rounded up to a power of two"
+        )
 
 
 def test_an_early_stage_holds_more_batches_and_the_last_one_the_logits():
