@@ -15,7 +15,7 @@ from launch.megatron.place import Place
 from launch.megatron.worker import Worker
 from launch.plan import Plan
 from recipes.compose import REPO
-from recipes.config import Recipe
+from recipes.config import OptimizerState, Recipe, Recompute
 from recipes.errors import LimiError, PreflightError, TrainError
 from recipes.layout import world_size
 
@@ -116,6 +116,10 @@ class Ranks:
         except RayTaskError as error:
             if isinstance(error.cause, LimiError):
                 raise error.cause from None
+            if type(error.cause).__name__ == "OutOfMemoryError":  # torch's
+                raise TrainError(
+                    f"rank {rank} ran out of the GPU's memory in '{what}': {_last_line(error)}; write {leaner(self.recipe)}"
+                ) from error
             # Another rank's death shows here as a broken connection, and often sooner than Ray reports it.
             if pending:
                 others, _ = ray.wait(pending, num_returns=len(pending), timeout=DEATH_S)
@@ -167,6 +171,19 @@ def too_few_gpus(r: Recipe, there: int) -> str:
         f"cluster={r.cluster.name} is {world_size(r)} GPUs, and Ray finds {there} on this machine; {mend} cluster=local for a tiny "
         "model on the CPU"
     )
+
+
+def leaner(r: Recipe) -> str:
+    """What to type for less memory on the GPU, the cheapest first."""
+    p = r.layout
+    words = {
+        "layout.loss_chunk=4096": p.loss_chunk is None,
+        "layout.recompute=linear": p.recompute in (Recompute.none, Recompute.selective),
+        "layout.offload=true": p.recompute in (Recompute.linear, Recompute.full) and not p.offload,
+        "layout.optimizer_state=offloaded": p.optimizer_state is OptimizerState.resident,
+        "layout.recompute=full": p.recompute is Recompute.linear,
+    }
+    return next((word for word, helps in words.items() if helps), f"layout.tp={2 * p.tp}, or a smaller data.max_tokens")
 
 
 def _died(call: Any) -> bool:

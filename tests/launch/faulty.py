@@ -90,3 +90,14 @@ class ShiftedLabels(_Faulty):
             return replace(batch, labels=batch.tokens)
 
         rank.pack = pack
+
+
+class OutOfMemory(Worker):
+    """A GPU without room for a step."""
+
+    def call(self, method, *arguments):
+        import torch
+
+        if method == "train_step":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return super().call(method, *arguments)
