@@ -48,8 +48,7 @@ class Kept:
             place = number.get(tensor.untyped_storage().data_ptr())
             if place is not None:
                 return _View(place, tuple(tensor.size()), tensor.stride(), int(tensor.storage_offset()))
-            self.tensors.append(tensor)
-            return len(self.tensors) - 1
+            return self._keep(tensor)
 
         def unpack(packed: int | _View) -> Tensor:
             if isinstance(packed, _View):
@@ -61,10 +60,16 @@ class Kept:
             out = function(*entered)
         self._entries, self._exit = [get_gradient_edge(x) for x in entered], get_gradient_edge(out)
         result = out.detach()
-        self._place = next((i for i, t in enumerate(self.tensors) if _same(t, result)), len(self.tensors))
-        if self._place == len(self.tensors):
-            self.tensors.append(result)
+        self._place = self._keep(result)
         return result
+
+    def _keep(self, tensor: Tensor) -> int:
+        """Its number among the tensors, where each is once however many operations save it."""
+        for number, other in enumerate(self.tensors):
+            if _same(tensor, other):
+                return number
+        self.tensors.append(tensor)
+        return len(self.tensors) - 1
 
     def result(self) -> Tensor:
         return self.tensors[self._place]
@@ -79,7 +84,8 @@ class Kept:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    return a.data_ptr() == b.data_ptr() and a.size() == b.size() and a.stride() == b.stride()
+    alike = a.dtype == b.dtype and a.size() == b.size() and a.stride() == b.stride()
+    return alike and a.data_ptr() == b.data_ptr()
 
 
 class _Enter(torch.autograd.Function):
