@@ -58,6 +58,10 @@ class HostAdam:
         for parameter in self._parameters():
             self.state[parameter]["step"] += 1
 
+    def finish(self) -> None:
+        """Waits until the state is in the host's memory, where a checkpoint reads it."""
+        self._lane.finish()
+
     def _hosts(self, parameter: Tensor, piece: slice) -> list[Tensor]:
         return [self.state[parameter][name][piece] for name in STATES]
 
@@ -68,6 +72,7 @@ class HostAdam:
 def _update(group: dict[str, Any], step: int, tensors: list[Tensor], gradient: Tensor) -> None:
     weight, exp_avg, exp_avg_sq = tensors
     beta1, beta2 = group["betas"]
+    steps = torch.full((), float(step), device=weight.device)  # `torch.tensor` would wait for the GPU
     adamw(
         [weight], [gradient], [exp_avg], [exp_avg_sq], [], [torch.full((), float(step), device=weight.device)], fused=True,
         amsgrad=False, beta1=beta1, beta2=beta2, lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"],

@@ -58,6 +58,8 @@ def _held(optimizer: Any) -> Iterator[tuple[str, Any, Tensor, dict[int, slice]]]
     """Every parameter of which this rank holds a part, in the same order on all ranks: a name of it here, the optimizer it
     is in, and as `_pieces` gives it. Experts have an optimizer of their own where their ranks are not those of the attention."""
     for number, part in enumerate(parts_of(optimizer)):
+        if isinstance(part.optimizer, HostAdam):
+            part.optimizer.finish()
         me = part.data_parallel_group.rank()
         for order, (parameter, pieces) in enumerate(_pieces(part)):
             if me in pieces:

@@ -50,6 +50,11 @@ class Lane:
         """Makes the computation wait for all that left."""
         self._let_go(0)
 
+    def finish(self) -> None:
+        """Waits on the host for all copies: it may then read and write its memory."""
+        if self._stream is not None:
+            self._stream.synchronize()
+
     def come(self, hosts: list[Tensor]) -> Coming:
         """Starts to copy back, once all that the computation was asked for before is done."""
         tensors = [torch.empty_like(host, device=self.device) for host in hosts]

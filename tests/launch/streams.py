@@ -22,6 +22,10 @@ class Stream:
     def __init__(self, name: str) -> None:
         self.name = name
         self.clock: dict[str, int] = {}
+        self.finished: dict[str, int] = {}  # for which the host waited
+
+    def synchronize(self) -> None:
+        self.finished = dict(self.clock)
 
     def advance(self) -> Moment:
         self.clock[self.name] = self.clock.get(self.name, 0) + 1

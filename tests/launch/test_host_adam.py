@@ -67,8 +67,11 @@ def test_pieces_come_and_leave_beside_the_update(monkeypatch):
     monkeypatch.setattr(host_adam, "_update", watched)
     with Streams().at_work(monkeypatch) as streams:
         groups = groups_of(torch.bfloat16)
-        for _ in five_steps(groups, streams.lane()):
-            assert streams.under_way("out") == 0, "a checkpoint reads it"
+        for adam, *_ in five_steps(groups, streams.lane()):
+            assert streams.under_way("out") == 0
+            assert streams.copying.finished != streams.copying.clock, "a step does not wait on the host"
+            adam.finish()
+            assert streams.copying.finished == streams.copying.clock, "a checkpoint reads the state"
     assert not streams.freed_early
     pieces = 2 + 3 + 8 + 1
     assert len(beside) == 5 * pieces
