@@ -11,6 +11,7 @@ import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 from launch.model.host import Coming, Lane
 from launch.model.kept import Kept
@@ -65,9 +66,9 @@ class _Recomputed(torch.autograd.Function):
         if ctx.kept:
             ctx.kept.tensors = tensors
         hidden = hidden.detach().requires_grad_()
-        with torch.enable_grad():
-            out = ctx.layer.run(hidden, ctx.kept, ctx.others)
-        torch.autograd.backward(out, gradient)
+        with torch.enable_grad():  # of the result, which the next layer has used, only its place in the graph is wanted
+            end = get_gradient_edge(ctx.layer.run(hidden, ctx.kept, ctx.others))
+        torch.autograd.backward(end, gradient)
         return hidden.grad, None, None
 
 
@@ -94,7 +95,6 @@ class Stays:
 
     def take(self, stay: Stay) -> list[Tensor]:
         self._lane.arrive()
-        self._last = None  # the next forward pass is another micro-batch's
         coming = stay.coming or self._lane.come(stay.hosts)
         tensors = self._lane.wait(coming)
         if stay.before and stay.before.hosts and not stay.before.coming:

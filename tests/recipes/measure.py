@@ -50,6 +50,13 @@ CASES = {
     "GLM of 16 experts, TP 2 with SP, EP 2": [*GLM, *MANY, "layout.tp=2", "layout.sp=true"],
     "Qwen3, TP 2 with SP, loss in chunks": [*QWEN, "layout.tp=2", "layout.sp=true", "layout.loss_chunk=512"],
     "Qwen3, full recomputation": [*QWEN, "layout.recompute=full", "cluster.gpus_per_node=1"],
+    "Qwen3, linear recomputation": [*QWEN, "layout.recompute=linear", "cluster.gpus_per_node=1"],
+    "wider Qwen3, linear recomputation, offloaded": [
+        *QWEN, *WIDE, "layout.recompute=linear", "layout.offload=true", "cluster.gpus_per_node=1"
+    ],
+    "GLM, TP 2 with SP, linear recomputation, offloaded": [
+        *GLM, "layout.tp=2", "layout.sp=true", "layout.ep=1", "layout.recompute=linear", "layout.offload=true"
+    ],
     "wider Qwen3, selective recomputation": [*QWEN, *WIDE, "layout.recompute=selective", "cluster.gpus_per_node=1"],
     "GLM, EP 2, selective recomputation": [*GLM, "layout.recompute=selective"],
 }  # fmt: skip
@@ -84,7 +91,9 @@ def compared(name: str) -> Iterator[dict[str, list[float]]]:
         for i, length in enumerate(LENGTHS):
             tokens = length // r.layout.cp
             saved = mean(f["saved"][i]["all"] - f["saved"][i]["loss"] for f in here)
-            ratios["activations"].append(saved / (tokens * a.chunk(chunks[0], r.layout.recompute)))
+            kept = a.chunk(chunks[0], r.layout.recompute)
+            away = chunks[0].layers * a.waiting(r.layout.recompute) if r.layout.offload else 0.0
+            ratios["activations"].append(saved / (tokens * (kept - away)))
             if chunks[0].output:
                 ratios["loss"].append(mean(f["saved"][i]["loss"] for f in here) / (tokens * a.softmax))
         yield ratios
@@ -166,7 +175,8 @@ class _FlashAttention(torch.autograd.Function):
 
 
 def _saved(chunk: Any, r: Any, length: int) -> dict[str, int]:
-    """Bytes that autograd saves, parameters left out, and how many of them are the loss's; storages are counted once."""
+    """Bytes that autograd saves, with the angles of rotation and without parameters, and how many of them are the loss's;
+    storages are counted once."""
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel import cross_entropy
 
@@ -189,6 +199,8 @@ def _saved(chunk: Any, r: Any, length: int) -> dict[str, int]:
             saved.setdefault(address, (tensor, in_loss))
         return tensor
 
+    for angles in packed.rotation:
+        pack(angles)  # a layer that is computed again has them from its micro-batch, not from autograd
     original = cross_entropy._VocabParallelCrossEntropy.apply
 
     def loss(*arguments: Any) -> Any:
