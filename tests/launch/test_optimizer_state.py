@@ -26,6 +26,8 @@ MORE = [
     ("GLM TP2 SP CP2 ETP4", "GLM TP2 SP"),
     ("GLM TP2 SP DP2 EP4", "GLM EP4"),
     ("GLM EP2 PP2", "GLM TP2 SP EP2"),
+    ("GLM TP2 SP CP2 linear recomputation, all offloaded", "GLM DP2"),
+    ("GLM EP4", "GLM TP2 SP CP2 linear recomputation, all offloaded"),
 ]
 
 
@@ -56,3 +58,18 @@ def test_any_layout_goes_on_from_a_checkpoint(root, tmp_path, saves, goes_on):
         for (loss, norm), (same_loss, same_norm) in zip(found, wanted, strict=True):
             assert loss == pytest.approx(same_loss, abs=1e-4)
             assert norm == pytest.approx(same_norm, rel=1e-4)
+
+
+@pytest.mark.parametrize(("saves", "goes_on"), [("offloaded", "resident"), ("resident", "offloaded")])
+def test_a_state_goes_on_the_same_on_the_host_and_on_the_gpu(root, tmp_path, saves, goes_on):
+    def ranks_with(state):
+        words = [*parity.QWEN, "engine.dtype=bf16", "cluster.gpus_per_node=1", f"layout.optimizer_state={state}"]
+        return ranks_of(root, *words, f"model.checkpoint={root}/models/Qwen3-bf16")
+
+    with ranks_with(saves) as (_, ranks):
+        steps(ranks, 0)
+        ranks.call("save", str(tmp_path), 2)
+        wanted = steps(ranks, 2)
+    with ranks_with(goes_on) as (_, ranks):
+        assert ranks.call("load", str(tmp_path))[0] == 2
+        assert steps(ranks, 2) == wanted, "bit for bit"
