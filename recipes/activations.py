@@ -31,6 +31,7 @@ class Activations:
     softmax: float  # of the loss
     selective_mlp: float  # of an MLP that is computed again
     selective_moe: float
+    mlp_gradients: float  # of one layer without experts, where its backward pass has most
 
     def chunk(self, chunk: Chunk, recompute: Recompute) -> float:
         """Of all layers of a chunk; the embedding, the output layer and the loss where it has them."""
@@ -48,9 +49,18 @@ class Activations:
         """What one layer keeps that is computed again from its input."""
         return self.layer_input + (self.kept_attention if recompute is Recompute.linear else 0.0)
 
-    def largest_layer(self, chunk: Chunk) -> float:
-        """Of the layer that keeps most, whole."""
-        return self.attention + max(self.mlp if chunk.dense else 0, self.moe if chunk.moe else 0)
+    def again(self, chunk: Chunk, recompute: Recompute) -> float:
+        """Of the layer that has most, what is there once it is computed again, beside what it kept."""
+        if recompute is Recompute.none:
+            return 0.0
+        kept_mlp, kept_moe = self.selective_mlp, self.selective_moe
+        if recompute is not Recompute.selective:
+            kept_mlp = kept_moe = self.waiting(recompute) - self.attention
+        return max(self.mlp - kept_mlp if chunk.dense else 0.0, self.moe - kept_moe if chunk.moe else 0.0)
+
+    def gradients(self, chunk: Chunk) -> float:
+        """Inside the layer that has most, beside what it kept."""
+        return max(self.mlp_gradients if chunk.dense else 0.0, self.moe if chunk.moe else 0.0)
 
 
 def activations(r: Recipe, imbalance: float = IMBALANCE) -> Activations:
@@ -72,6 +82,8 @@ def activations(r: Recipe, imbalance: float = IMBALANCE) -> Activations:
         softmax=_softmax(r),
         selective_mlp=hidden,
         selective_moe=2 * hidden + rows,
+        # Of SwiGLU's result and its two inputs, when the result itself is gone; of the layer's output.
+        mlp_gradients=hidden + 2 * m.ffn / p.tp * size,
     )
 
 

@@ -12,7 +12,7 @@ from enum import Enum
 import psutil
 
 from recipes.activations import IMBALANCE, Activations, activations
-from recipes.config import Dtype, EngineName, OptimizerState, Recipe, Recompute
+from recipes.config import Dtype, EngineName, OptimizerState, Recipe
 from recipes.dimensions import parameters
 from recipes.partition import Buffer, Chunk, Placed, element_size, placed
 from recipes.pipeline import in_flight
@@ -91,9 +91,10 @@ def _stage(r: Recipe, chunks: list[Chunk], a: Activations, load: Load, held: lis
     # Interleaved, a stage holds so many chunks' activations, of about as many micro-batches.
     passes = in_flight(p.pp, load.batches, p.vpp, number)
     activation = kept * load.window(passes) / p.cp if p.vpp == 1 else kept * passes * load.window(p.pp) / p.pp / p.cp
-    again = max(a.largest_layer(c) for c in chunks) if p.recompute is not Recompute.none else 0.0
-    gradients = max(max(a.mlp if c.dense else 0.0, a.moe if c.moe else 0.0) for c in chunks)
-    working = largest * (again + gradients)
+    working = largest * max(a.again(c, p.recompute) + a.gradients(c) for c in chunks)
+    # The output layer's gradient waits for the embedding's, which comes last.
+    if m.tied and p.pp == 1 and r.engine.name is EngineName.megatron:
+        working += size * m.vocab / p.tp * m.hidden
     loss = _loss(r, a, largest) if chunks[-1].output else 0.0
     # Gathered tokens of sequence parallelism, forward and backward; tokens on their way to experts and back.
     cut = 1 / p.tp if p.sp else 1.0
