@@ -91,17 +91,21 @@ class Pricing:
         if lean[0] >= RISKY or (not ladder[-1][-1].layout.offload and lean[1] >= RISKY):
             yield Option(ladder[-1][-1], math.inf, *lean)
             return
+        fits = False
         for level in ladder:
             # From the fastest to the leanest: what comes after one that fits is slower, save that more recomputation may let
             # the optimizer stay on the GPU.
             for r in level:
                 shares = self.shares(r, load, where)
                 if max(shares) < RISKY:
+                    fits = True
                     yield Option(r, self._seconds(r, where), *shares)
                 if max(shares) < FITS:
                     if r.layout.optimizer_state is not OptimizerState.offloaded:
                         return
                     break
+        if not fits:  # the leanest on the GPU is too much for the host, and what spares the host for the GPU
+            yield Option(ladder[-1][-1], math.inf, *lean)
 
     def estimate(self, r: Recipe) -> Option:
         """Of one layout, whether it fits or not."""
