@@ -1,0 +1,49 @@
+"""The plan's memory against the peak of whole steps of real shapes (`peak.py`), and that nothing is live at it that need not be. In
+a process of its own: megatron.core is imported through the hook."""
+
+import json
+
+import pytest
+
+from tests.launch.test_gpt import run
+
+CODE = """
+import json
+import sys
+from tests.recipes import peak
+
+peak.set_up()
+for model, layout, tokens in json.loads(sys.argv[1]):
+    r = peak.recipe_of(model, layout)
+    found = peak.measured(r, tokens)
+    ratio = found.peak / peak.total(peak.predicted(r, tokens))
+    print(json.dumps([ratio, found.peak_phase, found.at_peak, found.phase_peaks]))
+"""
+
+
+def steps(*cases):
+    return [json.loads(line) for line in run(CODE, json.dumps(cases)).splitlines() if line.startswith("[")]
+
+
+def bytes_of(at_peak, name):
+    return sum(size for label, size in at_peak.items() if name in label)
+
+
+@pytest.mark.slow
+def test_the_plan_is_within_five_percent_of_the_peak_and_not_below_it():
+    layouts = ["none", "selective", "linear", "full", "linear, offloaded", "linear, all offloaded"]
+    cases = [("Qwen3-0.6B", layout, tokens) for layout in layouts for tokens in (8192, 155648)]
+    found = steps(*cases)
+    for case, (ratio, phase, *_) in zip(cases, found, strict=True):
+        assert 0.95 < ratio < 1.002, case
+        assert phase == "forward and backward"
+
+
+def test_what_is_live_at_the_peak_is_used_after_it():
+    """Of the loss one chunk's logits in both precisions, of a layer computed again its input and what its backward pass reads."""
+    tokens, hidden = 155648, 1024
+    (_, _, loss, _), (_, _, layer, _) = steps(("Qwen3-0.6B", "none", 8192), ("Qwen3-0.6B", "linear, offloaded", tokens))
+    assert bytes_of(loss, "_gradient_of_logits") == 4096 * 151936 * (4 + 2)
+    assert bytes_of(layer, "_bias_dropout_add_func") == 2 * tokens * hidden, "the sum after attention, not the result"
+    two_layers = 2 * tokens * (2 * hidden + 16 * (2 * 128 + 4))
+    assert bytes_of(layer, "model/host.py") == pytest.approx(two_layers, rel=1e-6)
