@@ -12,7 +12,7 @@ from enum import Enum
 import psutil
 
 from recipes.activations import IMBALANCE, Activations, activations
-from recipes.config import Dtype, EngineName, OptimizerState, Recipe
+from recipes.config import Dtype, EngineName, OptimizerState, Recipe, Recompute
 from recipes.dimensions import parameters
 from recipes.partition import Buffer, Chunk, Placed, element_size, placed
 from recipes.pipeline import in_flight
@@ -118,12 +118,10 @@ def _loss(r: Recipe, a: Activations, tokens: float) -> float:
     p, size, vocab = r.layout, element_size(r), r.model.vocab / r.layout.tp
     if p.loss_chunk and r.engine.name is EngineName.megatron:
         unfused = 0 if r.gpu.memory_mib else 12  # fp32 numbers between that a GPU never writes
-        # One chunk's logits and their gradient; the weight's gradient in fp32 and a chunk's part of it; the gradient of the tokens.
-        return (
-            min(p.loss_chunk, tokens) * vocab * (2 * size + unfused)
-            + vocab * r.model.hidden * (4 + size)
-            + tokens * (a.softmax + r.model.hidden * size)
-        )
+        logits, weight = min(p.loss_chunk, tokens) * vocab, vocab * r.model.hidden
+        # One chunk's logits and their gradient, then that and its part of the weight's; the weight's in fp32; that of the tokens.
+        chunk = max(logits * (2 * size + unfused), (logits + weight) * size)
+        return chunk + weight * 4 + tokens * (a.softmax + r.model.hidden * size)
     # fp32 logits, their gradient, and that in the model's precision.
     whole = tokens * ((8 + size) * vocab + a.softmax)
     return whole + (2 * 4 * min(p.loss_chunk, tokens) * vocab if p.loss_chunk else 0.0)

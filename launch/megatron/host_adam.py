@@ -74,7 +74,7 @@ def _update(group: dict[str, Any], step: int, tensors: list[Tensor], gradient: T
     beta1, beta2 = group["betas"]
     steps = torch.full((), float(step), device=weight.device)  # `torch.tensor` would wait for the GPU
     adamw(
-        [weight], [gradient], [exp_avg], [exp_avg_sq], [], [torch.full((), float(step), device=weight.device)], fused=True,
+        [weight], [gradient], [exp_avg], [exp_avg_sq], [], [steps], fused=True,
         amsgrad=False, beta1=beta1, beta2=beta2, lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"],
         maximize=False,
     )  # fmt: skip

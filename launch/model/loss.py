@@ -57,16 +57,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         normalisers = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
         losses = torch.empty_like(normalisers)
         for part in _parts(len(labels), chunk):
-            logits = F.linear(rows[part], weight)
-            largest = logits.amax(-1).float()
-            dist.all_reduce(largest, dist.ReduceOp.MAX, group)
-            column, inside = _place(labels[part], weight, group)
-            # Of the label, and of all: each rank has those of its part of the vocabulary.
-            of_label = logits.gather(1, column[:, None])[:, 0].float() * inside
-            sums = torch.stack([of_label, _exponentials(logits, largest)])
-            dist.all_reduce(sums, group=group)
-            normalisers[part] = largest + sums[1].log()
-            losses[part] = normalisers[part] - sums[0]
+            normalisers[part], losses[part] = _normaliser_and_loss(rows[part], weight, labels[part], group)
         ctx.save_for_backward(hidden, weight, labels, normalisers)
         ctx.chunk, ctx.group, ctx.scattered = chunk, group, scattered
         return losses
@@ -83,8 +74,24 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             of_logits = _gradient(F.linear(rows[part], weight), normalisers[part], column, gradient[part])
             torch.mm(of_logits, weight, out=of_rows[part])
             of_weight += of_logits.t() @ rows[part]
+            del of_logits  # before the next one is made
         whole = _reduce_scatter_along_first_dim(of_rows, ctx.group) if ctx.scattered else _reduce(of_rows, ctx.group)
         return whole, of_weight.to(weight.dtype), None, None, None, None
+
+
+def _normaliser_and_loss(rows: Tensor, weight: Tensor, labels: Tensor, group: ProcessGroup) -> tuple[Tensor, Tensor]:
+    """Of each row the logarithm of the sum over the vocabulary, and that less the label's logit. A function of its own, so that one
+    chunk's logits are gone before the next one's are made."""
+    logits = F.linear(rows, weight)
+    largest = logits.amax(-1).float()
+    dist.all_reduce(largest, dist.ReduceOp.MAX, group)
+    column, inside = _place(labels, weight, group)
+    # Of the label, and of all: each rank has those of its part of the vocabulary.
+    of_label = logits.gather(1, column[:, None])[:, 0].float() * inside
+    sums = torch.stack([of_label, _exponentials(logits, largest)])
+    dist.all_reduce(sums, group=group)
+    normaliser = largest + sums[1].log()
+    return normaliser, normaliser - sums[0]
 
 
 @fused
