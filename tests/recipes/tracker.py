@@ -113,8 +113,8 @@ def one_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _flash_workspace(query: Tensor, key: Tensor, boundaries: Tensor) -> int:
-    """Bytes that flash attention 2's backward pass takes inside (`mha_varlen_bwd`, torch 2.13): fp32 sums of the queries' gradients
-    and of products, and gradients of keys and values of every query head where these are grouped."""
+    """Bytes that flash attention 2's backward pass takes inside (`mha_varlen_bwd` of its `flash_api.cpp`): fp32 sums of the
+    queries' gradients and of products, and gradients of keys and values of every query head where these are grouped."""
     tokens, heads, d = query.shape
     padded = tokens + 128 * (len(boundaries) - 1)
     expanded = 2 * tokens * heads * d * query.element_size() if key.size(1) != heads else 0
