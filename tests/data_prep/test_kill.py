@@ -37,7 +37,11 @@ def whole(out):
 
 @pytest.mark.parametrize(
     ("workers", "kills"),
-    [(2, 1), pytest.param(1, 20, marks=pytest.mark.slow), pytest.param(2, 20, marks=pytest.mark.slow)],
+    [
+        pytest.param(2, 1, marks=pytest.mark.slow),
+        pytest.param(1, 20, marks=pytest.mark.slow),
+        pytest.param(2, 20, marks=pytest.mark.slow),
+    ],
 )
 def test_no_half_made_folder_passes_for_whole(root, bases, tmp_path, workers, kills):
     source, out = tmp_path / "source.jsonl", tmp_path / "out"

@@ -12,8 +12,8 @@ from unittest import mock
 import torch
 from launch.megatron import cpu
 cpu.install()
-from launch.model import layers, rotary
-from launch.model.fused import fused
+from launch.model import layers, loss, rotary
+from launch.model.fused import _mark, fused
 
 torch._dynamo.config.disable = False  # the hook compiles nothing
 import os
@@ -28,7 +28,15 @@ def kept(function, **options):
 def compiled_and_plain(function):
     with mock.patch.object(torch, "compile", kept):
         fused(function.__wrapped__)
-    return compiled.pop(), function.__wrapped__
+    mine = compiled.pop()
+
+    def marked(*arguments):
+        for tensor in arguments:
+            if isinstance(tensor, torch.Tensor):
+                _mark(tensor, arguments[0].size(0))
+        return mine(*arguments)
+
+    return marked, function.__wrapped__
 
 def calls(length, dtype):
     '''Function, arguments: hidden states of a layer and heads of a product that they are views of, as the model has them.'''
@@ -46,7 +54,13 @@ def calls(length, dtype):
     for x in (some(length, 4, 24), some(length, 2, 24)):  # all of a head is turned
         yield rotary._turned, (x, *angles)
 
-functions = {f: compiled_and_plain(f) for f in (layers._normalised, layers._normalised_backward, rotary._turned)}
+    logits = some(length, 500)
+    yield loss._exponentials, (logits, logits.amax(-1).float())
+    column = torch.randint(-1, 500, (length,))
+    yield loss._gradient, (logits, logits.float().logsumexp(-1), column, torch.rand(length))
+
+all_of_them = (layers._normalised, layers._normalised_backward, rotary._turned, loss._exponentials, loss._gradient)
+functions = {f: compiled_and_plain(f) for f in all_of_them}
 for dtype, error in ((torch.float32, 2e-6), (torch.bfloat16, 2.0**-7)):
     torch.compiler.set_stance("default")
     for length in (37, 8, 129, 64):

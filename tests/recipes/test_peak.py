@@ -39,11 +39,14 @@ def test_the_plan_is_within_five_percent_of_the_peak_and_not_below_it():
         assert phase == "forward and backward"
 
 
+@pytest.mark.slow
 def test_what_is_live_at_the_peak_is_used_after_it():
-    """Of the loss one chunk's logits in both precisions, of a layer computed again its input and what its backward pass reads."""
+    """Of the loss one chunk's logits, of a layer computed again its input and what its backward pass reads."""
     tokens, hidden = 155648, 1024
     (_, _, loss, _), (_, _, layer, _) = steps(("Qwen3-0.6B", "none", 8192), ("Qwen3-0.6B", "linear, offloaded", tokens))
-    assert bytes_of(loss, "_gradient_of_logits") == 4096 * 151936 * (4 + 2)
+    # Logits and their gradient, and the sum of the weight's in fp32.
+    held = 4096 * 151936 * (2 + 2) + 151936 * hidden * 4
+    assert bytes_of(loss, "model/loss.py") == pytest.approx(held, rel=0.01)
     assert bytes_of(layer, "_bias_dropout_add_func") == 2 * tokens * hidden, "the sum after attention, not the result"
     two_layers = 2 * tokens * (2 * hidden + 16 * (2 * 128 + 4))
     assert bytes_of(layer, "model/host.py") == pytest.approx(two_layers, rel=1e-6)

@@ -71,6 +71,7 @@ def test_without_the_gpu_it_says_so():
         run.show(compose_recipe(["cluster=h100x8"]), Console(file=io.StringIO()))
 
 
+@pytest.mark.slow
 def test_calls_measure_what_is_left_and_nothing_twice(tmp_path, tiny):
     """The processes and the engine are the real ones; on a CPU, the first in bf16."""
     first = bench(tmp_path, "limit_s=30", of=(BESIDE,))
