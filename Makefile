@@ -142,7 +142,7 @@ serve: $(READY) ## Serve an export with SGLang until Ctrl-C, with a curl and a P
 	@$(call LIMI,serve)
 
 .PHONY: parity
-parity: $(READY) ## Train the tiny models in every layout beside one rank, and compare (five minutes)
+parity: $(READY) ## Train the tiny models in every layout beside one rank, and compare (seven minutes)
 	@$(call LIMI,parity)
 
 .PHONY: bench

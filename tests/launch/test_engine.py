@@ -1,13 +1,18 @@
-"""The driver's export, with one real rank behind it."""
+"""The driver, with one real rank behind it."""
 
+import io
 import json
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
+from launch.megatron import engine
 from launch.megatron.engine import _export
 from launch.model.safetensors_folder import SafetensorsFolder
-from tests.launch.support import ranks_of
+from launch.plan import Plan
+from launch.run_folder import RunFolder
+from tests.launch.support import POOL, metrics_of, ranks_of, recipe_of
 
 
 @pytest.mark.slow
@@ -21,3 +26,19 @@ def test_an_export_carries_the_yarn_it_was_trained_with(root, tmp_path):
     }  # fmt: skip
     assert config["max_position_embeddings"] == 2048
     assert SafetensorsFolder(tmp_path / "hf").files
+
+
+@pytest.mark.slow
+def test_without_held_out_trajectories_it_trains_all_the_same(root):
+    """LIMI has none."""
+    POOL.close()
+    words = ["run=without-heldout", "cluster.gpus_per_node=1", "optim.epochs=1", "optim.eval_steps=1"]
+    recipe, data, _ = recipe_of(root, *words)
+    recipe.data.heldout = None
+    plan = Plan(recipe, data, None)
+    run = RunFolder(recipe, data, None)
+    assert engine.train(plan, run, Console(file=io.StringIO()))
+    lines = metrics_of(run.root)
+    assert [line["step"] for line in lines] == list(range(1, plan.schedule.num_steps + 1))
+    assert not any("heldout_loss" in line for line in lines)
+    assert SafetensorsFolder(run.hf).files
