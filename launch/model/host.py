@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+BESIDE = 1  # copies to the host that may be under way while the computation goes on
+
 
 def onto(device: torch.device, tensor: Tensor) -> Tensor:
     """A tensor of the CPU on a device, without waiting for what the device was asked for before."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
-
-
-BESIDE = 1  # copies to the host that may be under way while the computation goes on
 
 
 @dataclass
@@ -26,24 +25,24 @@ class Coming:
 
 
 class Lane:
-    """A CUDA stream of copies. The computation's stream allocates and frees all memory, and waits for copies where it must: so how
-    much is held does not depend on how far ahead of the GPU the process is."""
+    """CUDA streams of copies, one each way, as PCIe moves both at once. The computation's stream allocates and frees all memory, and
+    waits for copies where it must: so how much is held does not depend on how far ahead of the GPU the process is."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._out, self._back = (torch.cuda.Stream(device) if device.type == "cuda" else None for _ in range(2))
         self._leaving: deque[tuple[Any, list[Tensor]]] = deque()
 
     def empty_like(self, tensor: Tensor) -> Tensor:
         """Memory of the host for a tensor of this size and layout."""
-        return torch.empty_like(tensor, device="cpu", pin_memory=self._stream is not None)
+        return torch.empty_like(tensor, device="cpu", pin_memory=self._out is not None)
 
     def leave(self, tensors: list[Tensor], hosts: list[Tensor]) -> None:
         """Starts to copy the tensors, which nobody may change any more, and lets go of those copied before."""
-        with self._after_computation():
+        with self._after_computation(self._out):
             for tensor, host in zip(tensors, hosts, strict=True):
                 host.copy_(tensor, non_blocking=True)
-        self._leaving.append((self._event(), tensors))
+        self._leaving.append((_event(self._out), tensors))
         self._let_go(BESIDE)
 
     def arrive(self) -> None:
@@ -52,16 +51,17 @@ class Lane:
 
     def finish(self) -> None:
         """Waits on the host for all copies: it may then read and write its memory."""
-        if self._stream is not None:
-            self._stream.synchronize()
+        for stream in (self._out, self._back):
+            if stream is not None:
+                stream.synchronize()
 
     def come(self, hosts: list[Tensor]) -> Coming:
         """Starts to copy back, once all that the computation was asked for before is done."""
         tensors = [torch.empty_like(host, device=self.device) for host in hosts]
-        with self._after_computation():
+        with self._after_computation(self._back):
             for tensor, host in zip(tensors, hosts, strict=True):
                 tensor.copy_(host, non_blocking=True)
-        return Coming(tensors, self._event())
+        return Coming(tensors, _event(self._back))
 
     def wait(self, coming: Coming) -> list[Tensor]:
         """The tensors, for which the computation waits."""
@@ -76,13 +76,14 @@ class Lane:
                 torch.cuda.current_stream(self.device).wait_event(done)
 
     @contextlib.contextmanager
-    def _after_computation(self) -> Any:
-        if self._stream is None:
+    def _after_computation(self, stream: Any) -> Any:
+        if stream is None:
             yield
             return
-        self._stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self._stream):
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
             yield
 
-    def _event(self) -> Any:
-        return None if self._stream is None else self._stream.record_event()
+
+def _event(stream: Any) -> Any:
+    return None if stream is None else stream.record_event()

@@ -50,22 +50,27 @@ class Streams(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.computation, self.copying = Stream("computation"), Stream("copying")
+        self.computation, self.out, self.back = Stream("computation"), Stream("out"), Stream("back")
         self.current = self.computation
         self.copies: list[tuple[str, Moment]] = []
         self.freed_early: list[Moment] = []
         self._hosts: set[int] = set()
-        self._accesses: dict[int, list[tuple[Moment, bool]]] = {}
+        self._accesses: dict[int, list[tuple[Moment, bool, range]]] = {}
 
     def lane(self) -> Lane:
         """A lane whose GPU is the CPU."""
         lane = Lane(torch.device("cpu"))
-        lane._stream = self.copying
+        lane._out, lane._back = self.out, self.back
         return lane
 
     def under_way(self, kind: str) -> int:
         """Copies that were asked for and that the computation has not waited for."""
         return sum(not self.computation.done(moment) for name, moment in self.copies if name == kind)
+
+    @property
+    def host_waited(self) -> bool:
+        """For all copies."""
+        return all(stream.finished == stream.clock for stream in (self.out, self.back))
 
     @contextlib.contextmanager
     def at_work(self, monkeypatch: Any) -> Iterator["Streams"]:
@@ -97,7 +102,7 @@ class Streams(TorchDispatchMode):
         for argument, described in read:
             for tensor in _tensors(argument):
                 self._access(tensor, moment, bool(described.alias_info and described.alias_info.is_write))
-        if function is torch.ops.aten.copy_.default and self.current is self.copying:
+        if function is torch.ops.aten.copy_.default and self.current is not self.computation:
             self.copies.append(("out" if id(arguments[0].untyped_storage()) in self._hosts else "back", moment))
         out = function(*arguments, **(others or {}))
         for tensor in _tensors(out):
@@ -110,10 +115,11 @@ class Streams(TorchDispatchMode):
         if id(storage) not in self._accesses:
             self._accesses[id(storage)] = []
             weakref.finalize(storage, self._freed, id(storage))
-        for other, wrote in self._accesses[id(storage)]:
-            if (writes or wrote) and other != moment:
+        place = _place(tensor)
+        for other, wrote, there in self._accesses[id(storage)]:
+            if (writes or wrote) and other != moment and place.start < there.stop and there.start < place.stop:
                 assert self.current.done(other), f"{self.current.name} does not wait for {other}"
-        self._accesses[id(storage)].append((moment, writes))
+        self._accesses[id(storage)].append((moment, writes, place))
 
     def _freed(self, storage: int) -> None:
         """The computation's allocator may give the memory away at once. PyTorch's for pinned memory waits for copies."""
@@ -121,7 +127,14 @@ class Streams(TorchDispatchMode):
         if storage in self._hosts:
             self._hosts.discard(storage)
         else:
-            self.freed_early += [moment for moment, _ in accesses if not self.computation.done(moment)]
+            self.freed_early += [moment for moment, *_ in accesses if not self.computation.done(moment)]
+
+
+def _place(tensor: Tensor) -> range:
+    """Bytes from its first to its last, in its storage."""
+    start = tensor.storage_offset() * tensor.element_size()
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return range(start, start + (last + 1) * tensor.element_size())
 
 
 def _tensors(argument: Any) -> list[Tensor]:

@@ -66,7 +66,7 @@ def test_the_stand_ins_see_what_goes_wrong(streams):
     with pytest.raises(AssertionError, match="computation does not wait for"):
         coming.tensors[0] + 1
     computed = torch.ones(4) + 1
-    with streams.on(streams.copying), pytest.raises(AssertionError, match="copying does not wait for"):
+    with streams.on(streams.out), pytest.raises(AssertionError, match="out does not wait for"):
         host.copy_(computed)
     del coming
     assert streams.freed_early
