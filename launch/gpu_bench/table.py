@@ -9,8 +9,9 @@ from typing import Any
 from rich.console import Console
 
 from launch.gpu_bench.cases import BAND, PARTS, Planned
+from recipes.config import OptimizerState, Recompute
 from recipes.dimensions import flops
-from recipes.plan_words import degrees, degrees_of, gigabytes
+from recipes.plan_words import gigabytes
 from recipes.planner import RunPlan
 
 HEAD = (
@@ -64,7 +65,7 @@ def cells(planned: Planned, found: dict[str, Any]) -> list[str]:
     speed = (planned.recipe.gpu.bf16_tflops or 0) * 1e12
     return [
         planned.case.name,
-        degrees(degrees_of(planned.recipe)),
+        _layout(planned),
         _shown(found, "ours", f"{tokens / step:,.0f}" if step else ""),
         _shown(found, "transformers", f"{tokens / other:,.0f}" if other else ""),
         f"{other / step:.2f} ×" if step and other else "–",
@@ -75,6 +76,18 @@ def cells(planned: Planned, found: dict[str, Any]) -> list[str]:
         f"{plan / peak - 1:+.1%}" if peak else "–",
         f"{planned.step_seconds / step - 1:+.0%}" if step else f"{planned.step_seconds:.1f} s",
     ]
+
+
+def _layout(planned: Planned) -> str:
+    """What saves memory on the one GPU."""
+    p = planned.recipe.layout
+    again = "nothing again" if p.recompute is Recompute.none else f"{p.recompute.value} again"
+    words = [
+        again,
+        *["offloaded"] * p.offload,
+        *["optimizer offloaded"] * (p.optimizer_state is OptimizerState.offloaded),
+    ]
+    return ", ".join(words)
 
 
 def _good(part: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -125,7 +138,7 @@ def show_plan(console: Console, rows: Sequence[Planned], limit: float) -> None:
     for one, numbers in zip(rows, calls, strict=True):
         memory, there = one.plan.memory[0], (one.recipe.gpu.memory_mib or 0) * 2**20
         figures = [
-            one.case.name, f"{one.case.tokens:,}", str(len(one.batches)), degrees(degrees_of(one.recipe)),
+            one.case.name, f"{one.case.tokens:,}", str(len(one.batches)), _layout(one),
             gigabytes(memory.allocated), f"{memory.total / there:.0%}", f"{one.step_seconds:.1f} s",
             "–".join(map(str, sorted({numbers[0], numbers[-1]}))),
         ]  # fmt: skip

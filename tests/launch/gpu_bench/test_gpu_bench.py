@@ -60,7 +60,7 @@ def test_the_dry_run_shows_shapes_memory_and_calls_in_order():
     lines = [line for line in done.stdout.splitlines() if line.startswith("| ")]
     assert [line.split(" | ")[0].removeprefix("| ") for line in lines[1:]] == [case.name for case in CASES]
     longest = planned(CASES[1], ["cluster=h200x1"])
-    figures = f"| 1 | recompute linear, offloaded | {gigabytes(longest.allocated)} |"
+    figures = f"| 1 | linear again, offloaded | {gigabytes(longest.allocated)} |"
     assert "h200" in lines[0] and figures in lines[2]
     assert "Nothing here is measured" in done.stdout
 
