@@ -27,11 +27,12 @@ ENV = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", "HF_HUB_OFFLINE": 
 
 def run(recipe: Recipe, console: Console, cases: Sequence[Case] = CASES) -> None:
     """Raises `PreflightError` without the GPU, and `TrainError` where a measurement failed otherwise than by too little memory."""
-    words = machine_words(recipe, _cluster_here(recipe))
+    environment = environment_here()
+    words = machine_words(recipe, _cluster(recipe, environment))
     if not any(word.startswith("cluster.host_memory_gb=") for word in words):
         words.append(f"cluster.host_memory_gb={psutil.virtual_memory().total / 1e9:.0f}")
     started, failed, made = time.monotonic(), [], 0
-    folders = [prepared(recipe, planned(case, words)) for case in cases]
+    folders = [prepared(recipe, planned(case, words), environment) for case in cases]
     for folder, part in left(folders):
         one = read_case(folder)
         spent, takes = time.monotonic() - started, one.part_seconds(part)
@@ -70,11 +71,17 @@ def machine_words(recipe: Recipe, cluster: str) -> list[str]:
     return [f"cluster={recipe.cluster.name if named else cluster}", f"cluster.root={recipe.cluster.root}", *words]
 
 
-def _cluster_here(recipe: Recipe) -> str:
-    """By the GPU's name."""
-    import torch
+def environment_here() -> dict[str, Any]:
+    """`worker.environment`, from a process of its own: asking for a GPU's name takes some of its memory."""
+    code = "import json; from launch.gpu_bench.worker import environment; print(json.dumps(environment()))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
-    found = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU"
+
+def _cluster(recipe: Recipe, environment: dict[str, Any]) -> str:
+    """By the GPU's name."""
+    found = environment.get("gpu", "no GPU")
     kinds = {"H100": "h100x1", "H200": "h200x1"}
     cluster = next((c for name, c in kinds.items() if name in found), None)
     if recipe.gpu.memory_mib is not None and recipe.gpu.name.upper() in found:
@@ -87,12 +94,15 @@ def _cluster_here(recipe: Recipe) -> str:
     return cluster
 
 
-def prepared(recipe: Recipe, one: Planned) -> Path:
-    """The case's folder; what was measured there of another recipe goes."""
+def prepared(recipe: Recipe, one: Planned, environment: dict[str, Any]) -> Path:
+    """The case's folder; what was measured there of another recipe or in another environment goes."""
     folder = Path(recipe.cluster.root) / "bench-gpu" / one.recipe.cluster.name / one.case.key
     if (folder / "config.yaml").is_file() and (folder / "config.yaml").read_text() != to_yaml(one.recipe):
         shutil.rmtree(folder)
     write_case(folder, one)
+    for part, found in results(folder).items():
+        if not found["environment"].items() <= environment.items():  # the CPU's part names no GPU
+            (folder / f"{part}.json").unlink()
     return folder
 
 

@@ -35,8 +35,9 @@ def show(console: Console, rows: Sequence[tuple[Planned, dict[str, Any]]]) -> No
     console.print(f"\n| {' | '.join(HEAD)} |\n{'|---' * len(HEAD)}|")
     for row in sorted(rows, key=lambda row: row[0].case.parts != PARTS):
         console.print(line(*row))
-    environments = {str(part["environment"]) for _, found in rows for part in found.values()}
-    console.print("\n" + "\n".join(environments or {"Nothing is measured yet."}))
+    environments = [part["environment"] for _, found in rows for part in found.values() if "gpu" in part["environment"]]
+    texts = dict.fromkeys(", ".join(f"{name} {value}" for name, value in one.items()) for one in environments)
+    console.print("\n" + ("\n".join(texts) or "Nothing is measured yet."))
     for text in calibrated(rows):
         console.print(text)
 

@@ -46,7 +46,7 @@ def environment() -> dict[str, Any]:
 
     gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
     versions = {"torch": torch.__version__, "cuda": torch.version.cuda, "transformers": transformers.__version__}
-    return versions | ({"gpu": gpu.name, "bytes": gpu.total_memory} if gpu else {})
+    return versions | ({"gpu": gpu.name, "memory": f"{gpu.total_memory / 2**20:.0f} MiB"} if gpu else {})
 
 
 def main(part: str, folder: Path) -> None:

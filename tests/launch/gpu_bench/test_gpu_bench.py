@@ -27,7 +27,9 @@ BESIDE = Case("tiny", "beside the CPU", (200,), steps=1, parts=("ours", "cpu"))
 def tiny(monkeypatch):
     """Cases of a tiny shape, on a machine that says it has the GPU."""
     monkeypatch.setitem(cases.SHAPES, "tiny", f"{SMALL} {ROPE}")
-    monkeypatch.setattr(run, "_cluster_here", lambda recipe: "h100x1")
+    here = worker.environment() | {"gpu": "NVIDIA H100 80GB HBM3"}
+    monkeypatch.setattr(run, "environment_here", lambda: dict(here))
+    return here
 
 
 def bench(tmp_path, *words, of=(TINY, BESIDE)):
@@ -90,6 +92,9 @@ def test_calls_measure_what_is_left_and_nothing_twice(tmp_path, tiny):
     assert sentence in whole.partition("| row |")[0], "as soon as it is whole"
     assert sentence in bench(tmp_path, of=(BESIDE,)).partition("| row |")[2]
     assert (folder / "ours.json").stat().st_mtime_ns == before
+    tiny["transformers"] = "0"
+    assert "the same command goes on" in bench(tmp_path, "limit_s=30", of=(BESIDE,)), "another version: measured anew"
+    assert not (folder / "cpu.json").exists()
     bench(tmp_path, "layout.recompute=full", "limit_s=30", of=(BESIDE,))
     assert not (folder / "cpu.json").exists(), "of another recipe"
 
