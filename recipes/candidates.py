@@ -13,10 +13,11 @@ MOST_CP = 64
 
 
 def topologies(r: Recipe, longest: int, smallest: int) -> Iterator[Recipe]:
-    """Every legal layout of the cluster's GPUs in which `layout.fixed` keeps its values; recomputation and optimizer state are
-    left as they are."""
+    """Every legal layout of the cluster's GPUs in which `layout.fixed` keeps its values; recomputation and what is kept for it are the
+    leanest that may be, the optimizer state is left as it is."""
+    again, offload = (kept_of(r) or [(r.layout.recompute, r.layout.offload)])[-1]
     for layout in _degrees(r, longest, smallest):
-        one = replace(r, layout=layout)
+        one = replace(r, layout=replace(layout, recompute=again, offload=offload))
         if next(faults(one), None) is not None:
             continue
         yield one

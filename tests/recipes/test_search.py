@@ -83,6 +83,15 @@ def test_a_fixed_value_stays(name):
     assert {getattr(o.recipe.layout, name) for o in search(r, LIMI).best} == {value}
 
 
+def test_offloading_alone_may_be_fixed():
+    found = search(recipe("qwen3-4b", "cluster=h200x1", "layout.offload=true"), LIMI)
+    assert {o.recipe.layout.offload for o in found.best} == {True} and found.chosen.verdict is Verdict.fits
+    with pytest.raises(ConfigError, match=r"offload is the embedded engine's"):
+        search(recipe("qwen3-8b", "layout.offload=true"), LIMI)
+    with pytest.raises(ConfigError, match=r"recompute selective keeps more; write layout\.recompute=linear"):
+        search(recipe("qwen3-4b", "cluster=h200x1", "layout.offload=true", "layout.recompute=selective"), LIMI)
+
+
 def test_degrees_that_leave_nothing_are_named():
     with pytest.raises(ConfigError, match=r"layout=auto with layout\.tp=8 layout\.pp=8: .* does not divide 8 ranks"):
         search(recipe("qwen3-8b", "layout.tp=8", "layout.pp=8"), LIMI)
