@@ -27,10 +27,10 @@ QUIET = Console(quiet=True)
 TP, EP = ["layout.tp=2", "layout.sp=true"], ["layout.ep=2"]
 QWEN, GLM = ["model=qwen3-tiny"], ["model=glm4.5-tiny", "layout=data_parallel"]
 LAYOUTS = {
-    "Qwen3 TP2 SP": (QWEN, 2, TP),
     "GLM TP2 SP EP2": (GLM, 2, [*TP, *EP]),
 }
 MORE = {
+    "Qwen3 TP2 SP": (QWEN, 2, TP),
     "Qwen3 PP2 VPP2": (QWEN, 2, ["layout.pp=2", "layout.vpp=2"]),
     "Qwen3 untied TP2 PP2": (QWEN, 4, ["model.tied=false", "layout.tp=2", "layout.pp=2"]),
     "GLM EP2 PP2": (GLM, 4, ["model.layers=4", *EP, "layout.pp=2"]),

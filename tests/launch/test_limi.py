@@ -44,7 +44,7 @@ def test_bad_words(tmp_path, words, says):
     ("text", "says"),
     [
         (SAMPLE + "{oops\n", "line 21: json: not JSON"),
-        (SAMPLE + USER_ONLY, "line 21: no_supervised: no assistant turn"),
+        pytest.param(SAMPLE + USER_ONLY, "line 21: no_supervised: no assistant turn", marks=pytest.mark.slow),
     ],
 )
 def test_bad_data(root, bases, tmp_path, text, says):

@@ -37,6 +37,7 @@ def test_a_gpu_without_room_is_named_with_what_to_type(root, monkeypatch):
     assert str(error.value).endswith("Tried to allocate 2.00 GiB.; write layout.loss_chunk=4096")
 
 
+@pytest.mark.slow
 def test_gpus_that_ray_does_not_find_are_not_waited_for():
     POOL.close()  # a process has one Ray at a time
     recipe = compose_recipe(["model=qwen3-4b", "cluster=h100x8", "engine=megatron", "layout=data_parallel"])

@@ -5,11 +5,9 @@ import pytest
 from tests.recipes.measure import CASES, compared
 
 QUICK = [
-    "Qwen3, DP 2",
     "wider Qwen3, linear recomputation, offloaded",
     "Qwen3, PP 2 of 1 and 3 layers",
     "GLM of 16 experts, TP 2 with SP, EP 2",
-    "wider Qwen3, selective recomputation",
 ]
 
 

@@ -52,7 +52,12 @@ def test_no_other_value_of_an_axis_is_faster(glm):
 
 @pytest.mark.parametrize(
     "words",
-    [["qwen3-8b"], ["qwen3-4b", "cluster=h100x1"], ["qwen3-4b", "cluster=h200x1"], ["qwen3-8b", "engine=megatron"]],
+    [
+        ["qwen3-8b"],
+        ["qwen3-4b", "cluster=h100x1"],
+        pytest.param(["qwen3-4b", "cluster=h200x1"], marks=pytest.mark.slow),
+        pytest.param(["qwen3-8b", "engine=megatron"], marks=pytest.mark.slow),
+    ],
 )
 def test_it_finds_what_trying_everything_exactly_finds(words):
     """On up to eight GPUs every legal layout can be simulated."""

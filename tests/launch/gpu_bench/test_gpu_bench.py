@@ -109,6 +109,7 @@ def test_a_failed_measurement_is_named_and_the_others_are_made(tmp_path, tiny):
     assert "IsADirectoryError" in in_the_way.with_suffix(".log").read_text()
 
 
+@pytest.mark.slow
 def test_both_sides_train_the_same(tmp_path):
     """In fp32: loss of a step whose micro-batches are packed on one side, and everything offloaded."""
     words = f"model=qwen3-4b {SMALL} {ROPE} cluster=local engine=megatron cluster.gpus_per_node=1 layout=data_parallel"

@@ -96,7 +96,7 @@ print(json.dumps(rates))
 
 
 @pytest.mark.parametrize("warmup", ["optim.warmup_steps=3", "optim.warmup_steps=0", "optim.warmup_fraction=0.9"])
-@pytest.mark.parametrize("epochs", [1, 4])
+@pytest.mark.parametrize("epochs", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_megatrons_rates_are_the_plans(warmup, epochs):
     """Megatron's own scheduler, made and stepped as slime does it: by the global batch, after each optimizer step."""
     recipe, steps = planned("model=qwen3-4b", "layout.cp=2", f"optim.epochs={epochs}", warmup)
