@@ -201,6 +201,7 @@ def by_expert(name, gradient):
     return found
 
 
+@pytest.mark.slow
 def test_export_before_training_gives_the_base_back_bit_for_bit(root, tmp_path):
     """Through tensor and expert parallelism and the pipeline; the router's expert bias and the MTP layer included."""
     import torch

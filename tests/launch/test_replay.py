@@ -35,6 +35,7 @@ def test_a_leap_of_the_loss_stops_before_the_update_and_names_its_sequences(leap
     assert max(m["step"] for m in metrics_of(run)) == 1
 
 
+@pytest.mark.slow
 def test_a_replay_repeats_the_step_bit_for_bit_and_sequence_by_sequence(root, leapt):
     run, _ = leapt
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}

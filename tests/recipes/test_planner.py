@@ -37,7 +37,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("experiment", ["none", "released"])
+@pytest.mark.parametrize("experiment", ["none", pytest.param("released", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("cluster", CLUSTERS)
 @pytest.mark.parametrize("model", MODELS)
 def test_every_shipped_combination_is_planned_or_refused_for_a_named_reason(model, cluster, experiment):

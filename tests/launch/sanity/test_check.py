@@ -140,7 +140,11 @@ def test_a_prompt_too_long_for_the_server_is_the_loop_s_own_failure(checked):
     ("fault", "says"),
     [
         ("die", "SGLang ended with status 7; the end of .*CUDA error: an illegal memory access"),
-        ("hang", f"did not answer /generate within sanity.timeout={TIMEOUT} s; write sanity.timeout={2 * TIMEOUT}"),
+        pytest.param(
+            "hang",
+            f"did not answer /generate within sanity.timeout={TIMEOUT} s; write sanity.timeout={2 * TIMEOUT}",
+            marks=pytest.mark.slow,
+        ),
         ("half", "did not answer /generate: IncompleteRead"),
     ],
 )

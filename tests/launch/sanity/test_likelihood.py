@@ -296,6 +296,7 @@ def test_what_was_lost_late_is_named_while_the_whole_is_better():
     assert found["loss by turn"].detail.startswith("17–32: ")
 
 
+@pytest.mark.slow
 def test_good_checkpoints_seldom_warn_by_chance():
     """Nowhere better or worse in truth: each check may warn of 1 in 40."""
     rng, warned = np.random.default_rng(11), dict.fromkeys(["turn", "position"], 0)

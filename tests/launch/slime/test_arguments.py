@@ -95,7 +95,14 @@ print(json.dumps(rates))
 """
 
 
-@pytest.mark.parametrize("warmup", ["optim.warmup_steps=3", "optim.warmup_steps=0", "optim.warmup_fraction=0.9"])
+@pytest.mark.parametrize(
+    "warmup",
+    [
+        "optim.warmup_steps=3",
+        pytest.param("optim.warmup_steps=0", marks=pytest.mark.slow),
+        "optim.warmup_fraction=0.9",
+    ],
+)
 @pytest.mark.parametrize("epochs", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_megatrons_rates_are_the_plans(warmup, epochs):
     """Megatron's own scheduler, made and stepped as slime does it: by the global batch, after each optimizer step."""
