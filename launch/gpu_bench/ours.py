@@ -1,12 +1,13 @@
 """The embedded engine's step on one GPU, in this process."""
 
-import time
+from functools import partial
 from typing import Any
 
 import torch
 
 from launch.gpu_bench.cases import Planned
 from launch.gpu_bench.inputs import WARM_UP, RandomTokens, device_here, random_weights
+from launch.gpu_bench.timing import timed
 from launch.megatron.place import Place
 from launch.megatron.rank import Rank
 from launch.store import open_store
@@ -23,19 +24,8 @@ def measure(planned: Planned) -> dict[str, Any]:
     rank.gradient(0) if r.layout.offload else rank.sequence_gradient(len(sequences))
     if rank.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    seconds, losses = [], []
-    for step in range(planned.case.steps):
-        started = time.perf_counter()
-        losses.append(rank.train_step(step)["loss"])
-        wait(rank.device)
-        seconds.append(time.perf_counter() - started)
-    found = {"seconds": seconds, "loss": losses[0], "peak": rank.peak_memory()}
+    steps = [timed(partial(rank.train_step, step), rank.device) for step in range(planned.case.steps)]
+    found = {"seconds": [s for _, s in steps], "loss": steps[0][0]["loss"], "peak": rank.peak_memory()}
     rank.leave()
     del store
     return found
-
-
-def wait(device: torch.device) -> None:
-    """For all that the device was asked for."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

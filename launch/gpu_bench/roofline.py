@@ -3,7 +3,6 @@ at these shapes; nothing else, and no waiting."""
 
 import math
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 
 from launch.gpu_bench.cases import Planned
 from launch.gpu_bench.inputs import device_here, dtype_of
-from launch.gpu_bench.ours import wait
+from launch.gpu_bench.timing import timed
 from launch.model.attention import attend, packed_of
 from recipes.config import Recipe, Recompute
 
@@ -90,10 +89,5 @@ def _attention(r: Recipe, lengths: tuple[int, ...], device: torch.device) -> tup
 
 def _seconds(work: Callable[[], Any], device: torch.device) -> float:
     """Median, after once for warming up."""
-    taken = []
-    for _ in range(1 + REPEATS):
-        started = time.perf_counter()
-        work()
-        wait(device)
-        taken.append(time.perf_counter() - started)
+    taken = [timed(work, device)[1] for _ in range(1 + REPEATS)]
     return statistics.median(taken[1:])

@@ -43,7 +43,7 @@ def run(recipe: Recipe, console: Console, cases: Sequence[Case] = CASES) -> None
             )
             break
         with console.status(f"{one.case.name}: {part}, about {takes:.0f} s"):
-            ended, made = measured(folder, part, recipe.limit_s), made + 1
+            ended, made = measured(folder, part, recipe.limit_s - spent), made + 1
         if not ended:
             failed.append(f"{one.case.name}, {part}: {folder / part}.log")
         elif not [*left([folder])]:
@@ -124,6 +124,7 @@ def measured(folder: Path, part: str, timeout: float) -> bool:
         try:
             done = subprocess.run(command, cwd=REPO, env=env, stdout=log, stderr=log, timeout=timeout, check=False)
         except subprocess.TimeoutExpired:
+            log.write(f"ended after {timeout:.0f} s, what was left of limit_s; write a larger limit_s\n")
             return False
     return done.returncode == 0
 

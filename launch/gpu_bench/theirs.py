@@ -4,7 +4,6 @@ In bf16 throughout, moments too, which takes half of what fp32 weights and momen
 is one sequence, also where ours packs several: with SDPA transformers packs by a mask of all pairs.
 """
 
-import time
 from importlib.util import find_spec
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 
 from launch.gpu_bench.cases import Planned
 from launch.gpu_bench.inputs import WARM_UP, RandomTokens, device_here, dtype_of, peer_config, random_weights
-from launch.gpu_bench.ours import wait
+from launch.gpu_bench.timing import timed
 
 
 def attention() -> str:
@@ -51,15 +50,15 @@ def measure(planned: Planned) -> dict[str, Any]:
     optim.zero_grad()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    seconds, losses = [], []
-    for _ in range(planned.case.steps):
-        started = time.perf_counter()
+
+    def step() -> float:
         total = sum(n - 1 for n in sequences)
-        losses.append(sum(backward(s, total) for s in range(len(sequences))))
+        loss = sum(backward(s, total) for s in range(len(sequences)))
         torch.nn.utils.clip_grad_norm_(model.parameters(), r.optim.clip_grad)
         optim.step()
         optim.zero_grad()
-        wait(device)
-        seconds.append(time.perf_counter() - started)
+        return loss
+
+    steps = [timed(step, device) for _ in range(planned.case.steps)]
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
-    return {"seconds": seconds, "loss": losses[0], "peak": peak, "attention": attention()}
+    return {"seconds": [s for _, s in steps], "loss": steps[0][0], "peak": peak, "attention": attention()}

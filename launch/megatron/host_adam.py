@@ -4,7 +4,6 @@ Megatron's `HybridDeviceOptimizer` updates on the host instead: 28 bytes of its 
 each way over PCIe at once; and it does not run without a GPU.
 """
 
-import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -82,6 +81,4 @@ def _update(group: dict[str, Any], step: int, tensors: list[Tensor], gradient: T
 
 def parts_of(optimizer: Any) -> list[Any]:
     """Megatron's distributed optimizers: that of the experts apart, where their ranks are not those of the attention."""
-    with contextlib.suppress(AttributeError):
-        return [part for part in optimizer.chained_optimizers if not part.is_stub_optimizer]
-    return [] if optimizer.is_stub_optimizer else [optimizer]
+    return [part for part in getattr(optimizer, "chained_optimizers", [optimizer]) if not part.is_stub_optimizer]
