@@ -66,7 +66,7 @@ def load_tokenizer(checkpoint: Path) -> PreTrainedTokenizerBase:
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     if not tokenizer.chat_template:
-        raise DataError(f"'{checkpoint}' has no chat template; add its chat_template.jinja")
+        raise DataError(f"'{checkpoint}' has no chat template", "add its chat_template.jinja")
     return tokenizer
 
 
@@ -81,8 +81,8 @@ class Chat:
         edges = {*self.family.roles, *self.family.stops}
         if missing := sorted((edges | {*self.family.think}) - {*self.special}):
             raise DataError(
-                f"the tokenizer has no special token {', '.join(missing)}, which model.family={family.value} needs; write "
-                "MODEL=NAME of the checkpoint's own family"
+                f"the tokenizer has no special token {', '.join(missing)}, which model.family={family.value} needs",
+                "write MODEL=NAME of the checkpoint's own family",
             )
         vocabulary = tokenizer.get_vocab()
         ids = {t: vocabulary[t] for t in edges}
@@ -228,7 +228,7 @@ class Chat:
         for token in tokens:
             alone = [self.tokenise(part) for part in ("a b ", token, " c\n")]
             if not np.array_equal(self.tokenise(f"a b {token} c\n"), np.concatenate(alone)) or len(alone[1]) != 1:
-                raise DataError(f"the tokenizer does not part text at {token}; its prompts cannot be proved")
+                raise DataError(f"the tokenizer does not part text at {token}", "its prompts cannot be proved")
 
 
 def _left_out(message: dict[str, Any], said: str, think: tuple[str, str]) -> str | None:

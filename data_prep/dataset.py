@@ -120,7 +120,7 @@ def prepare(recipe: Recipe, path: str, option: str = "data.path") -> Dataset:
     checkpoint = Path(recipe.model.checkpoint)
     files = sorted(source.glob("*.json")) if source.is_dir() else [source]
     if not files:
-        raise DataError(f"no *.json in the folder '{source}'; write {option}=FILE or FOLDER")
+        raise DataError(f"no *.json in the folder '{source}'", f"write {option}=FILE or FOLDER")
     check_tokenizer(checkpoint)
     here = Path(__file__).parent
     inputs = {
@@ -145,7 +145,7 @@ def prepare(recipe: Recipe, path: str, option: str = "data.path") -> Dataset:
             folder.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(
-                f"data.out='{recipe.data.out}': {error.strerror}; write data.out=FOLDER you can write to"
+                f"data.out='{recipe.data.out}': {error.strerror}", "write data.out=FOLDER you can write to"
             ) from error
         with whole_folder(folder) as scratch:
             counts = pack(scratch, recipe, source, sum(f.stat().st_size for f in files))
@@ -168,7 +168,7 @@ def open_dataset(folder: Path) -> Dataset:
     manifest = json.loads((folder / "manifest.json").read_text())
     for name, digest in manifest["files"].items():
         if not (folder / name).is_file() or sha256(folder / name) != digest:
-            raise DataError(f"{folder / name} is not the file its manifest names; remove {folder} to make it again")
+            raise DataError(f"{folder / name} is not the file its manifest names", f"remove {folder} to make it again")
     return Dataset(folder, manifest)
 
 

@@ -31,7 +31,7 @@ def local(path: str, root: str, option: str = "data.path") -> Path:
         return Path(path)
     if not is_hub_id(path):
         raise DataError(
-            f"no file '{path}'; write {option}=FILE of trajectories, or a Hugging Face id as {option}=GAIR/LIMI"
+            f"no file '{path}'", f"write {option}=FILE of trajectories, or a Hugging Face id as {option}=GAIR/LIMI"
         )
     repository = data_set(path, root)
     if fetched := repository.files():
@@ -43,10 +43,11 @@ def local(path: str, root: str, option: str = "data.path") -> Path:
             write_record(there, data, download(there, data))
             return repository.folder / data[0].name
     except PreflightError as error:
-        raise DataError(f"'{path}' is no local file, and {error}; or write {option}=FILE") from error
+        raise DataError(f"'{path}' is no local file, and {error}", f"or write {option}=FILE") from error
     raise DataError(
         f"'{path}' on the Hugging Face hub has {len(data)} JSON files ({', '.join(f.name for f in data[:5]) or 'none'}) where "
-        f"one was expected; download the one you want and write {option}=FILE"
+        f"one was expected",
+        f"download the one you want and write {option}=FILE",
     )
 
 
@@ -54,5 +55,6 @@ def check_tokenizer(checkpoint: Path) -> None:
     """Raises `DataError` where `model.checkpoint` is no folder with a tokenizer."""
     if not (checkpoint / "tokenizer.json").is_file():
         raise DataError(
-            f"no tokenizer.json in '{checkpoint}'; write model.checkpoint=FOLDER of a Hugging Face checkpoint on this machine"
+            f"no tokenizer.json in '{checkpoint}'",
+            "write model.checkpoint=FOLDER of a Hugging Face checkpoint on this machine",
         )

@@ -151,7 +151,8 @@ def _fetch(there: Listing, file: File, stop: threading.Event, advance: Callable[
         path.unlink()
         raise PreflightError(
             f"{file.name} of {there.repository.id} is not the file that the hub lists ({file.size:,} bytes, hash "
-            f"{file.sha256 or file.blob}); it was removed, and the same command fetches it again"
+            f"{file.sha256 or file.blob})",
+            "it was removed, and the same command fetches it again",
         )
     return found
 
@@ -215,8 +216,8 @@ def _check_room(there: Listing, files: Sequence[File]) -> None:
     needed, free = sum(f.size for f in files) - held, shutil.disk_usage(folder).free
     if free < needed:
         raise PreflightError(
-            f"'{folder}' has {free / 1e9:,.2f} GB free and {there.repository.id} needs {needed / 1e9:,.2f} GB more; make "
-            "room there or write cluster.root=FOLDER on another disk"
+            f"'{folder}' has {free / 1e9:,.2f} GB free and {there.repository.id} needs {needed / 1e9:,.2f} GB more",
+            "make room there or write cluster.root=FOLDER on another disk",
         )
 
 
@@ -227,7 +228,7 @@ def _locked(repository: Repository) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise PreflightError(
-                f"another process is fetching {repository.id} into '{repository.folder}'; wait for it"
+                f"another process is fetching {repository.id} into '{repository.folder}'", "wait for it"
             ) from error
         yield
 

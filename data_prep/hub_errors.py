@@ -14,7 +14,7 @@ def token() -> str | Literal[False]:
     found = os.environ.get("HF_TOKEN", "").strip()
     # A header cannot hold it, and the HTTP library's error would show it.
     if not re.fullmatch(r"[!-~]*", found):
-        raise PreflightError("HF_TOKEN holds blanks or letters that no token has; set it to the token alone")
+        raise PreflightError("HF_TOKEN holds blanks or letters that no token has", "set it to the token alone")
     return found or False
 
 
@@ -36,23 +36,24 @@ def explained(kind: str, name: str) -> Iterator[None]:
     try:
         yield
     except OfflineModeIsEnabled as error:
-        raise PreflightError(f"HF_HUB_OFFLINE is set, and {it} is not on this machine; unset it to fetch") from error
+        raise PreflightError(f"HF_HUB_OFFLINE is set, and {it} is not on this machine", "unset it to fetch") from error
     except GatedRepoError as error:
         raise PreflightError(
-            f"{it} is gated, and {may}; accept its terms on the hub and set HF_TOKEN to a token of that account"
+            f"{it} is gated, and {may}", "accept its terms on the hub and set HF_TOKEN to a token of that account"
         ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise PreflightError(
-            f"the hub has no {kind} {name}, or it is private and {may}; mend the id or set HF_TOKEN"
+            f"the hub has no {kind} {name}, or it is private and {may}", "mend the id or set HF_TOKEN"
         ) from error
     except RevisionNotFoundError as error:
         raise PreflightError(
-            f"the commit at which {it} was begun is no longer on the hub; remove its folder to fetch the newest"
+            f"the commit at which {it} was begun is no longer on the hub", "remove its folder to fetch the newest"
         ) from error
     except (HfHubHTTPError, HTTPError) as error:
         gave = "did not give" if isinstance(error, HfHubHTTPError) else "could not be reached for"
         raise PreflightError(
-            f"the hub at {constants.ENDPOINT} {gave} {it}: {_first_line(error)}; the same command goes on from what has come"
+            f"the hub at {constants.ENDPOINT} {gave} {it}: {_first_line(error)}",
+            "the same command goes on from what has come",
         ) from error
 
 

@@ -37,8 +37,8 @@ def without_special_tokens(trajectory: Trajectory, special: list[str], options: 
         raise Rejected(
             Code.special_token,
             f"{where} holds the special token {found[0]} as text, which would become a control token"
-            f"{' (also in the record: ' + ', '.join(found[1:]) + ')' if found[1:] else ''}; write "
-            f"data.special_tokens=escape to have '{_escaped(found[0])}' instead",
+            f"{' (also in the record: ' + ', '.join(found[1:]) + ')' if found[1:] else ''}",
+            f"write data.special_tokens=escape to have '{_escaped(found[0])}' instead",
         )
 
     def escape(text: str) -> str:
@@ -50,7 +50,9 @@ def without_special_tokens(trajectory: Trajectory, special: list[str], options: 
     left = next((token for token in special for text in escaped.texts() if token in text), None)
     if left:
         raise Rejected(
-            Code.special_token, f"escaping {', '.join(found)} leaves the special token {left}; remove it from the data"
+            Code.special_token,
+            f"escaping {', '.join(found)} leaves the special token {left}",
+            "remove it from the data",
         )
     return escaped.model_copy(update={"repairs": [*trajectory.repairs, f"escaped {', '.join(found)}"]})
 
@@ -70,13 +72,15 @@ def supervised(trajectory: Trajectory, options: Data) -> tuple[list[int], int]:
     if faults and options.schema_breaks is SchemaBreaks.reject:
         raise Rejected(
             Code.schema,
-            f"message {faults[0][0]}: {faults[0][1]} ({len(faults)} such calls); write data.schema_breaks=accept to keep it",
+            f"message {faults[0][0]}: {faults[0][1]} ({len(faults)} such calls)",
+            "write data.schema_breaks=accept to keep it",
         )
     weighted = next((k for k, m in enumerate(messages) if m.weight == 0), None)
     if weighted is not None and options.turns is not Turns.weighted:
         raise Rejected(
             Code.weight,
-            f"message {weighted} has weight 0, which data.turns={options.turns.value} would ignore; write data.turns=weighted",
+            f"message {weighted} has weight 0, which data.turns={options.turns.value} would ignore",
+            "write data.turns=weighted",
         )
     turns = [k for k in trajectory.assistant_turns() if messages[k].weight != 0]
     if options.turns is Turns.last_segment:
@@ -88,7 +92,7 @@ def supervised(trajectory: Trajectory, options: Data) -> tuple[list[int], int]:
         turns = [k for k in turns if k not in wrong and not any(c.id in failed for c in messages[k].tool_calls or [])]
     if not turns:
         raise Rejected(
-            Code.no_supervised, "no assistant turn is left to supervise; see data.turns and data.erroneous_calls"
+            Code.no_supervised, "no assistant turn is left to supervise", "see data.turns and data.erroneous_calls"
         )
     return turns, len(faults)
 

@@ -181,7 +181,7 @@ def _packed(recipe: Recipe, records: Iterator[Record], total: int) -> Iterator[t
             first, future = waiting.popleft()
             yield first, future.result()
     except BrokenProcessPool as error:
-        raise DataError("a worker was ended from outside (out of memory?); write data.workers=1") from error
+        raise DataError("a worker was ended from outside (out of memory?)", "write data.workers=1") from error
     finally:
         processes.shutdown(cancel_futures=True)
 

@@ -59,8 +59,8 @@ class Packer:
         if self.options.too_long is TooLong.reject:
             raise Rejected(
                 Code.too_long,
-                f"{longest:,} tokens, over data.max_tokens={limit}; write data.max_tokens={longest}, or data.too_long=split "
-                "to cut it before user messages",
+                f"{longest:,} tokens, over data.max_tokens={limit}",
+                f"write data.max_tokens={longest}, or data.too_long=split to cut it before user messages",
             )
         return self._cut(said, turns, limit)
 
@@ -87,7 +87,8 @@ class Packer:
                 raise Rejected(
                     Code.too_long,
                     f"from message {cut[first - 1][0]} to the next user message it has {length:,} tokens, over "
-                    f"data.max_tokens={limit}, and is cut before user messages only; write data.max_tokens={length}",
+                    f"data.max_tokens={limit}, and is cut before user messages only",
+                    f"write data.max_tokens={length}",
                 )
             leave_out(cut[:drop])
             cut = cut[drop:]

@@ -34,7 +34,7 @@ def json_records(path: Path) -> Iterator[Record]:
     Raises `DataError` where an array breaks off: what comes after it cannot be told apart.
     """
     if path.is_dir():
-        raise DataError(f"'{path}' is a folder, and this source reads one file; write data.path=FILE")
+        raise DataError(f"'{path}' is a folder, and this source reads one file", "write data.path=FILE")
     with path.open("rb") as file:
         start = file.read(3).removeprefix(b"\xef\xbb\xbf").lstrip()
         while not start and (read := file.read(_CHUNK)):

@@ -152,4 +152,4 @@ def refuse_unknown(identity: str, packed: dict[str, Dataset]) -> None:
                 raise ConfigError(f"id={identity} was rejected: {line['code']}: {line['reason']}")
     known = [i for data in packed.values() for i in data.ids]
     near: list[Any] = difflib.get_close_matches(identity, known, n=1, cutoff=0.0)
-    raise ConfigError(f"no trajectory has id={identity}; the nearest is id={near[0]}; leave id out for a list")
+    raise ConfigError(f"no trajectory has id={identity}; the nearest is id={near[0]}", "leave id out for a list")

@@ -46,8 +46,9 @@ class Code(StrEnum):
 class Rejected(DataError):
     """A record that is left out, with its code and, where it has one, its id. `str()` is the reason."""
 
-    def __init__(self, code: Code, reason: str, identity: str | None = None) -> None:
-        super().__init__(reason)
+    def __init__(self, code: Code, problem: str, fix: str = "", identity: str | None = None) -> None:
+        super().__init__(problem, fix)
+        self.args = (code, problem, fix, identity)  # what pickle makes it from
         self.code = code
         self.identity = identity
 

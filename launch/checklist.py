@@ -59,9 +59,7 @@ def _looked(look: Callable[..., Found], arguments: Sequence[object]) -> Found:
     try:
         return look(*arguments)
     except LimiError as error:
-        # The project's messages end with what to type.
-        text, _, mend = str(error).rpartition("; ")
-        return Found(text or mend, mend=mend)
+        return Found(error.problem, mend=error.fix or error.problem)
     except Exception as error:  # whatever a machine may have in store: the other checks go on
         return Found(
             f"{type(error).__name__}: {error}", mend="the check itself could not be made: mend what its error names"

@@ -34,11 +34,12 @@ def own_recipe(asked: Recipe) -> Recipe:
     run = run_folder(asked)
     if not (run / "config.yaml").is_file():
         there = sorted(p.parent.name for p in run.parent.glob("*/config.yaml"))
-        raise ConfigError(f"there is no run '{run}'; write run=NAME, one of: {', '.join(there) or 'none is there'}")
+        raise ConfigError(f"there is no run '{run}'", f"write run=NAME, one of: {', '.join(there) or 'none is there'}")
     names = [word.partition("=")[0] for word in asked.words]
     if idle := [name for name in names if name not in _FROM_HERE]:
         raise ConfigError(
-            f"{', '.join(idle)}: the recipe is the run's own, '{run / 'config.yaml'}'; leave out all but {', '.join(_FROM_HERE)}"
+            f"{', '.join(idle)}: the recipe is the run's own, '{run / 'config.yaml'}'",
+            f"leave out all but {', '.join(_FROM_HERE)}",
         )
     own = from_yaml(run / "config.yaml")
     own.run, own.cluster.root = asked.run, asked.cluster.root
@@ -107,15 +108,16 @@ def exported(asked: Recipe) -> tuple[Recipe, Path]:
     if lacking:
         there = sorted(str(p.parent) for p in run_folder(asked).parent.glob("*/hf*/config.json"))
         raise CheckpointError(
-            f"'{folder}' has no {' and no '.join(lacking)}; write checkpoint=FOLDER (make: CHECKPOINT=FOLDER) of an export, one of: "
-            f"{', '.join(there) or 'none is there'}"
+            f"'{folder}' has no {' and no '.join(lacking)}",
+            f"write checkpoint=FOLDER (make: CHECKPOINT=FOLDER) of an export, one of: "
+            f"{', '.join(there) or 'none is there'}",
         )
     names = [word.partition("=")[0] for word in asked.words]
     if (folder.parent / "config.yaml").is_file():
         return _served(asked, folder.parent, names), folder
     if "model" not in names:
         raise ConfigError(
-            f"'{folder}' lies in no run, and no recipe says what it is; write model=NAME (make: MODEL=NAME)"
+            f"'{folder}' lies in no run, and no recipe says what it is", "write model=NAME (make: MODEL=NAME)"
         )
     return asked, folder
 
@@ -127,7 +129,8 @@ def _served(asked: Recipe, run: Path, names: list[str]) -> Recipe:
     if idle := [name for name in names if name not in _SERVING and not name.startswith(groups)]:
         raise ConfigError(
             f"{', '.join(idle)}: the recipe is the run's own, '{run / 'config.yaml'}'; leave out all but {', '.join(_SERVING)} "
-            "and sanity.NAME; fields of cluster and gpu where one of these is named too"
+            "and sanity.NAME",
+            "fields of cluster and gpu where one of these is named too",
         )
     own = from_yaml(run / "config.yaml")
     if elsewhere:

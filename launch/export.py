@@ -42,7 +42,7 @@ def export(recipe: Recipe, checkpoint: Path, target: Path, console: Console) -> 
     m = recipe.model
     check_checkpoint(m)
     if (checkpoint / RECORD).is_file() and (fault := damage(checkpoint)):
-        raise CheckpointError(f"'{checkpoint}' is damaged ({fault}); write step=N of another checkpoint")
+        raise CheckpointError(f"'{checkpoint}' is damaged ({fault})", "write step=N of another checkpoint")
     groups = planned(TorchDist(checkpoint), SafetensorsFolder(Path(m.checkpoint)), m)
     size = sum(g.size for g in groups)
     with _alone(target), whole_folder(target) as scratch:
@@ -69,7 +69,7 @@ def _alone(target: Path) -> Iterator[None]:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise PreflightError(f"another export writes into '{target.parent}'; wait for it to end") from error
+            raise PreflightError(f"another export writes into '{target.parent}'", "wait for it to end") from error
         for leftover in target.parent.glob(f".{target.name}.*"):
             shutil.rmtree(leftover)
         yield
@@ -91,13 +91,14 @@ def planned(checkpoint: TorchDist, base: SafetensorsFolder, m: Model) -> list[Gr
     mtp = {name for name in base.entries if hf.is_mtp(name, m)}
     if differing := sorted((wanted | again | mtp) ^ base.entries.keys()):
         raise CheckpointError(
-            f"'{base.folder}' and the recipe's model differ in {_some(differing)}; write model.checkpoint=FOLDER of the run's base"
+            f"'{base.folder}' and the recipe's model differ in {_some(differing)}",
+            "write model.checkpoint=FOLDER of the run's base",
         )
     found = [(name, link, checkpoint.part(name, _shape(link, base), m)) for name, link in table.items()]
     if missing := [name for name, _, part in found if part is None]:
         raise CheckpointError(f"'{checkpoint.folder}' lacks {_some(missing)}: it is no whole checkpoint of {m.name}")
     if unknown := sorted(checkpoint.tensors.keys() - {part.key for _, _, part in found if part}):
-        raise CheckpointError(f"'{checkpoint.folder}' holds {_some(unknown)}, which {m.name} has not; see model.*")
+        raise CheckpointError(f"'{checkpoint.folder}' holds {_some(unknown)}, which {m.name} has not", "see model.*")
     if again:
         embedding = next(part for name, _, part in found if name == "embedding.word_embeddings.weight")
         found.append(("", Link(tuple(again)), embedding))

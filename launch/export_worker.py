@@ -75,7 +75,7 @@ def _contents(checkpoint: Path, m: Model, group: Group) -> Iterator[memoryview]:
     for piece, tensor in zip(group.pieces, hf.split(group.link, trained, m), strict=True):
         if tuple(tensor.shape) != piece.base.shape:
             raise CheckpointError(
-                f"{piece.name}: {[*tensor.shape]} trained, {[*piece.base.shape]} in the base; see model.*"
+                f"{piece.name}: {[*tensor.shape]} trained, {[*piece.base.shape]} in the base", "see model.*"
             )
         yield tensor.to(_dtype(piece)).contiguous().reshape(-1).view(torch.uint8).numpy().data
 
@@ -93,15 +93,15 @@ def _check_bias(base: Tensor, trained: Tensor, name: str) -> None:
     off = (trained.float() - base.float()).abs()
     if not bool((off <= base.float().abs() * 2**-8).all()):
         raise CheckpointError(
-            f"{name} is frozen in training, and the checkpoint's is off the base's by {off.max().item():.1e}; write "
-            "model.checkpoint=FOLDER of the run's base"
+            f"{name} is frozen in training, and the checkpoint's is off the base's by {off.max().item():.1e}",
+            "write model.checkpoint=FOLDER of the run's base",
         )
 
 
 def _dtype(piece: Piece) -> torch.dtype:
     if piece.base.dtype not in _DTYPES:
         raise CheckpointError(
-            f"{piece.name} is {piece.base.dtype} in the base, and an export is {', '.join(_DTYPES)}; write model.checkpoint=FOLDER "
-            "of an unquantized base"
+            f"{piece.name} is {piece.base.dtype} in the base, and an export is {', '.join(_DTYPES)}",
+            "write model.checkpoint=FOLDER of an unquantized base",
         )
     return _DTYPES[piece.base.dtype]

@@ -38,8 +38,8 @@ def fetch(there: hub.Repository) -> None:
     config = [f for f in files if f.name == "config.json"]
     if not config or not any(f.name.endswith(".safetensors") for f in files):
         raise PreflightError(
-            f"{there.id} on the hub has no config.json with safetensors beside it; name a model that has, with "
-            "model.checkpoint=ORG/NAME"
+            f"{there.id} on the hub has no config.json with safetensors beside it",
+            "name a model that has, with model.checkpoint=ORG/NAME",
         )
     hub.download(listing, config)  # before hours go by
     _refuse_code(there)
@@ -56,7 +56,8 @@ def _refuse_code(there: hub.Repository) -> None:
     if "auto_map" in config:
         raise PreflightError(
             f"config.json of {there.id} has auto_map={config['auto_map']}: it wants Python code from its repository to run, "
-            "and trust_remote_code stays off here; name a model that transformers knows, with model.checkpoint=ORG/NAME"
+            "and trust_remote_code stays off here",
+            "name a model that transformers knows, with model.checkpoint=ORG/NAME",
         )
 
 
@@ -84,8 +85,9 @@ def local_checkpoint(recipe: Recipe) -> Recipe:
         words = [f"MODEL={model}"] if model else []
         words += [w for w in recipe.words if not w.startswith("model=")]
         raise ConfigError(
-            f"model.checkpoint={recipe.model.checkpoint} is not on this machine; run `{shlex.join(['make', 'fetch', *words])}`, "
-            "or write model.checkpoint=FOLDER of a Hugging Face checkpoint"
+            f"model.checkpoint={recipe.model.checkpoint} is not on this machine",
+            f"run `{shlex.join(['make', 'fetch', *words])}`, "
+            "or write model.checkpoint=FOLDER of a Hugging Face checkpoint",
         )
     return recipe
 
@@ -106,7 +108,8 @@ def fetch_all(recipe: Recipe, console: Console) -> None:
     if not named:
         raise ConfigError(
             f"nothing to fetch: model.checkpoint={recipe.model.checkpoint} and data.path={data.path} are here or no Hugging Face "
-            "ids; write model=qwen3-32b or model.checkpoint=ORG/NAME"
+            "ids",
+            "write model=qwen3-32b or model.checkpoint=ORG/NAME",
         )
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("", "files", "GB", "seconds"):

@@ -35,16 +35,18 @@ class Client(JobSubmissionClient):
             return super()._do_request(method, endpoint, timeout=(ANSWER_S, wait), **kwargs)
         except requests.RequestException as error:
             raise PreflightError(
-                f"cluster.address={self._address} does not answer ({type(error).__name__}); look whether Ray runs there (`ray "
+                f"cluster.address={self._address} does not answer ({type(error).__name__})",
+                "look whether Ray runs there (`ray "
                 "status`), was started with --dashboard-host=0.0.0.0, and whether this machine reaches that port, or write "
-                "cluster.address=http://HEAD:8265"
+                "cluster.address=http://HEAD:8265",
             ) from error
         except AuthenticationError as error:
             token = AuthenticationTokenLoader.instance().get_token_for_http_header(ignore_auth_mode=True)
             if not token or token.items() <= self._headers.items():
                 raise PreflightError(
                     f"cluster.address={self._address} wants a token, and {'refuses this one' if token else 'there is none here'}"
-                    "; copy ~/.ray/auth_token of the machine that started Ray, or set RAY_AUTH_TOKEN_PATH to a file with it"
+                    "",
+                    "copy ~/.ray/auth_token of the machine that started Ray, or set RAY_AUTH_TOKEN_PATH to a file with it",
                 ) from error
             self._headers.update(token)
             return self._do_request(method, endpoint, **kwargs)
@@ -55,7 +57,7 @@ def connect(recipe: Recipe) -> Client:
     address = recipe.cluster.address
     if address is None:
         raise ConfigError(
-            "cluster.address is not set, and jobs are on a cluster; write cluster.address=http://HEAD:8265"
+            "cluster.address is not set, and jobs are on a cluster", "write cluster.address=http://HEAD:8265"
         )
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # Ray would go there whatever the recipe says
         os.environ.pop(name, None)
@@ -64,7 +66,8 @@ def connect(recipe: Recipe) -> Client:
         return Client(address)
     except (RuntimeError, KeyError, ValueError, requests.RequestException) as error:  # another server's pages
         raise PreflightError(
-            f"cluster.address={address} answers, and not as Ray's dashboard does; write cluster.address=http://HEAD:8265"
+            f"cluster.address={address} answers, and not as Ray's dashboard does",
+            "write cluster.address=http://HEAD:8265",
         ) from error
 
 
@@ -162,7 +165,8 @@ class Log:
             except (PreflightError, RuntimeError) as error:
                 if time.monotonic() > deadline:
                     raise TrainError(
-                        f"the cluster has not told of job {self.job_id} for {GONE_S:.0f} s ({error}); where the cluster is "
-                        "back, `make attach` shows it again, and the same command goes on from the last checkpoint"
+                        f"the cluster has not told of job {self.job_id} for {GONE_S:.0f} s ({error})",
+                        "where the cluster is "
+                        "back, `make attach` shows it again, and the same command goes on from the last checkpoint",
                     ) from error
                 time.sleep(1)

@@ -114,7 +114,7 @@ def gpus(r: Recipe) -> Found:
     with connected():
         there = int(ray.cluster_resources().get("GPU", 0))
     wanted = world_size(r)
-    mend = "" if there >= wanted else too_few_gpus(r, there).rpartition("; ")[2]
+    mend = "" if there >= wanted else too_few_gpus(r, there).fix
     return Found(f"{there} that Ray finds", f"{wanted} of cluster={r.cluster.name}", mend)
 
 
@@ -127,11 +127,9 @@ def flags(r: Recipe) -> Found:
         try:
             arguments(replace(r, engine=replace(r.engine, args={name: value})), 1, r.model.checkpoint)
         except ConfigError as error:
-            wrong.append(str(error))
+            wrong.append(error)
     if wrong:
-        return Found(
-            "\n".join(w.partition("; ")[0] for w in wrong), "slime's", "; ".join(w.partition("; ")[2] for w in wrong)
-        )
+        return Found("\n".join(w.problem for w in wrong), "slime's", "; ".join(w.fix for w in wrong))
     count = sum(word.startswith("--") for word in arguments(r, 1, r.model.checkpoint))
     return Found(f"{count} flags, {len(r.engine.args)} of them passed on", "slime's and Megatron-LM's")
 
@@ -176,8 +174,7 @@ def context(r: Recipe, known: Known, packed: dict[str, "Dataset"]) -> Found:
 def layout(r: Recipe, known: Known) -> Found:
     limit = f"{world_size(r)} ranks"
     if not r.layout.search and (wrong := [*faults(r)]):
-        parted = [fault.partition("; ") for fault in wrong]
-        return Found("\n".join(text for text, _, _ in parted), limit, "; ".join(mend for _, _, mend in parted))
+        return Found("\n".join(fault.problem for fault in wrong), limit, "; ".join(fault.fix for fault in wrong))
     if known.sequences is None:
         if r.layout.search:
             return Found("searched for once data and context are right", limit, judged=False)
@@ -209,7 +206,7 @@ def steps(known: Known, plan: RunPlan) -> Found:
     try:
         sizes = [len(step.sequences) for step in plan.steps]
     except ConfigError as error:
-        return Found(str(error).rpartition("; ")[0], limit, _larger_batch(plan.schedule))
+        return Found(error.problem, limit, _larger_batch(plan.schedule))
     known.spread = plan
     return Found(f"{len(sizes)} steps of {min(sizes)} to {max(sizes)} sequences", limit)
 
@@ -252,7 +249,7 @@ def _fitting(plan: RunPlan) -> str:
     try:
         planner.refuse_too_large(plan)
     except ConfigError as error:
-        return str(error).rpartition("; ")[2]
+        return error.fix
     raise AssertionError("a plan that does not fit is not refused")
 
 
@@ -291,5 +288,6 @@ def check_memory(recipe: Recipe) -> None:
     if needed > there:
         raise PreflightError(
             f"{recipe.model.name} needs at least {needed / 1e9:,.0f} GB on {ranks} ranks (weights, gradients and Adam's "
-            f"moments), this machine has {there / 1e9:,.0f} GB; write model=qwen3-tiny, or send it to a cluster"
+            f"moments), this machine has {there / 1e9:,.0f} GB",
+            "write model=qwen3-tiny, or send it to a cluster",
         )

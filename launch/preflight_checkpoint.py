@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from launch.checklist import Found, check
 from launch.fetch import local_checkpoint
-from recipes.checkpoint_config import differences
+from recipes.checkpoint_config import differences, remedy
 from recipes.config import Recipe
 from recipes.errors import ConfigError
 from recipes.plan_words import gigabytes
@@ -29,16 +29,13 @@ def model(r: Recipe) -> Found:
     if (here := folder(r)) is None:
         local_checkpoint(r)  # says how to fetch one of the hub
         raise ConfigError(
-            f"no config.json in '{r.model.checkpoint}'; write model.checkpoint=FOLDER of a Hugging Face checkpoint of {r.model.name}"
+            f"no config.json in '{r.model.checkpoint}'",
+            f"write model.checkpoint=FOLDER of a Hugging Face checkpoint of {r.model.name}",
         )
     found = differences(r.model, _json(here / "config.json"))
     if not found:
         return Found("as in the checkpoint's config.json", "no difference")
-    # Each line ends with the override that takes the checkpoint's value, where one can.
-    words = [line.partition("; write ")[2] for line in found if "; write " in line]
-    other = f"model.checkpoint=FOLDER of a {r.model.name}"
-    text = "\n".join(line.partition("; write ")[0] for line in found)
-    return Found(text, "no difference", f"write {' '.join(words)}, or {other}" if words else f"write {other}")
+    return Found("\n".join(fault.problem for fault in found), "no difference", remedy(r.model, found))
 
 
 @check("weights", "a download that is not whole")

@@ -78,7 +78,8 @@ def sequences(recipe: Recipe, console: Console) -> Sequences:
         if not assumed:
             raise ConfigError(
                 f"data.max_tokens={recipe.data.max_tokens} is below the shortest of LIMI's trajectories, {lengths.SHORTEST:,} "
-                "tokens; raise it, or name data and a tokenizer that are on this machine"
+                "tokens",
+                "raise it, or name data and a tokenizer that are on this machine",
             )
         console.print(
             f"not on this machine: {' and '.join(missing)}. Nothing was measured: the plan is for {len(assumed)} sequences as "

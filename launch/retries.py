@@ -33,11 +33,11 @@ def retrying(attempt: Callable[[], T], recipe: Recipe, run: Path, console: Conso
             again = "run the same command to go on from the last checkpoint"
             if failure == before:
                 raise TrainError(
-                    f"{error}\nAfter step {failure[0]} twice, so it was not tried a third time; {again}"
+                    f"{error}\nAfter step {failure[0]} twice, so it was not tried a third time", again
                 ) from error
             if retry > recipe.engine.max_retries:
                 raise TrainError(
-                    f"{error}\nengine.max_retries={recipe.engine.max_retries} are used up; {again}"
+                    f"{error}\nengine.max_retries={recipe.engine.max_retries} are used up", again
                 ) from error
             console.print(f"{first}; retry {retry} of {recipe.engine.max_retries}", style="yellow")
             before = failure

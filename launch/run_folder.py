@@ -91,13 +91,13 @@ class RunFolder:
         except BlockingIOError as error:
             lock.close()
             raise PreflightError(
-                f"run={self.recipe.run} is being trained by another process; wait for it, or write run=OTHER"
+                f"run={self.recipe.run} is being trained by another process", "wait for it, or write run=OTHER"
             ) from error
         except OSError as error:
             lock.close()
             raise PreflightError(
-                f"'{lock.name}' cannot be locked ({error.strerror}), so that two commands could train into one folder; mount its "
-                "file system with locks (Lustre: -o flock), or write cluster.root=FOLDER on another"
+                f"'{lock.name}' cannot be locked ({error.strerror}), so that two commands could train into one folder",
+                "mount its file system with locks (Lustre: -o flock), or write cluster.root=FOLDER on another",
             ) from error
         self._lock = lock
 
@@ -109,7 +109,7 @@ class RunFolder:
     def before(self, step: int) -> tuple[int, Path | None]:
         """Of an earlier start, the last whole checkpoint before step `step` (the first is 1) and its completed steps."""
         if not self.root.is_dir():
-            raise ConfigError(f"there is no run '{self.root}'; write run=NAME, one of {self.root.parent}")
+            raise ConfigError(f"there is no run '{self.root}'", f"write run=NAME, one of {self.root.parent}")
         for checkpoint in reversed(self.checkpoints()):
             if damage(checkpoint) is not None:
                 continue
@@ -142,7 +142,7 @@ class RunFolder:
         except (OSError, CheckpointError) as error:
             shutil.rmtree(scratch, ignore_errors=True)
             raise CheckpointError(
-                f"the checkpoint of step {step} could not be written: {error}; {self.room()}"
+                f"the checkpoint of step {step} could not be written: {error}", self.room()
             ) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -173,8 +173,8 @@ class RunFolder:
         different = [f"{k}={there.get(k)} there, {v} here" for k, v in self.fixed.items() if there.get(k) != v]
         if different:
             raise ConfigError(
-                f"'{self.root}' holds an unfinished run of another recipe ({'; '.join(different)}); write run=OTHER, or "
-                "remove that folder"
+                f"'{self.root}' holds an unfinished run of another recipe ({'; '.join(different)})",
+                "write run=OTHER, or remove that folder",
             )
 
 
@@ -241,11 +241,11 @@ def check_room(recipe: Recipe, needed: float) -> None:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PreflightError(
-            f"cluster.root='{root}': {error.strerror}; write cluster.root=FOLDER you can write to"
+            f"cluster.root='{root}': {error.strerror}", "write cluster.root=FOLDER you can write to"
         ) from error
     free = shutil.disk_usage(root).free
     if free < needed:
         raise PreflightError(
-            f"'{root}' has {free / 1e9:.2f} GB free and the run needs {needed / 1e9:.2f} GB (checkpoints and export); make "
-            "room there or write cluster.root=FOLDER on another disk"
+            f"'{root}' has {free / 1e9:.2f} GB free and the run needs {needed / 1e9:.2f} GB (checkpoints and export)",
+            "make room there or write cluster.root=FOLDER on another disk",
         )

@@ -181,9 +181,10 @@ def _check(recipe: Recipe, target: str) -> None:
     c = recipe.cluster
     if c.name == "local":
         raise ConfigError(
-            f"cluster=local is this machine, and {target} asks for nodes; write cluster=h100x8, or another with GPUs"
+            f"cluster=local is this machine, and {target} asks for nodes", "write cluster=h100x8, or another with GPUs"
         )
     if c.root == local_root() and not any(w.startswith("cluster.root=") for w in recipe.words):
         raise ConfigError(
-            f"{target} runs on other machines; write cluster.root=FOLDER, one that every node sees, on the command line"
+            f"{target} runs on other machines",
+            "write cluster.root=FOLDER, one that every node sees, on the command line",
         )

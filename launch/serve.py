@@ -40,7 +40,7 @@ def serve(recipe: Recipe, console: Console) -> None:
     """
     if recipe.sanity.url is not None:
         raise ConfigError(
-            f"sanity.url={recipe.sanity.url} is up already, and serve starts a server; leave out sanity.url"
+            f"sanity.url={recipe.sanity.url} is up already, and serve starts a server", "leave out sanity.url"
         )
     own, folder = checkpoints.exported(recipe)
     own.sanity.port = recipe.sanity.port or _port()

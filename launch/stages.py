@@ -133,7 +133,7 @@ def replay(recipe: Recipe, console: Console) -> None:
     plan = prepare.plan(recipe, console)
     if recipe.step is None or recipe.step > plan.schedule.num_steps:
         raise ConfigError(
-            f"step={recipe.step}: the run has steps 1 to {plan.schedule.num_steps}; write step=N (make: STEP=N)"
+            f"step={recipe.step}: the run has steps 1 to {plan.schedule.num_steps}", "write step=N (make: STEP=N)"
         )
     replay.replay(plan, RunFolder(recipe, plan.data, plan.heldout), recipe.step, console)
 
@@ -248,6 +248,6 @@ def find(named: list[str]) -> Stage:
         word = next((w for w in named if w not in STAGES), named[-1])
         near = difflib.get_close_matches(word, STAGES, n=1, cutoff=0.0)[0]
         raise ConfigError(
-            f"'{word}' is no stage and not name=value; stages are {', '.join(STAGES)}, the nearest is {near}"
+            f"'{word}' is no stage and not name=value", f"stages are {', '.join(STAGES)}, the nearest is {near}"
         )
     return STAGES[named[0]] if named else train

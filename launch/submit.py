@@ -43,8 +43,8 @@ def submit(stage: str, recipe: Recipe, console: Console) -> None:
     for job in of_runs(client):
         if job.run == recipe.run and not job.ended:
             raise PreflightError(
-                f"run={recipe.run} is {job.status} as job {job.id}; {_make('attach', recipe)} shows it, "
-                f"{_make('stop', recipe)} stops it, and run=OTHER is another run"
+                f"run={recipe.run} is {job.status} as job {job.id}",
+                f"{_make('attach', recipe)} shows it, {_make('stop', recipe)} stops it, and run=OTHER is another run",
             )
     job_id = _submitted(client, stage, recipe)
     console.print(f"job {job_id} on {recipe.cluster.address}; {_make('attach', recipe)} shows it again")
@@ -89,8 +89,8 @@ def stop(recipe: Recipe, console: Console) -> None:
     while not (status := client.get_job_status(job.id)).is_terminal():
         if time.monotonic() > deadline:
             raise TrainError(
-                f"job {job.id} is {status} still, {patience:.0f} s after it was told to stop; look at it with "
-                f"{_make('attach', recipe)}"
+                f"job {job.id} is {status} still, {patience:.0f} s after it was told to stop",
+                f"look at it with {_make('attach', recipe)}",
             )
         time.sleep(0.5)
     console.print(f"job {job.id} has ended: {status}")

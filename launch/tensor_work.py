@@ -67,7 +67,8 @@ def each(
                 bar.update(task, advance=done[one])
         except BrokenProcessPool as error:
             raise CheckpointError(
-                f"one of {workers} workers was ended from outside (out of memory?); make room and run the same command again"
+                f"one of {workers} workers was ended from outside (out of memory?)",
+                "make room and run the same command again",
             ) from error
         finally:
             processes.shutdown(cancel_futures=True)

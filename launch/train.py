@@ -89,8 +89,8 @@ def rehearse(recipe: Recipe, console: Console) -> None:
     """What a run through slime does first and last, on the longest sequence."""
     if recipe.engine.name is not EngineName.slime:
         raise ConfigError(
-            f"cluster={recipe.cluster.name} trains with the embedded engine, which needs no rehearsal; write MODEL=qwen3-32b, or "
-            "engine=slime"
+            f"cluster={recipe.cluster.name} trains with the embedded engine, which needs no rehearsal",
+            "write MODEL=qwen3-32b, or engine=slime",
         )
     from launch.slime import rehearsal
 

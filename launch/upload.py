@@ -30,8 +30,9 @@ def check_size(checkout: Path) -> None:
     total = sizes.pop(checkout, 0)
     if total > LIMIT:
         raise PreflightError(
-            f"the checkout has {total / 1e6:,.0f} MB to send, and Ray takes {LIMIT / 1e6:,.0f} MB; the largest are "
-            f"{', '.join(_largest(sizes, total))}: move them under cluster.root, or name them in .rayignore"
+            f"the checkout has {total / 1e6:,.0f} MB to send, and Ray takes {LIMIT / 1e6:,.0f} MB",
+            f"the largest are "
+            f"{', '.join(_largest(sizes, total))}: move them under cluster.root, or name them in .rayignore",
         )
 
 

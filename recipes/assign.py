@@ -142,7 +142,8 @@ def _equal(ranks: list[Rank], costs: Sequence[float], count: int) -> list[Rank]:
     if total < count * len(ranks):
         raise ConfigError(
             f"a step of {total} sequences cannot fill {count * len(ranks)} micro-batches ({count} on each of {len(ranks)} "
-            "data-parallel ranks); raise optim.batch_size or layout.max_tokens_per_gpu, or lower the number of ranks"
+            "data-parallel ranks)",
+            "raise optim.batch_size or layout.max_tokens_per_gpu, or lower the number of ranks",
         )
     for rank in ranks:
         while sum(map(len, rank)) < count:

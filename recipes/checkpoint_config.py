@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.config import Family, Model, Mtp, Rope
-from recipes.errors import ConfigError
+from recipes.errors import ConfigError, Fault
 
 # Field by field: the name in config.json and in the recipe.
 _SAME = {
@@ -48,10 +48,18 @@ def check_checkpoint(m: Model) -> None:
     path = Path(m.checkpoint) / "config.json"
     if not path.is_file():
         raise ConfigError(
-            f"no config.json in '{m.checkpoint}'; write model.checkpoint=FOLDER of a Hugging Face checkpoint"
+            f"no config.json in '{m.checkpoint}'", "write model.checkpoint=FOLDER of a Hugging Face checkpoint"
         )
     if found := differences(m, json.loads(path.read_text(encoding="utf-8"))):
-        raise ConfigError(f"'{path}' is not the model of the recipe:\n" + "\n".join(f"  {line}" for line in found))
+        lines = "\n".join(f"  {fault.problem}" for fault in found)
+        raise ConfigError(f"'{path}' is not the model of the recipe:\n{lines}", remedy(m, found))
+
+
+def remedy(m: Model, found: list[Fault]) -> str:
+    """What to type for a checkpoint with these differences: the overrides that take its values, or another checkpoint."""
+    overrides = [fault.fix for fault in found if fault.fix]
+    other = f"model.checkpoint=FOLDER of a {m.name}"
+    return f"write {' '.join(overrides)}, or {other}" if overrides else f"write {other}"
 
 
 def exported(m: Model, base: dict[str, Any]) -> dict[str, Any]:
@@ -67,8 +75,8 @@ def exported(m: Model, base: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def differences(m: Model, config: dict[str, Any]) -> list[str]:
-    """A line for every field that differs, is missing, or is not known; with the override that mends it where one can.
+def differences(m: Model, config: dict[str, Any]) -> list[Fault]:
+    """Every field that differs, is missing, or is not known; the fix is the override that takes the checkpoint's value.
 
     A base without scaled positions fits a recipe with them: that is where one starts.
     """
@@ -79,56 +87,59 @@ def differences(m: Model, config: dict[str, Any]) -> list[str]:
         wanted |= {theirs: (f"model.{ours}", getattr(m, ours)) for theirs, ours in _SAME_MOE.items()}
     found = []
     if config.get("model_type") != m.family.value:
-        found.append(f"model_type is {config.get('model_type')!r}, the recipe's model.family is {m.family.value}")
+        found.append(
+            Fault(f"model_type is {config.get('model_type')!r}, the recipe's model.family is {m.family.value}")
+        )
     for name, (ours, value) in wanted.items():
         if name not in config:
-            found.append(f"{name} is missing; the recipe says {ours}={_shown(value)}")
+            found.append(Fault(f"{name} is missing, the recipe says {ours}={_shown(value)}"))
         elif config[name] != value:
-            found.append(
-                f"{name} is {_shown(config[name])}, the recipe says {_shown(value)}; write {ours}={_shown(config[name])}"
-            )
+            found.append(_unlike(name, _shown(config[name]), _shown(value), ours))
     found += rope_differences(m, config) + _not_allowed(config, _FIXED)
     if {*(config.get("layer_types") or [])} - {"full_attention"}:
-        found.append(f"layer_types holds {sorted({*config['layer_types']})}, and only full_attention can be trained")
+        found.append(Fault(f"layer_types holds {sorted({*config['layer_types']})}, only full_attention can be trained"))
     if m.family is Family.qwen3 and not m.qk_norm:
-        found.append("qwen3 always has QK norms; write model.qk_norm=true")
-    found += [f"unknown field {name}" for name in sorted({*config} - {*wanted} - {*_FIXED} - _IGNORED)]
+        found.append(Fault("qwen3 always has QK norms", "model.qk_norm=true"))
+    found += [Fault(f"unknown field {name}") for name in sorted({*config} - {*wanted} - {*_FIXED} - _IGNORED)]
     return found
 
 
-def rope_differences(m: Model, config: dict[str, Any]) -> list[str]:
+def rope_differences(m: Model, config: dict[str, Any]) -> list[Fault]:
     """As `differences`, of the rotary positions alone."""
     field, rope = _rotary(config)
     if not isinstance(rope, dict):
-        return [f"{field} is {rope!r}, and only null or an object can be read"]
+        return [Fault(f"{field} is {rope!r}, only null or an object can be read")]
     base = rope.get("rope_theta", config.get("rope_theta"))
     fraction = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
     found = []
     if base != m.rope_base:
-        found.append(f"rope_theta is {base}, the recipe says {m.rope_base:g}; write model.rope_base={base}")
+        found.append(_unlike("rope_theta", base, f"{m.rope_base:g}", "model.rope_base"))
     if fraction != m.rope_fraction:
-        found.append(
-            f"partial_rotary_factor is {fraction}, the recipe says {m.rope_fraction}; write model.rope_fraction={fraction}"
-        )
+        found.append(_unlike("partial_rotary_factor", fraction, m.rope_fraction, "model.rope_fraction"))
     known = {"rope_theta", "partial_rotary_factor", "rope_type", "type"}
     if _scaled(config):
         known |= {*_YARN, *_FIXED_YARN}
-        found += [f"{field}.{line}" for line in _yarn(m, rope) + _not_allowed(rope, _FIXED_YARN)]
-    return found + [f"unknown field {field}.{name}" for name in sorted({*rope} - known)]
+        found += [Fault(f"{field}.{f.problem}", f.fix) for f in _yarn(m, rope) + _not_allowed(rope, _FIXED_YARN)]
+    return found + [Fault(f"unknown field {field}.{name}") for name in sorted({*rope} - known)]
 
 
-def _yarn(m: Model, rope: dict[str, Any]) -> list[str]:
+def _unlike(name: str, theirs: Any, ours: Any, override: str) -> Fault:
+    """theirs: the checkpoint's value."""
+    return Fault(f"{name} is {theirs}, the recipe says {ours}", f"{override}={theirs}")
+
+
+def _yarn(m: Model, rope: dict[str, Any]) -> list[Fault]:
     if (kind := _type(rope)) != "yarn":
-        return [f"rope_type is {kind!r}, and only 'default' and 'yarn' can be trained"]
+        return [Fault(f"rope_type is {kind!r}, only 'default' and 'yarn' can be trained")]
     found = []
     if m.rope is not Rope.yarn:
-        found.append(f"rope_type is 'yarn', the recipe says {m.rope.value}; write model.rope=yarn")
+        found.append(_unlike("rope_type", "yarn", m.rope.value, "model.rope"))
     for name, ours in _YARN.items():
         value = getattr(m, ours)
         if name not in rope:
-            found.append(f"{name} is missing; the recipe says model.{ours}={value}")
+            found.append(Fault(f"{name} is missing, the recipe says model.{ours}={value}"))
         elif rope[name] != value:
-            found.append(f"{name} is {rope[name]}, the recipe says {value}; write model.{ours}={rope[name]}")
+            found.append(_unlike(name, rope[name], value, f"model.{ours}"))
     return found
 
 
@@ -159,9 +170,9 @@ def _longest(m: Model) -> int:
     return round(m.native_context * m.rope_factor)
 
 
-def _not_allowed(config: dict[str, Any], fixed: dict[str, tuple[Any, ...]]) -> list[str]:
+def _not_allowed(config: dict[str, Any], fixed: dict[str, tuple[Any, ...]]) -> list[Fault]:
     return [
-        f"{name} is {config[name]!r}, and only {allowed[0]!r} can be trained"
+        Fault(f"{name} is {config[name]!r}, only {allowed[0]!r} can be trained")
         for name, allowed in fixed.items()
         if name in config and config[name] not in allowed
     ]

@@ -62,11 +62,11 @@ def _checked(word: str, names: dict[str, Any]) -> str:
     """One command-line word in Hydra's grammar: known names only, and text that needs quotes quoted."""
     name, equals, value = word.partition("=")
     if not equals:
-        raise ConfigError(f"'{word}' is not name=value; write for example optim.lr=2e-5, or see `make help`")
+        raise ConfigError(f"'{word}' is not name=value", "write for example optim.lr=2e-5, or see `make help`")
     plain = name.lstrip("+~")
     inside_dict = any(plain.startswith(f"{n}.") for n, kind in names.items() if getattr(kind, "__origin__", 0) is dict)
     if name != plain or not (plain in names or plain in GROUPS or inside_dict):
-        raise ConfigError(f"unknown option '{name}'; {_instead(plain, value, [*names, *GROUPS])}")
+        raise ConfigError(f"unknown option '{name}'", _instead(plain, value, [*names, *GROUPS]))
     if plain in GROUPS:
         _check_choice(plain, value)
     if inside_dict:
@@ -132,7 +132,9 @@ def _explained(error: BaseException) -> str:
     if isinstance(error, MissingMandatoryValue) and key:
         return f"{key[1]} is not set; write {key[1]}=VALUE"
     if missing := re.search(r"Could not find 'layout/released-(.*)'", text):
-        raise ConfigError(f"experiment=released is of LIMI's own models, and not of {missing[1]}; write model=qwen3-4b")
+        raise ConfigError(
+            f"experiment=released is of LIMI's own models, and not of {missing[1]}", "write model=qwen3-4b"
+        )
     first = text.splitlines()[0].split(". To append")[0]
     return f"{key[1]}: {first}" if key else " ".join(text.split())
 
@@ -143,7 +145,7 @@ def from_yaml(path: Path) -> Recipe:
         return cast(Recipe, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.load(path))))
     except (OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(
-            f"'{path}' is no recipe of this version: {str(error).splitlines()[0]}; mend that line there"
+            f"'{path}' is no recipe of this version: {str(error).splitlines()[0]}", "mend that line there"
         ) from error
 
 

@@ -13,5 +13,6 @@ def check_context(m: Model, longest: int) -> None:
     scaled = f" times model.rope_factor {m.rope_factor:g}" if m.rope is Rope.yarn else ""
     raise ConfigError(
         f"the longest sequence has {longest:,} tokens, {m.name} reaches {reach:,} (model.native_context {m.native_context:,}"
-        f"{scaled}); write model.rope=yarn model.rope_factor={factor:g}, or model.rope=unscaled as LIMI was released"
+        f"{scaled})",
+        f"write model.rope=yarn model.rope_factor={factor:g}, or model.rope=unscaled as LIMI was released",
     )

@@ -1,8 +1,26 @@
-"""The project's named errors. A message gives the value, the limit and what to type instead."""
+"""The project's named errors: what is wrong, with value and limit, and apart from it what mends it."""
+
+from typing import NamedTuple
+
+
+def sentence(problem: str, fix: str) -> str:
+    """Both together, as a user reads them: on one line, or the fix below a problem of several lines."""
+    return problem + ("\n" if "\n" in problem else "; ") + fix if fix else problem
 
 
 class LimiError(Exception):
-    """Base of every error a user can mend; `launch/limi.py` prints it without a traceback and exits 2."""
+    """Base of every error a user can mend; `launch/limi.py` prints it without a traceback and exits 2.
+
+    problem: what is wrong, with the value and the limit. fix: the exact override or command that mends it, empty where nothing
+    that can be typed does. Both survive pickling, so that an error reaches the user from a worker or a Ray actor as it was raised.
+    """
+
+    def __init__(self, problem: str, fix: str = "") -> None:
+        super().__init__(problem, fix)
+        self.problem, self.fix = problem, fix
+
+    def __str__(self) -> str:
+        return sentence(self.problem, self.fix)
 
 
 class ConfigError(LimiError):
@@ -26,15 +44,18 @@ class TrainError(LimiError):
 
 
 class DivergedError(TrainError):
-    """A step's loss or gradient is not finite, or the loss leapt; nothing was updated."""
-
-    def __init__(self, figures: str, why: str) -> None:
-        super().__init__(figures, why)
-        self.figures, self.why = figures, why
-
-    def __str__(self) -> str:
-        return f"{self.figures}, {self.why}"
+    """A step's loss or gradient is not finite, or the loss leapt. problem: the step's figures and what is wrong with them."""
 
 
 class SanityError(LimiError):
     """The trained checkpoint cannot be served, or a check on it failed."""
+
+
+class Fault(NamedTuple):
+    """What is wrong and what mends it, where more than one thing may be: a `LimiError` takes `*fault`."""
+
+    problem: str
+    fix: str = ""
+
+    def __str__(self) -> str:
+        return sentence(self.problem, self.fix)

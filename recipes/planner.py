@@ -125,8 +125,8 @@ def plan(r: Recipe, sequences: Sequences) -> RunPlan:
     if r.layout.search:
         if not predictable(r):
             raise ConfigError(
-                "layout=auto compares predicted times, and nothing is predicted for a CPU; write layout=data_parallel, or "
-                "cluster=h100x8"
+                "layout=auto compares predicted times, and nothing is predicted for a CPU",
+                "write layout=data_parallel, or cluster=h100x8",
             )
         found = search(r, sequences)
         r = found.chosen.recipe
@@ -166,7 +166,7 @@ def refuse_too_large(p: RunPlan) -> None:
             )
         except ConfigError as error:
             instead = str(error)
-    raise ConfigError(f"{p.recipe.model.name} does not fit: {text}; {instead}")
+    raise ConfigError(f"{p.recipe.model.name} does not fit: {text}", instead)
 
 
 def warnings(p: RunPlan) -> Iterator[str]:

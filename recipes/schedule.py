@@ -74,20 +74,20 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if not self.lengths:
-            raise ConfigError("the data set holds no sequence; see its ledger.jsonl")
+            raise ConfigError("the data set holds no sequence", "see its ledger.jsonl")
         for sequence, trajectory in enumerate(self.trajectory):
             self._of.setdefault(trajectory, []).append(sequence)
         if self.sampling is Sampling.stream and self.batch_size > self._rows:
             raise ConfigError(
-                f"optim.sampling=stream cuts no batch of {self.batch_size} from {self._rows} rows and would train nothing; "
-                f"write optim.batch_size={self._rows} or less, or optim.sampling=epochs"
+                f"optim.sampling=stream cuts no batch of {self.batch_size} from {self._rows} rows and would train nothing",
+                f"write optim.batch_size={self._rows} or less, or optim.sampling=epochs",
             )
         longest = max(self.lengths)
         if self.sampling is Sampling.epochs and self.padded([longest]) > self.max_tokens:
             raise ConfigError(
                 f"the longest sequence has {longest} tokens, {self.padded([longest])} with padding, over the cap of "
-                f"{self.max_tokens} a micro-batch (layout.max_tokens_per_gpu x layout.cp); raise "
-                "layout.max_tokens_per_gpu or layout.cp"
+                f"{self.max_tokens} a micro-batch (layout.max_tokens_per_gpu x layout.cp)",
+                "raise layout.max_tokens_per_gpu or layout.cp",
             )
 
     @property
@@ -190,8 +190,8 @@ def schedule_of(r: Recipe, trajectory: Sequence[int], lengths: Sequence[int]) ->
     if r.optim.sampling is Sampling.epochs and longest > p.max_tokens_per_gpu * p.cp:
         raise ConfigError(
             f"the longest sequence has {longest:,} tokens with padding, over the cap of {p.max_tokens_per_gpu * p.cp:,} a "
-            f"micro-batch (layout.max_tokens_per_gpu {p.max_tokens_per_gpu:,} x cp {p.cp}); write "
-            f"layout.max_tokens_per_gpu={-(-longest // p.cp)}, or a larger layout.cp"
+            f"micro-batch (layout.max_tokens_per_gpu {p.max_tokens_per_gpu:,} x cp {p.cp})",
+            f"write layout.max_tokens_per_gpu={-(-longest // p.cp)}, or a larger layout.cp",
         )
     return Schedule(
         trajectory=trajectory,

@@ -173,10 +173,10 @@ def search(r: Recipe, sequences: Sequences) -> Found:
     pricing = Pricing(r, sequences)
     options = [o for one in topologies(r, pricing.longest, pricing.smallest) for o in pricing.price(one)]
     if not options:
-        raise ConfigError(_none_legal(r, pricing))
+        raise _none_legal(r, pricing)
     best = _simulated(options, pricing, EXACTLY)
     if not best:
-        raise ConfigError(_too_large(r, sequences, options))
+        raise _too_large(r, sequences, options)
     return Found(best[0], best[:10], {name: _other(name, options, best, pricing) for name in _free(r)})
 
 
@@ -218,7 +218,7 @@ def _simulated(options: list[Option], pricing: Pricing, most: int) -> list[Optio
     return []
 
 
-def _none_legal(r: Recipe, pricing: Pricing) -> str:
+def _none_legal(r: Recipe, pricing: Pricing) -> ConfigError:
     """Why no layout is legal: a rule that the fixed values break by themselves, the cap, or too few sequences in a step."""
     fixed = " ".join(
         f"layout.{name}={getattr(getattr(r.layout, name), 'value', getattr(r.layout, name))}" for name in r.layout.fixed
@@ -227,18 +227,20 @@ def _none_legal(r: Recipe, pricing: Pricing) -> str:
     if "sp" not in r.layout.fixed:
         plain = replace(plain, sp=plain.tp > 1)
     if (fault := next(faults(replace(r, layout=plain)), None)) is not None and r.layout.fixed:
-        return f"layout=auto with {fixed}: {fault}"
+        return ConfigError(f"layout=auto with {fixed}: {fault.problem}", fault.fix)
     cap = r.layout.max_tokens_per_gpu
     if "max_tokens_per_gpu" in r.layout.fixed and cap * world_size(r) < pricing.longest:
-        return f"no cp lets layout.max_tokens_per_gpu={cap} hold the longest sequence of {pricing.longest:,} tokens; leave it out"
-    return (
-        f"no layout of {world_size(r)} GPUs runs steps of {pricing.smallest} sequences"
-        + (f" with {fixed}; leave out some of these, or" if fixed else ";")
-        + " raise optim.batch_size"
+        return ConfigError(
+            f"no cp lets layout.max_tokens_per_gpu={cap} hold the longest sequence of {pricing.longest:,} tokens",
+            f"leave it out, or write layout.max_tokens_per_gpu={-(-pricing.longest // world_size(r))}",
+        )
+    return ConfigError(
+        f"no layout of {world_size(r)} GPUs runs steps of {pricing.smallest} sequences{f' with {fixed}' if fixed else ''}",
+        f"{'leave out some of these, or ' if fixed else ''}raise optim.batch_size",
     )
 
 
-def _too_large(r: Recipe, sequences: Sequences, options: list[Option]) -> str:
+def _too_large(r: Recipe, sequences: Sequences, options: list[Option]) -> ConfigError:
     """What the leanest layout lacks, and the cluster on which one fits."""
     leanest = min(options, key=lambda o: max(o.gpu_share, o.host_share))
     where = f"{leanest.gpu_share:.0%} of a GPU's {memory_limit(r) / 1e9:.1f} GB"
@@ -255,8 +257,8 @@ def _too_large(r: Recipe, sequences: Sequences, options: list[Option]) -> str:
             for one in topologies(more, pricing.longest, pricing.smallest)
             for o in pricing.price(one)
         ):
-            return f"{text}; it fits with {words}"
-    return f"{text}; choose a smaller model or shorter trajectories (data.max_tokens)"
+            return ConfigError(text, f"it fits with {words}")
+    return ConfigError(text, "choose a smaller model or shorter trajectories (data.max_tokens)")
 
 
 def _larger(r: Recipe) -> Iterator[tuple[Recipe, str]]:

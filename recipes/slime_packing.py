@@ -28,8 +28,8 @@ def divided(batches: Batches, lengths: Sequence[int], multiple: int) -> Batches:
         largest = max(batches, key=lambda b: (len(b) > 1, sum(lengths[i] for i in b)))
         if len(largest) == 1:
             raise ConfigError(
-                f"a step of {len(lengths)} sequences cannot be dealt to {multiple} data-parallel ranks; raise optim.batch_size "
-                "or lower the number of ranks"
+                f"a step of {len(lengths)} sequences cannot be dealt to {multiple} data-parallel ranks",
+                "raise optim.batch_size or lower the number of ranks",
             )
         largest.sort(key=lambda i: -lengths[i])
         halves: Batches = [[], []]

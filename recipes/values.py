@@ -16,18 +16,19 @@ def check_values(r: Recipe) -> None:
     """Raises `ConfigError` for the first value that no run could have, with the value, the limit and what to type."""
     if not re.fullmatch(r"[\w.-]{1,100}", r.run) or r.run.startswith("."):
         raise ConfigError(
-            f"run='{r.run}': a run's name is 1 to 100 letters, digits, '.', '_' and '-'; write run=my-run"
+            f"run='{r.run}': a run's name is 1 to 100 letters, digits, '.', '_' and '-'", "write run=my-run"
         )
     if not os.path.isabs(r.cluster.root):
         raise ConfigError(
-            f"cluster.root='{r.cluster.root}' is not absolute; write cluster.root={Path(r.cluster.root).absolute()}"
+            f"cluster.root='{r.cluster.root}' is not absolute", f"write cluster.root={Path(r.cluster.root).absolute()}"
         )
     if r.cluster.address is not None and not re.fullmatch(r"https?://[^/\s]+/?", r.cluster.address):
         raise ConfigError(
-            f"cluster.address='{r.cluster.address}' is not that of a Ray dashboard; write cluster.address=http://HEAD:8265"
+            f"cluster.address='{r.cluster.address}' is not that of a Ray dashboard",
+            "write cluster.address=http://HEAD:8265",
         )
     if r.sanity.url is not None and not _is_server(r.sanity.url):
-        raise ConfigError(f"sanity.url='{r.sanity.url}' is not that of a server; write sanity.url=http://HOST:30000")
+        raise ConfigError(f"sanity.url='{r.sanity.url}' is not that of a server", "write sanity.url=http://HOST:30000")
     least: dict[str, float] = {
         "optim.epochs": 1, "optim.batch_size": 1, "optim.copies": 1, "optim.warmup_steps": 0, "optim.eval_steps": 1,
         "model.native_context": 1, "layout.loss_chunk": 1,
@@ -44,30 +45,33 @@ def check_values(r: Recipe) -> None:
     for name, limit in least.items():
         group, key = name.split(".")
         if (value := getattr(getattr(r, group), key)) is not None and value < limit:
-            raise ConfigError(f"{name}={value} is below {limit}; write {name}={limit} or more")
+            raise ConfigError(f"{name}={value} is below {limit}", f"write {name}={limit} or more")
     if not r.layout.search and r.layout.max_tokens_per_gpu < 1:
         raise ConfigError(
-            f"layout.max_tokens_per_gpu={r.layout.max_tokens_per_gpu} is below 1; write layout.max_tokens_per_gpu=1 or more"
+            f"layout.max_tokens_per_gpu={r.layout.max_tokens_per_gpu} is below 1",
+            "write layout.max_tokens_per_gpu=1 or more",
         )
     if not 0 <= r.optim.min_lr_ratio <= 1:
-        raise ConfigError(f"optim.min_lr_ratio={r.optim.min_lr_ratio} is not a share; write optim.min_lr_ratio=0.1")
+        raise ConfigError(f"optim.min_lr_ratio={r.optim.min_lr_ratio} is not a share", "write optim.min_lr_ratio=0.1")
     if not 0 < r.optim.lr < float("inf"):
-        raise ConfigError(f"optim.lr={r.optim.lr} is not a positive number; write for example optim.lr=1e-5")
+        raise ConfigError(f"optim.lr={r.optim.lr} is not a positive number", "write for example optim.lr=1e-5")
     if r.engine.spike is not None and not r.engine.spike > 1:
         raise ConfigError(
-            f"engine.spike={r.engine.spike:g} would stop an even loss; write engine.spike=5, or engine.spike=null"
+            f"engine.spike={r.engine.spike:g} would stop an even loss", "write engine.spike=5, or engine.spike=null"
         )
     if r.step is not None and r.step < 1:
-        raise ConfigError(f"step={r.step}: the first step is 1; write step=1 or more")
+        raise ConfigError(f"step={r.step}: the first step is 1", "write step=1 or more")
     fraction = r.optim.warmup_fraction
     if fraction is not None and not 0 <= fraction < 1:
-        raise ConfigError(f"optim.warmup_fraction={fraction} leaves no step after it; write optim.warmup_fraction=0.1")
+        raise ConfigError(
+            f"optim.warmup_fraction={fraction} leaves no step after it", "write optim.warmup_fraction=0.1"
+        )
     _check_rope(r)
     _check_machines(r)
     if secret := next((name for name in r.cluster.env if _SECRET.search(name)), None):
         raise ConfigError(
-            f"cluster.env.{secret} would be written to config.yaml, job.json and Ray's dashboard; leave it out, and set {secret} in "
-            "the environment in which `ray start` runs on the nodes"
+            f"cluster.env.{secret} would be written to config.yaml, job.json and Ray's dashboard",
+            f"leave it out, and set {secret} in the environment in which `ray start` runs on the nodes",
         )
 
 
@@ -87,15 +91,15 @@ def _check_rope(r: Recipe) -> None:
     if m.rope is not Rope.yarn:
         if m.rope_factor != 1:
             raise ConfigError(
-                f"model.rope_factor={m.rope_factor:g} is of YaRN alone, and model.rope={m.rope.value}; write "
-                "model.rope_factor=1, or model.rope=yarn"
+                f"model.rope_factor={m.rope_factor:g} is of YaRN alone, and model.rope={m.rope.value}",
+                "write model.rope_factor=1, or model.rope=yarn",
             )
     elif not 1 < m.rope_factor < float("inf"):
         needed = math.ceil(100 * r.data.max_tokens / m.native_context) / 100
         reaching = f"model.rope_factor={needed} for data.max_tokens={r.data.max_tokens}, or " if needed > 1 else ""
         raise ConfigError(
-            f"model.rope=yarn scales by more than 1, and model.rope_factor={m.rope_factor:g}; write {reaching}"
-            "model.rope=native model.rope_factor=1"
+            f"model.rope=yarn scales by more than 1, and model.rope_factor={m.rope_factor:g}",
+            f"write {reaching}model.rope=native model.rope_factor=1",
         )
 
 
@@ -106,6 +110,6 @@ def _check_machines(r: Recipe) -> None:
         most = 1.0 if name.endswith("efficiency") else math.inf
         if value is not None and not (0 < value <= most and value < math.inf):
             limit = "above 0" if most == math.inf else "above 0 and at most 1"
-            raise ConfigError(f"{name}={value} is no figure of a machine; leave {name} out, or write one {limit}")
+            raise ConfigError(f"{name}={value} is no figure of a machine", f"leave {name} out, or write one {limit}")
     if (price := r.gpu.hour_price) is not None and not 0 <= price < math.inf:
-        raise ConfigError(f"gpu.hour_price={price} is no price; write for example gpu.hour_price=2.5")
+        raise ConfigError(f"gpu.hour_price={price} is no price", "write for example gpu.hour_price=2.5")

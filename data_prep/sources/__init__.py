@@ -28,7 +28,7 @@ def source(name: str) -> Source:
     known = sorted(m.name for m in pkgutil.iter_modules(__path__))
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-        raise ConfigError(f"unknown data.source '{name}' (known: {', '.join(known)}); write data.source={near}")
+        raise ConfigError(f"unknown data.source '{name}' (known: {', '.join(known)})", f"write data.source={near}")
     return cast(Source, importlib.import_module(f"{__name__}.{name}"))
 
 
@@ -44,9 +44,9 @@ def trajectory(record: Record, of: Source) -> Trajectory:
         identity = converted.pop("id", None)
         made = validate({**converted, "id": "to be made" if identity is None else identity, "repairs": repairs})
     except Rejected as error:
-        raise Rejected(error.code, str(error), given) from error
+        raise Rejected(error.code, error.problem, error.fix, given) from error
     except (TypeError, AttributeError, LookupError, ValueError) as error:
-        raise Rejected(Code.shape, f"it does not have the shape of this source: {error}", given) from error
+        raise Rejected(Code.shape, f"it does not have the shape of this source: {error}", identity=given) from error
     return made if identity is not None else made.model_copy(update={"id": made.content_hash()[:16]})
 
 
@@ -57,4 +57,4 @@ def read(path: Path, name: str) -> Iterator[Trajectory]:
         try:
             yield trajectory(record, module)
         except Rejected as error:
-            raise Rejected(error.code, f"{path}: {record.place}: {error}") from error
+            raise Rejected(error.code, f"{path}: {record.place}: {error.problem}", error.fix) from error

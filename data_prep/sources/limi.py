@@ -25,7 +25,8 @@ def convert(record: dict[str, Any], repairs: list[str]) -> dict[str, Any]:
     if unknown:
         raise Rejected(
             Code.shape,
-            f"unknown field {', '.join(unknown)}; a record has id, messages and tools; remove it from the data",
+            f"unknown field {', '.join(unknown)}; a record has id, messages and tools",
+            "remove it from the data",
         )
     tools = [_tool(t, repairs) for t in _list(record, "tools")]
     schemas = dict(map(_schema, tools))

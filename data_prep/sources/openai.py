@@ -33,7 +33,8 @@ def convert(record: dict[str, Any], repairs: list[str]) -> dict[str, Any]:
     if unknown:
         raise Rejected(
             Code.shape,
-            f"unknown field {', '.join(unknown)}; a record has id, messages and tools; remove it from the data",
+            f"unknown field {', '.join(unknown)}; a record has id, messages and tools",
+            "remove it from the data",
         )
     tools = [*(record.get("tools") or [])]
     tools += [{"type": "function", "function": f} for f in record.get("functions") or []]

@@ -107,8 +107,8 @@ class _Log:
                 return
         raise Rejected(
             Code.diverged,
-            f"event {event}: its request does not continue the conversation before it (was the history compressed?); split "
-            "the session there",
+            f"event {event}: its request does not continue the conversation before it (was the history compressed?)",
+            "split the session there",
         )
 
 

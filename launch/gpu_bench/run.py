@@ -64,7 +64,7 @@ def machine_words(recipe: Recipe, cluster: str) -> list[str]:
     named = recipe.gpu.memory_mib is not None
     if named and recipe.cluster.nodes * recipe.cluster.gpus_per_node > 1:
         raise ConfigError(
-            f"bench-gpu measures one GPU, and cluster={recipe.cluster.name} is more; write cluster=h100x1"
+            f"bench-gpu measures one GPU, and cluster={recipe.cluster.name} is more", "write cluster=h100x1"
         )
     shared = ("cluster.", "gpu.", "layout.", "optim.lr=")
     words = [w for w in recipe.words if w.startswith(shared) and not w.startswith("cluster.root")]
@@ -89,7 +89,7 @@ def _cluster(recipe: Recipe, environment: dict[str, Any]) -> str:
     if cluster is None or recipe.gpu.memory_mib is not None:
         wanted = recipe.gpu.name.upper() if recipe.gpu.memory_mib is not None else " or ".join(kinds)
         raise PreflightError(
-            f"bench-gpu wants {wanted}, and here is {found}; `dry_run=true` shows what it would measure"
+            f"bench-gpu wants {wanted}, and here is {found}", "`dry_run=true` shows what it would measure"
         )
     return cluster
 

@@ -122,13 +122,12 @@ def _diverged(plan: Plan, run: RunFolder, ranks: Ranks, step: int, error: Diverg
         _save(run, ranks, step)
     of_step = plan.schedule.step(step).sequences
     sequences = [{"id": plan.data.ids[s], "segment": plan.data.segments[s]} for s in of_step]
-    record = {"step": step + 1, "figures": error.figures, "why": error.why, "sequences": sequences}
+    record = {"step": step + 1, "problem": error.problem, "fix": error.fix, "sequences": sequences}
     write_text(run.root / "diverged.json", json.dumps(record, indent=2) + "\n")
     names = ", ".join(dict.fromkeys(plan.data.ids[s] for s in of_step))
     return DivergedError(
-        f"step {step + 1}: {error.figures}",
-        f"{error.why}. Nothing was updated, and the state before the step is saved. It trained on {names}; to see it "
-        f"sequence by sequence: `make replay STEP={step + 1}` with the same words",
+        f"step {step + 1}: {error.problem}. Nothing was updated, and the state before the step is saved. It trained on {names}",
+        f"see it sequence by sequence with `make replay STEP={step + 1}` and the same words, or {error.fix}",
     )
 
 

@@ -152,12 +152,12 @@ class Rank:
         started = time.perf_counter()
         figures = self.gradient(step)
         if not math.isfinite(figures["loss"] + figures["grad_norm"]):
-            raise DivergedError(shown(figures), "which is not finite; a smaller optim.lr with run=OTHER may mend it")
+            raise DivergedError(f"{shown(figures)}, which is not finite", "try a smaller optim.lr with run=OTHER")
         if figures["loss"] > limit:
             raise DivergedError(
-                shown(figures),
-                f"over {limit:.4g}, engine.spike={self.recipe.engine.spike} times the largest loss of the ten steps before; "
-                "engine.spike=null goes on all the same",
+                f"{shown(figures)}, over {limit:.4g}, engine.spike={self.recipe.engine.spike} times the largest loss of the ten steps "
+                "before",
+                "write engine.spike=null to go on all the same",
             )
         lr = learning_rate(self.recipe.optim, step, self.schedule.num_steps)
         for group in self.optimizer.param_groups:

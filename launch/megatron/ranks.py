@@ -57,7 +57,7 @@ class Ranks:
             env |= {"GLOO_SOCKET_IFNAME": "lo"}
         gpus = 1 if self.recipe.gpu.memory_mib else 0
         if gpus and (there := int(ray.cluster_resources().get("GPU", 0))) < world_size(self.recipe):
-            raise PreflightError(too_few_gpus(self.recipe, there))
+            raise too_few_gpus(self.recipe, there)
         if gpus:
             # Sequences of unlike length leave holes otherwise.
             env = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", **env}
@@ -101,7 +101,8 @@ class Ranks:
                 stuck = [i for i, c in enumerate(calls) if c in pending]
                 raise TrainError(
                     f"rank {', '.join(map(str, stuck))} did not finish '{what}' within engine.timeout="
-                    f"{self.recipe.engine.timeout} s; raise it, or look at the ranks' logs in /tmp/ray/session_latest/logs"
+                    f"{self.recipe.engine.timeout} s",
+                    "raise it, or look at the ranks' logs in /tmp/ray/session_latest/logs",
                 )
             self._check(calls, done[0], pending, what)
         return [ray.get(c) for c in calls]
@@ -118,7 +119,8 @@ class Ranks:
                 raise error.cause from None
             if type(error.cause).__name__ == "OutOfMemoryError":  # torch's
                 raise TrainError(
-                    f"rank {rank} ran out of the GPU's memory in '{what}': {_last_line(error)}; write {leaner(self.recipe)}"
+                    f"rank {rank} ran out of the GPU's memory in '{what}': {_last_line(error)}",
+                    f"write {leaner(self.recipe)}",
                 ) from error
             # Another rank's death shows here as a broken connection, and often sooner than Ray reports it.
             if pending:
@@ -164,12 +166,12 @@ class Pool:
             raise
 
 
-def too_few_gpus(r: Recipe, there: int) -> str:
+def too_few_gpus(r: Recipe, there: int) -> PreflightError:
     """Ray would wait for those that are missing."""
     mend = f"write cluster.gpus_per_node={there}, or" if there else "write"
-    return (
-        f"cluster={r.cluster.name} is {world_size(r)} GPUs, and Ray finds {there} on this machine; {mend} cluster=local for a tiny "
-        "model on the CPU"
+    return PreflightError(
+        f"cluster={r.cluster.name} is {world_size(r)} GPUs, and Ray finds {there} on this machine",
+        f"{mend} cluster=local for a tiny model on the CPU",
     )
 
 

@@ -42,7 +42,7 @@ def _compared(root: Path, step: int, found: dict[str, Any]) -> str:
     recorded = {m["step"]: metrics.shown(m) for m in metrics.read(root / "metrics.jsonl") if "loss" in m}
     if (root / "diverged.json").exists():
         diverged = json.loads((root / "diverged.json").read_text())
-        recorded.setdefault(diverged["step"], diverged["figures"])
+        recorded.setdefault(diverged["step"], diverged["problem"])
     if step not in recorded:
         return "the run has no figures of it"
     return (

@@ -160,8 +160,8 @@ def load(chunks: list[Any], m: Model, read: Callable[[str], Tensor]) -> None:
             whole = shard(link, whole, axis, group.size(), group.rank())
         if whole.shape != tensor.shape:
             raise CheckpointError(
-                f"{', '.join(link.hf)}: shape {list(whole.shape)} on this rank, the recipe's model has {list(tensor.shape)}; "
-                "check model.* against the checkpoint's config.json"
+                f"{', '.join(link.hf)}: shape {list(whole.shape)} on this rank, the recipe's model has {list(tensor.shape)}",
+                "check model.* against the checkpoint's config.json",
             )
         if name.endswith("expert_bias"):
             tensor.data = whole.to(tensor.device, torch.float32)

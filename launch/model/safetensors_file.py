@@ -27,10 +27,10 @@ def entries(path: Path) -> dict[str, Entry]:
             there = os.fstat(file.fileno()).st_size
             header = json.loads(file.read(first - 8)) if first <= there else None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"'{path}' cannot be read: {error}; copy it anew") from error
+        raise CheckpointError(f"'{path}' cannot be read: {error}", "copy it anew") from error
     if header is None:
         raise CheckpointError(
-            f"'{path}' has {there:,} bytes and its header alone {first:,}: it was cut off; copy it anew"
+            f"'{path}' has {there:,} bytes and its header alone {first:,}: it was cut off", "copy it anew"
         )
     header.pop("__metadata__", None)
     found = {}
@@ -38,7 +38,7 @@ def entries(path: Path) -> dict[str, Entry]:
         start, end = of["data_offsets"]
         found[name] = Entry(of["dtype"], tuple(of["shape"]), first + start, end - start)
         if first + end > there:
-            raise CheckpointError(f"'{path}' has {there:,} bytes, and {name} ends at {first + end:,}; copy it anew")
+            raise CheckpointError(f"'{path}' has {there:,} bytes, and {name} ends at {first + end:,}", "copy it anew")
     return found
 
 

@@ -25,7 +25,7 @@ class SafetensorsFolder:
         single = self.folder / "model.safetensors"
         if not single.is_file():
             raise CheckpointError(
-                f"no safetensors in '{self.folder}'; write model.checkpoint=FOLDER of a Hugging Face checkpoint"
+                f"no safetensors in '{self.folder}'", "write model.checkpoint=FOLDER of a Hugging Face checkpoint"
             )
         with safe_open(single, "pt") as file:
             return dict.fromkeys(file.keys(), single.name)
@@ -35,11 +35,11 @@ class SafetensorsFolder:
         """Dtype, shape and place of every tensor, from the files' headers."""
         there = {name: safetensors_file.entries(self.folder / name) for name in sorted(set(self.files.values()))}
         if lost := [name for name, file in self.files.items() if name not in there[file]]:
-            raise CheckpointError(f"'{self.folder}' lacks {lost[0]}, which its index names; copy the folder anew")
+            raise CheckpointError(f"'{self.folder}' lacks {lost[0]}, which its index names", "copy the folder anew")
         return {name: there[file][name] for name, file in self.files.items()}
 
     def read(self, name: str) -> Tensor:
         if name not in self.files:
-            raise CheckpointError(f"'{self.folder}' has no tensor {name}; check model.* against its config.json")
+            raise CheckpointError(f"'{self.folder}' has no tensor {name}", "check model.* against its config.json")
         with safe_open(self.folder / self.files[name], "pt") as file:
             return file.get_tensor(name)

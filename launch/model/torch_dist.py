@@ -95,7 +95,8 @@ class TorchDist:
             if stored.shape != wanted and not (padded and stored.shape[1:] == wanted[1:]):
                 raise CheckpointError(
                     f"{key} has the shape {[*stored.shape]} in '{self.folder}', and the recipe's model {[*wanted]}: it is the "
-                    "checkpoint of another model; write the model.* that it was trained with"
+                    "checkpoint of another model",
+                    "write the model.* that it was trained with",
                 )
             pieces = [p for p in self._rows(key, len(rows)).get(rows, ()) if not padded or p.start[0] < shape[0]]
             part = Part(key, rows, shape, stored.dtype, tuple(pieces))

@@ -44,11 +44,11 @@ def _passed_on(name: str, value: str, given: list[str]) -> tuple[Argument, ...]:
     if flag not in _FLAGS:
         near = difflib.get_close_matches(flag, _FLAGS, n=1, cutoff=0.0)[0]
         raise ConfigError(
-            f"engine.args.{name}: slime has no {flag}; the nearest is {near}: write engine.args.{near[2:]}={value}"
+            f"engine.args.{name}: slime has no {flag}", f"the nearest is {near}: write engine.args.{near[2:]}={value}"
         )
     if flag in given:
         raise ConfigError(
-            f"engine.args.{name}={value}: {flag} is the recipe's to say; change it there, as `make help` shows"
+            f"engine.args.{name}={value}: {flag} is the recipe's to say", "change it there, as `make help` shows"
         )
     return (flag,) if value == "true" else (flag, *value.split())
 

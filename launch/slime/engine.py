@@ -48,7 +48,7 @@ def _attempt(plan: Plan, run: RunFolder, console: Console) -> Path:
         checkpoints.settle(run)
     last = run.checkpoint(total)
     if last is None:
-        raise TrainError(f"slime ended without a checkpoint of step {total}; see {run.root / LOG}")
+        raise TrainError(f"slime ended without a checkpoint of step {total}", f"see {run.root / LOG}")
     return last
 
 
@@ -75,14 +75,15 @@ def start(recipe: Recipe, run: RunFolder, completed: int, total: int, console: C
                 heard, said = time.monotonic(), size
             if time.monotonic() - heard > recipe.engine.timeout:
                 raise TrainError(
-                    f"slime said nothing for engine.timeout={recipe.engine.timeout} s; raise it, or read {run.root / LOG}"
+                    f"slime said nothing for engine.timeout={recipe.engine.timeout} s",
+                    f"raise it, or read {run.root / LOG}",
                 )
             time.sleep(_POLL_S)
     reached = metrics.completed(run.root)
     if status:
         raise failure(run, run.root / LOG, slime.logged, status, reached + 1)
     if reached != total:
-        raise TrainError(f"slime ended after step {reached} of {total} without an error; see {run.root / LOG}")
+        raise TrainError(f"slime ended after step {reached} of {total} without an error", f"see {run.root / LOG}")
 
 
 class Lines:

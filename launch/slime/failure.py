@@ -25,13 +25,13 @@ def failure(run: RunFolder, log: Path, since: int, status: int, step: int) -> Li
     lines = text.splitlines()
     where = "\nThe end of {}:\n{}".format(log, "\n".join(lines[-15:]))
     if found := _NO_ROOM.search(text):
-        return CheckpointError(f"slime failed: {found[0]}; {run.room()}")
+        return CheckpointError(f"slime failed: {found[0]}", run.room())
     if shutil.disk_usage(run.root).free < _FULL:
-        return CheckpointError(f"slime ended with status {status} and the disk is full; {run.room()}")
+        return CheckpointError(f"slime ended with status {status} and the disk is full", run.room())
     if found := _NOT_FINITE.search(text):
         return DivergedError(
-            f"step {step}: Megatron {found[0]}",
-            f"which was not applied; a smaller optim.lr with run=OTHER may mend it; see {log}",
+            f"step {step}: Megatron {found[0]}, which was not applied",
+            f"try a smaller optim.lr with run=OTHER, or see {log}",
         )
     return _raised(lines, status, log, where)
 

@@ -108,10 +108,10 @@ def _answers(calls: list[Any], deadline: float, gpu: bool) -> list[Any]:
                 continue
         except RayError as error:
             raise PreflightError(
-                f"rank {calls.index(done[0])}: {str(error).strip().splitlines()[-1]}; {mend(gpu)}"
+                f"rank {calls.index(done[0])}: {str(error).strip().splitlines()[-1]}", mend(gpu)
             ) from error
         stuck = ", ".join(str(i) for i, c in enumerate(calls) if c in pending)
-        raise PreflightError(f"rank {stuck} did not answer in time; {mend(gpu)}")
+        raise PreflightError(f"rank {stuck} did not answer in time", mend(gpu))
     return ray.get(calls)
 
 

@@ -66,8 +66,8 @@ def _refuse_alone(r: Recipe) -> None:
     gpus = int(ray.cluster_resources().get("GPU", 0))
     if not in_ray_job() and not on_cpu(r) and (r.cluster.nodes > 1 or not gpus):
         raise PreflightError(
-            f"cluster.address is not set, and this machine alone has {gpus} of the {world_size(r)} GPUs; write "
-            "cluster.address=http://HEAD:8265"
+            f"cluster.address is not set, and this machine alone has {gpus} of the {world_size(r)} GPUs",
+            "write cluster.address=http://HEAD:8265",
         )
 
 

@@ -73,7 +73,7 @@ def _rehearsed(plan: Plan, run: RunFolder, console: Console) -> Rehearsed:
     checkpoints.settle(run)
     saved = run.checkpoint(1)
     if saved is None:
-        raise TrainError(f"no checkpoint was written; see {run.root / engine.LOG}")
+        raise TrainError("no checkpoint was written", f"see {run.root / engine.LOG}")
     job.write(recipe, 2, checkpoints.go_on_from(run, saved), save=False)
     engine.start(recipe, run, 1, 2, console)
     first, second = (m for m in metrics.read(run.root / metrics.NAME) if "loss" in m)

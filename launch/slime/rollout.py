@@ -67,7 +67,7 @@ def loss_mask(data: Dataset, sequence: int) -> list[int]:
     if first == 0:
         what = "supervises its first token" if spans else "has no supervised token"
         raise TrainError(
-            f"sequence {data.segments[sequence]} of {data.ids[sequence]} {what}; it cannot be trained through slime"
+            f"sequence {data.segments[sequence]} of {data.ids[sequence]} {what}", "it cannot be trained through slime"
         )
     mask = np.zeros(data.lengths[sequence] - first, dtype=int)
     for start, end in spans:

@@ -112,9 +112,7 @@ class Log(logging.Handler):
         except ValueError as error:
             if not re.search(r"\b(nan|inf)\b", figures):
                 raise TrainError(f"slime logged {figures}: this slime is not the pinned one") from error
-            raise DivergedError(
-                figures, "which is not finite; a smaller optim.lr with run=OTHER may mend it"
-            ) from error
+            raise DivergedError(f"{figures}, which is not finite", "try a smaller optim.lr with run=OTHER") from error
         data, sequences = self.plan.data, in_order(self.plan.schedule.step(number))
         line = {
             "step": number + 1,
@@ -129,9 +127,9 @@ class Log(logging.Handler):
         spike = self.plan.recipe.engine.spike
         if spike and self.recent and line["loss"] > spike * max(self.recent):
             raise DivergedError(
-                metrics.shown(line),
-                f"step {number + 1}, over engine.spike={spike} times the largest loss of the ten steps before; it has been "
-                "applied, the last checkpoint is from before it. engine.spike=null goes on all the same",
+                f"step {number + 1}: {metrics.shown(line)}, over engine.spike={spike} times the largest loss of the ten steps before. "
+                "It has been applied, the last checkpoint is from before it",
+                "write engine.spike=null to go on all the same",
             )
         self.recent.append(line["loss"])
 
@@ -140,8 +138,8 @@ class Log(logging.Handler):
         if self.heldout is not None:
             if not math.isfinite(self.heldout["heldout_loss"]):
                 raise DivergedError(
-                    f"held-out loss {self.heldout['heldout_loss']} after step {self.heldout['step']}",
-                    "which is not finite; a smaller optim.lr with run=OTHER may mend it",
+                    f"held-out loss {self.heldout['heldout_loss']} after step {self.heldout['step']}, which is not finite",
+                    "try a smaller optim.lr with run=OTHER",
                 )
             from slime.observability import logging_utils
 

@@ -96,7 +96,7 @@ def _config(export: Path, base: Path, m: Model) -> Look:
 def _rope(export: Path, base: Path, m: Model) -> Look:
     config = _json(export / "config.json")
     lines = faults.differing(_only(config, *_ROPE), _only(_wanted(base, m), *_ROPE), "config.json")
-    return m.rope.value, lines or rope_differences(m, config)
+    return m.rope.value, lines or [fault.problem for fault in rope_differences(m, config)]
 
 
 def _eos(export: Path, base: Path) -> Look:

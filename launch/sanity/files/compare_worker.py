@@ -119,7 +119,7 @@ def _blocks(stored: Stored) -> Iterator[Tensor]:
         while left:
             content = bytearray(min(left, BLOCK * dtype.itemsize))
             if file.readinto(content) != len(content):
-                raise CheckpointError(f"'{stored.path}' ended while it was read; copy it anew")
+                raise CheckpointError(f"'{stored.path}' ended while it was read", "copy it anew")
             left -= len(content)
             yield torch.frombuffer(content, dtype=dtype)
 

@@ -92,8 +92,8 @@ def _supervised(data: Dataset) -> list[_Scored]:
         spans = data.spans(row)
         if spans[0][0] == 0:
             raise SanityError(
-                f"{_named(data, row)}: its first token is supervised, and no loss can be had of what nothing comes before; "
-                f"remove {data.folder} to pack it again"
+                f"{_named(data, row)}: its first token is supervised, and no loss can be had of what nothing comes before",
+                f"remove {data.folder} to pack it again",
             )
         numbers = np.arange(1, len(spans) + 1) + before[trajectory]
         before[trajectory] += len(spans)
@@ -153,7 +153,8 @@ def _score(client: Client, data: Dataset, one: _Scored) -> np.ndarray:
     if [entry[1] for entry in entries] != tokens[one.start :].tolist():
         raise SanityError(
             f"{_named(data, one.sequence)}: SGLang scored {len(entries)} tokens that are not the {one.length - one.start} "
-            "it was sent; use the SGLang that constraints.txt names"
+            "it was sent",
+            "use the SGLang that constraints.txt names",
         )
     nll = np.array([math.nan if entry[0] is None else -entry[0] for entry in entries])
     return nll[one.positions - one.start]

@@ -91,8 +91,8 @@ class Client:
         except (SanityError, *_BROKEN) as error:
             if isinstance(error, TimeoutError) or time.monotonic() >= deadline:
                 raise SanityError(
-                    f"SGLang at {self.url} did not answer {path} within sanity.timeout={self.timeout:g} s; write "
-                    f"sanity.timeout={2 * self.timeout:g}{self.about(0)}"
+                    f"SGLang at {self.url} did not answer {path} within sanity.timeout={self.timeout:g} s",
+                    f"write sanity.timeout={2 * self.timeout:g}{self.about(0)}",
                 ) from error
             if isinstance(error, SanityError):
                 raise

@@ -29,7 +29,7 @@ def free_port(wanted: int | None) -> int:
             probe.bind(("127.0.0.1", wanted or 0))
         except OSError as error:
             raise PreflightError(
-                f"sanity.port={wanted} cannot be had: {error.strerror}; write sanity.port=null for a free one"
+                f"sanity.port={wanted} cannot be had: {error.strerror}", "write sanity.port=null for a free one"
             ) from error
         return int(probe.getsockname()[1])
 
@@ -47,8 +47,8 @@ def running(recipe: Recipe, checkpoint: Path, log: Path, thinks: bool) -> Iterat
         return
     if not Client(recipe.sanity.url, _HEALTH_S).healthy():
         raise PreflightError(
-            f"sanity.url={recipe.sanity.url} does not answer /health with 200 within {_HEALTH_S:g} s; wait until it is up, or "
-            "write sanity.url=null, which starts one"
+            f"sanity.url={recipe.sanity.url} does not answer /health with 200 within {_HEALTH_S:g} s",
+            "wait until it is up, or write sanity.url=null, which starts one",
         )
     yield Client(recipe.sanity.url, recipe.sanity.timeout)
 
@@ -94,20 +94,21 @@ class Server(Client):
             )
         except OSError as error:
             raise PreflightError(
-                f"SGLang cannot be started: {error}; write engine.python=PYTHON that has it"
+                f"SGLang cannot be started: {error}", "write engine.python=PYTHON that has it"
             ) from error
 
     def _wait(self) -> None:
         deadline = time.monotonic() + self.timeout
         while time.monotonic() < deadline:
             if (ended := self._ended(0)) is not None:
-                raise SanityError(f"{ended}; the end of {self.log}:\n{self.tail()}")
+                raise SanityError(f"{ended}", f"the end of {self.log}:\n{self.tail()}")
             if Client(self.url, min(_HEALTH_S, max(0.1, deadline - time.monotonic()))).healthy():
                 self._refuse_stranger()
                 return
             time.sleep(0.2)
         raise SanityError(
-            f"SGLang did not come up within sanity.timeout={self.timeout:g} s; raise it, or read {self.log}:\n{self.tail()}"
+            f"SGLang did not come up within sanity.timeout={self.timeout:g} s",
+            f"raise it, or read {self.log}:\n{self.tail()}",
         )
 
     def _refuse_stranger(self) -> None:
@@ -119,8 +120,8 @@ class Server(Client):
                 ):
                     return
         raise SanityError(
-            f"port {self.port} is another process's, which was not started here and is left alone; run the same command again, "
-            "or write sanity.port=N of a free one"
+            f"port {self.port} is another process's, which was not started here and is left alone",
+            "run the same command again, or write sanity.port=N of a free one",
         )
 
     def _processes(self) -> list[psutil.Process]:
@@ -149,7 +150,7 @@ class Server(Client):
 
     def wait(self) -> None:
         """Returns never: raises `SanityError` when the server ends by itself."""
-        raise SanityError(f"{self._ended(None)}; the end of {self.log}:\n{self.tail()}")
+        raise SanityError(f"{self._ended(None)}", f"the end of {self.log}:\n{self.tail()}")
 
     def stop(self) -> None:
         """Ends all processes of the server: SIGTERM, two seconds, SIGKILL. A second Ctrl-C does not cut it short."""

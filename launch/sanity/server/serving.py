@@ -59,7 +59,7 @@ def _on_cpu(recipe: Recipe) -> list[str]:
     """fp32 whatever it trained in: bf16 is emulated on most of them."""
     if recipe.sanity.tp not in (None, 1):
         raise PreflightError(
-            f"sanity.tp={recipe.sanity.tp} is of GPUs, and gpu={recipe.gpu.name}; write sanity.tp=null"
+            f"sanity.tp={recipe.sanity.tp} is of GPUs, and gpu={recipe.gpu.name}", "write sanity.tp=null"
         )
     return [
         "--device", "cpu", "--dtype", "float32", "--max-total-tokens", str(_MAX_TOTAL_TOKENS), "--max-running-requests", "16",
@@ -88,8 +88,8 @@ def context(recipe: Recipe, checkpoint: Path) -> int:
     reach = yarn_reach(config)
     if reach is not None and reach < trained:
         raise PreflightError(
-            f"data.max_tokens={trained} is over the {reach:,} tokens that the YaRN of '{checkpoint / 'config.json'}' reaches; "
-            f"write data.max_tokens={reach}"
+            f"data.max_tokens={trained} is over the {reach:,} tokens that the YaRN of '{checkpoint / 'config.json'}' reaches",
+            f"write data.max_tokens={reach}",
         )
     return trained + RESERVED
 
@@ -105,7 +105,8 @@ def tensor_parallel(recipe: Recipe, longest: int) -> int:
         if r.sanity.tp > r.cluster.gpus_per_node or not _divides(m, r.sanity.tp):
             raise PreflightError(
                 f"sanity.tp={r.sanity.tp} does not go with {m.heads} heads, {m.kv_heads} of keys and values, and "
-                f"{r.cluster.gpus_per_node} GPUs a node; write sanity.tp={able[-1]}, or sanity.tp=null"
+                f"{r.cluster.gpus_per_node} GPUs a node",
+                f"write sanity.tp={able[-1]}, or sanity.tp=null",
             )
         return r.sanity.tp
     assert r.gpu.memory_mib is not None
@@ -116,8 +117,9 @@ def tensor_parallel(recipe: Recipe, longest: int) -> int:
             return tp
     raise PreflightError(
         f"{m.name} takes {needed / 1e9:,.0f} GB to serve, weights and one sequence of {longest:,} tokens, and a node of "
-        f"{able[-1]} x {r.gpu.name} gives {_SHARE * able[-1] * one / 1e9:,.0f} GB; start SGLang over several nodes and write "
-        "sanity.url=http://HOST:PORT of it, or name a larger node, cluster=h200x8"
+        f"{able[-1]} x {r.gpu.name} gives {_SHARE * able[-1] * one / 1e9:,.0f} GB",
+        "start SGLang over several nodes and write "
+        "sanity.url=http://HOST:PORT of it, or name a larger node, cluster=h200x8",
     )
 
 

@@ -35,7 +35,7 @@ def said(root, tmp_path):
 def test_a_gradient_that_megatron_finds_not_finite_is_a_divergence(said, cause):
     error = said("", NAN.replace("NaN in local grad norm", cause) + "\nTimer actor_train end\n")
     assert type(error) is DivergedError
-    assert f"step 7: Megatron found {cause}, which was not applied; a smaller optim.lr" in str(error)
+    assert f"step 7: Megatron found {cause}, which was not applied; try a smaller optim.lr" in str(error)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])

@@ -43,7 +43,7 @@ def test_a_step_s_time_is_without_the_held_out_loss_after_it(log):
 def test_a_held_out_loss_that_is_not_finite_is_a_divergence(log, loss):
     log.heldout = {"step": 5, "heldout_loss": loss}
     with pytest.raises(
-        DivergedError, match=f"held-out loss {loss} after step 5, which is not finite; a smaller optim.lr"
+        DivergedError, match=f"held-out loss {loss} after step 5, which is not finite; try a smaller optim.lr"
     ):
         log.flush()
 
@@ -51,7 +51,7 @@ def test_a_held_out_loss_that_is_not_finite_is_a_divergence(log, loss):
 def test_a_step_that_is_not_finite_or_leaps_is_a_divergence(log):
     log.begin(1e-3)
     logged("step 0: {'train/loss': 2.0, 'train/grad_norm': 1.0}")
-    with pytest.raises(DivergedError, match=r"step 2, over engine\.spike=5\.0 times"):
+    with pytest.raises(DivergedError, match=r"step 2: .*over engine\.spike=5\.0 times"):
         logged("step 1: {'train/loss': 10.1, 'train/grad_norm': 1.0}")
     with pytest.raises(DivergedError, match="is not finite"):
         logged("step 2: {'train/loss': nan, 'train/grad_norm': 1.0}")
