@@ -6,10 +6,9 @@ from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer
 
 from launch.model.host import Lane
-from launch.model.layers import block_spec
+from launch.model.layers import PLAIN_LAYER, block_spec
 from launch.model.loss import ChunkedLossGPT
 from launch.model.recompute import RecomputedLayer, Stays
 from recipes.config import Dtype, Layout, Recipe, Recompute
@@ -101,7 +100,7 @@ def build_chunks(r: Recipe, config: TransformerConfig) -> list[GPTModel]:
         placed = dict(ignore_virtual=stage is None, vp_stage=stage)
         chunk = (ChunkedLossGPT if r.layout.loss_chunk else GPTModel)(
             config,
-            block_spec(config, layer, stage),
+            block_spec(config, vp_stage=stage, module=layer),
             vocab_size=r.model.vocab,
             max_sequence_length=r.data.max_tokens,
             pre_process=parallel_state.is_pipeline_first_stage(**placed),
@@ -119,7 +118,7 @@ def build_chunks(r: Recipe, config: TransformerConfig) -> list[GPTModel]:
 def layer_module(p: Layout, device: torch.device) -> ModuleSpec:
     """The transformer layer, which recomputation replaces."""
     if p.recompute not in (Recompute.linear, Recompute.full):
-        return ModuleSpec(module=TransformerLayer)
+        return PLAIN_LAYER
     stays = Stays(Lane(device)) if p.offload else None
     return ModuleSpec(
         module=RecomputedLayer, params={"keep_attention": p.recompute is Recompute.linear, "stays": stays}

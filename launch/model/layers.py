@@ -14,7 +14,7 @@ from megatron.core.tensor_parallel.layers import (
     RowParallelLinear,
     set_tensor_model_parallel_attributes,
 )
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
@@ -24,13 +24,19 @@ from megatron.core.transformer.moe.shared_experts import SharedExpertMLP
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules, get_transformer_layer_offset
+from megatron.core.transformer.transformer_layer import (
+    TransformerLayer,
+    TransformerLayerSubmodules,
+    get_transformer_layer_offset,
+)
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor
 from torch.nn import Parameter
 
-from launch.model.attention import PackedAttention
+from launch.model.attention import PackedAttention, RotatedOnce
 from launch.model.fused import fused
+
+PLAIN_LAYER = ModuleSpec(module=TransformerLayer)  # keeps what it computes for the backward pass
 
 
 def _norm_weight(config: TransformerConfig, size: int) -> Parameter:
@@ -164,13 +170,13 @@ class RowGroupedLinear(GroupedLinear):
 
 
 def block_spec(
-    config: TransformerConfig, module: ModuleSpec, vp_stage: int | None = None
+    config: TransformerConfig, *, vp_stage: int | None, module: ModuleSpec = PLAIN_LAYER
 ) -> TransformerBlockSubmodules:
-    """The layers that this pipeline stage builds: dense ones, and expert ones where `moe_layer_freq` says so. module: the class of
-    a layer, with its own parameters."""
+    """The layers that this pipeline stage builds, for both engines: dense ones, and expert ones where `moe_layer_freq` says so.
+    module: the class of a layer, with its own parameters."""
     qk_norm = RMSNorm if config.qk_layernorm else IdentityOp
     attention = ModuleSpec(
-        module=SelfAttention,
+        module=RotatedOnce,
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
             linear_qkv=NormColumnParallelLinear,

@@ -177,4 +177,4 @@ def layers(args: Any, config: Any, vp_stage: int | None = None) -> Any:
     """The project's layers for Megatron-LM's `--spec launch.slime.cpu layers`."""
     from launch.model.layers import block_spec
 
-    return block_spec(config, vp_stage)
+    return block_spec(config, vp_stage=vp_stage)

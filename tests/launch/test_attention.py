@@ -50,7 +50,7 @@ def call(function, device, heads, lengths):
     asked.clear()
     with mock.patch.object(module, "varlen_attn", function), FakeTensorMode(), torch.no_grad():
         packed = packed_of(recipe.model, lengths, torch.device("cpu"))
-        packed.boundaries = torch.empty_like(packed.boundaries, device=device)
+        packed.cu_seqlens_q = packed.cu_seqlens_kv = torch.empty_like(packed.cu_seqlens_q, device=device)
         q, k, v = (torch.empty(sum(lengths), n, 16, device=device) for n in heads)
         out = core._kernel(packed, q, k, v)
         assert out.shape == q.shape and out.device.type == device
@@ -62,14 +62,14 @@ for function, takes in ((newest, here), (of_2_11, False)):
         packed, inputs = call(function, "cuda", heads, [300, 2048, 7])
         ((arguments, others),) = asked
         assert all(a is b for a, b in zip(arguments[:3], inputs, strict=True)), "as they are, heads included"
-        assert arguments[3] is arguments[4] is packed.boundaries
-        assert packed.boundaries.dtype == torch.int32 and packed.boundaries.shape == (4,)
+        assert arguments[3] is arguments[4] is packed.cu_seqlens_q
+        assert packed.cu_seqlens_q.dtype == torch.int32 and packed.cu_seqlens_q.shape == (4,)
         assert arguments[5:] == (2048, 2048)
         grouped = {"enable_gqa": True} if takes and heads[0] != heads[1] else {}
         assert others == {"scale": 0.3, "window_size": (-1, 0), **grouped}, others
 call(newest, "cpu", (4, 2, 2), [30, 20])
 assert not asked, "a CPU has no flash attention"
-assert packed_of(recipe.model, [3, 5, 2], torch.device("cpu")).boundaries.tolist() == [0, 3, 8, 10]
+assert packed_of(recipe.model, [3, 5, 2], torch.device("cpu")).cu_seqlens_q.tolist() == [0, 3, 8, 10]
 print("ok")
 """
 )
