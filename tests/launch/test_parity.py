@@ -17,11 +17,6 @@ QUICK = ["Qwen3 CP2", "GLM TP2 SP"]
 
 
 @pytest.fixture(scope="module")
-def one_rank(root):
-    return {model[0]: parity.one_rank(POOL, root, model, parity.EPS) for model in (parity.QWEN, parity.GLM)}
-
-
-@pytest.fixture(scope="module")
 def compare(root, one_rank):
     """The difference from one rank of a layout, given by its name, or of a run in it."""
 
