@@ -19,6 +19,7 @@ from launch.processes import end, end_session, end_with_parent
 from launch.retries import retrying
 from launch.run_folder import RunFolder
 from launch.slime import checkpoints, job
+from launch.slime.failure import NAME as FAILURE
 from launch.slime.failure import failure
 from recipes.compose import REPO, in_ray_job
 from recipes.config import Recipe
@@ -57,6 +58,7 @@ def start(recipe: Recipe, run: RunFolder, completed: int, total: int, console: C
     not come so far, `CheckpointError` where the disk is full."""
     path = run.root / metrics.NAME
     metrics.keep(path, completed)
+    (run.root / FAILURE).unlink(missing_ok=True)  # of an earlier start
     console.print(f"slime's log: {run.root / LOG}")
     lines = Lines(path)
     with Slime(run) as slime, progress.training(console, total, completed) as advance:

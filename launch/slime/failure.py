@@ -1,19 +1,30 @@
-"""What a start of slime ended by, as its log tells it."""
+"""What a start of slime ended by: an error of the project's own as it was raised, others as the log tells them."""
 
+import json
 import re
 import shutil
 from pathlib import Path
 
+from data_prep.files import write_text
 from launch.run_folder import RunFolder
+from recipes import errors
 from recipes.errors import CheckpointError, DivergedError, LimiError, TrainError
 
+NAME = "failure.json"
 _READ = 4 << 20  # bytes of the log's end that are read
 _LINES = 400  # of them in which an error without a name of its own is taken for the cause
-_NAMED = ("TrainError", "DivergedError", "CheckpointError", "OutOfMemoryError")
+_NAMED = ("OutOfMemoryError",)
 # Of Megatron, before it updates anything: `found NaN in local grad norm for bucket #0 …`.
 _NOT_FINITE = re.compile(r"found (?:NaN|Inf) in local [\w ]+?(?= for | in |'|$)", re.MULTILINE)
 _NO_ROOM = re.compile(r"OSError: \[Errno (?:28|30|122)\] .+")  # no space, read-only, over quota
 _FULL = 1 << 20  # free bytes under which the log itself may not hold its last lines
+
+
+def leave(run: Path, error: BaseException) -> None:
+    """In slime's driver: writes an error of the project's own where `failure` finds it."""
+    if isinstance(error, LimiError):
+        said = {"kind": type(error).__name__, "problem": error.problem, "fix": error.fix}
+        write_text(run / NAME, json.dumps(said, indent=2) + "\n")
 
 
 def failure(run: RunFolder, log: Path, since: int, status: int, step: int) -> LimiError:
@@ -21,6 +32,10 @@ def failure(run: RunFolder, log: Path, since: int, status: int, step: int) -> Li
 
     A `TrainError` where another start may come further; `DivergedError` and `CheckpointError` where it would not.
     """
+    if (left := run.root / NAME).exists():
+        said = json.loads(left.read_text())
+        raised: LimiError = getattr(errors, said["kind"])(said["problem"], said["fix"])
+        return raised
     text = _end(log, since)
     lines = text.splitlines()
     where = "\nThe end of {}:\n{}".format(log, "\n".join(lines[-15:]))
@@ -44,8 +59,6 @@ def _raised(lines: list[str], status: int, log: Path, where: str) -> TrainError:
     if not (named or late):
         return TrainError(f"slime ended with status {status}{where}")
     found = (named or late)[-1]
-    if found[1] == "DivergedError":
-        return DivergedError(found[2], f"see {log}")
     return TrainError(f"slime failed: {found[1]}: {found[2]}{where}")
 
 

@@ -6,17 +6,27 @@ import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from launch.slime import installed
+from launch.slime.contract import Touch
 
 _IPC_LOCK = 14  # bit of the capability to lock memory without a limit (linux/capability.h)
 
 
 def report(
-    versions: list[str], modules: list[str], slime_root: str, megatron_root: str, paths: list[str]
+    versions: list[str],
+    modules: list[str],
+    slime_root: str,
+    megatron_root: str,
+    touches: Sequence[Touch],
+    paths: list[str],
 ) -> dict[str, Any]:
-    """versions: distributions to name the version of; modules: to import; paths: to look for."""
+    """versions: distributions to name the version of; modules: to import; touches: what both checkouts must keep; paths: to look
+    for."""
     return {
         "python": sys.version.split()[0],
         "versions": {name: _version(name) for name in versions},
@@ -24,6 +34,7 @@ def report(
         "slime": _commit(slime_root),
         "megatron": _commit(megatron_root),
         "patches": _not_applied(Path(slime_root), megatron_root),
+        "broken": installed.broken({"slime": slime_root, "megatron": megatron_root}, touches),
         "unseen": [path for path in paths if not Path(path).exists()],
         "shm": shutil.disk_usage("/dev/shm").free,  # noqa: S108 - Linux's shared memory
         "memlock": _memlock(),

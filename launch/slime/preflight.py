@@ -15,9 +15,9 @@ from rich.console import Console
 
 from launch.checklist import Found, Row, check
 from launch.connection import connected
-from launch.slime import network, node
+from launch.slime import contract, installed, network, node
 from launch.slime import preflight_node as here
-from launch.slime.arguments import on_cpu
+from launch.slime.arguments import arguments, on_cpu
 from launch.slime.job import environment
 from launch.slime.pins import PACKAGES
 from launch.slime.preflight_node import Reports, listed
@@ -27,6 +27,7 @@ from recipes.errors import PreflightError
 from recipes.layout import world_size
 
 ANSWER_S = 60.0  # longest wait for what a node says of itself: a first process there imports its packages
+FLAGS_S = 180.0  # of slime's own imports, SGLang's among them
 NETWORK_S = 30.0  # of messages between the ranks
 
 
@@ -85,6 +86,8 @@ def rows(r: Recipe, seconds: float = NETWORK_S, start: float = network.START_S) 
         here.transformer_engine(r, known.reports),
         here.slime(r, known.reports),
         here.megatron(r, known.reports),
+        here.contract(known.reports),
+        flags(r, known.answering),
         here.packages(known.reports),
         here.files(r, known.reports, known.paths),
         here.shared_memory(r, known.reports),
@@ -137,7 +140,8 @@ def answers(r: Recipe, known: Known, alive: dict[str, dict[str, Any]]) -> Found:
     versions = ["numpy", "torch", "ray", "transformer_engine"]
     paths = [str(Path(r.model.checkpoint, "config.json")), r.data.out]
     known.paths = paths if all(Path(path).exists() for path in paths) else None
-    said, silent = _on_each(r, alive, node.report, lambda _: (versions, [*PACKAGES], *roots, paths))
+    touches = [*contract.EVERYWHERE, *(contract.ON_A_CPU if on_cpu(r) else ())]
+    said, silent = _on_each(r, alive, node.report, lambda _: (versions, [*PACKAGES], *roots, touches, paths))
     known.reports = said or None
     known.answering = {name: alive[name] for name in said} or None
     limit = f"within {ANSWER_S:g} s"
@@ -146,6 +150,20 @@ def answers(r: Recipe, known: Known, alive: dict[str, dict[str, Any]]) -> Found:
             listed(silent), limit, "see that node's logs in /tmp/ray/session_latest/logs, or take it out: ray stop"
         )
     return Found(f"{len(said)} of {len(alive)} nodes", limit)
+
+
+@check("slime's flags", "a flag that slime does not know, which it takes without a word")
+def flags(r: Recipe, answering: dict[str, dict[str, Any]]) -> Found:
+    """Asked of slime's own parser, on the first node."""
+    name, one = next(iter(answering.items()))
+    said, failed = _on_each(r, {name: one}, installed.flags, lambda _: (on_cpu(r),), FLAGS_S)
+    if failed:
+        mend = f"on that node: {r.engine.python} -c 'import slime.utils.arguments', and mend what it says"
+        return Found(f"slime's parser cannot be asked: {failed[name]}", "it answers", mend)
+    given = {word for word in arguments(r, 1, r.model.checkpoint) if word.startswith("--")}
+    if unknown := sorted(given - {*said[name]}):
+        return Found(f"unknown: {', '.join(unknown)}", f"{len(said[name])} flags", here.PINNED)
+    return Found(f"all {len(given)} are known", f"{len(said[name])} flags")
 
 
 @check("cluster.root", "checkpoints and data that one node writes and another does not see")
@@ -226,21 +244,23 @@ def _on_each(
     r: Recipe,
     alive: dict[str, dict[str, Any]],
     function: Callable[..., Any],
-    arguments: Callable[[str], tuple[Any, ...]],
+    given: Callable[[str], tuple[Any, ...]],
+    seconds: float | None = None,
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Calls a function once on every node: what it returns by node, and why it does not where it does not."""
-    task, env = ray.remote(function), runtime_env(r)
+    """Calls a function once on every node: what it returns by node, and why it does not where it does not within `seconds`, or
+    `ANSWER_S`."""
+    task, env, seconds = ray.remote(function), runtime_env(r), seconds or ANSWER_S
     calls = {}
     for name, one in alive.items():
         there = NodeAffinitySchedulingStrategy(one["NodeID"], soft=False)
         bound = task.options(num_cpus=0, max_retries=0, runtime_env=env, scheduling_strategy=there)
-        calls[name] = bound.remote(*arguments(name))
-    _, late = ray.wait([*calls.values()], num_returns=len(calls), timeout=ANSWER_S)
+        calls[name] = bound.remote(*given(name))
+    _, late = ray.wait([*calls.values()], num_returns=len(calls), timeout=seconds)
     returned, failed = {}, {}
     for name, call in calls.items():
         if call in late:
             ray.cancel(call, force=True)
-            failed[name] = f"no answer within {ANSWER_S:g} s"
+            failed[name] = f"no answer within {seconds:g} s"
             continue
         try:
             returned[name] = ray.get(call)

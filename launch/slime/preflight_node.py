@@ -10,6 +10,7 @@ from recipes.config import Recipe
 # Bytes of /dev/shm for each GPU, an allowance for NCCL's buffers and Ray's objects; Docker gives 64 MB in all.
 SHM = 10**9
 IMAGE = "run slime's image, slimerl/slime, there"
+PINNED = f"check out slime {SLIME[:7]} and Megatron-LM {MEGATRON[:7]} with slime's patches, or {IMAGE}"
 Reports = dict[str, dict[str, Any]]  # `node.report` by node
 
 
@@ -78,6 +79,14 @@ def _checkout(reports: Reports, name: str, commit: str, root: str) -> Found:
     elsewhere = f"write engine.{name}_root=FOLDER of a checkout of it, or {IMAGE}"
     there = all(" " not in found for found in wrong.values())  # commits, and not why there is none
     return Found(listed(here), commit[:7], f"git -C {root} checkout {commit}, or {elsewhere}" if there else elsewhere)
+
+
+@check("contract", "a name, signature or text of slime's or Megatron-LM's that changed, met in the middle of a run")
+def contract(reports: Reports) -> Found:
+    here = {name: "; ".join(report["broken"]) or "kept" for name, report in reports.items()}
+    limit = "as at the commits that the project was checked with"
+    good = {*here.values()} == {"kept"}
+    return Found(listed(here), limit, "" if good else PINNED)
 
 
 @check("packages", "an import that fails inside slime")

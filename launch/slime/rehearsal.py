@@ -2,7 +2,6 @@
 otherwise show in hour three."""
 
 import json
-import re
 import shutil
 from dataclasses import dataclass, replace
 
@@ -12,6 +11,7 @@ from rich.table import Table
 
 from data_prep.files import write_text
 from launch import metrics
+from launch.checkpoints import TRACKER
 from launch.plan import Plan
 from launch.run_folder import RunFolder, sizes
 from launch.slime import checkpoints, engine, job
@@ -74,12 +74,13 @@ def _rehearsed(plan: Plan, run: RunFolder, console: Console) -> Rehearsed:
     saved = run.checkpoint(1)
     if saved is None:
         raise TrainError("no checkpoint was written", f"see {run.root / engine.LOG}")
+    # The step's figures are written before its save, Megatron's number of the checkpoint after it.
+    save_s = (saved.parent / TRACKER).stat().st_mtime - (run.root / metrics.NAME).stat().st_mtime
     job.write(recipe, 2, checkpoints.go_on_from(run, saved), save=False)
     engine.start(recipe, run, 1, 2, console)
     first, second = (m for m in metrics.read(run.root / metrics.NAME) if "loss" in m)
     step = plan.schedule.step(0)
     tokens = [[plan.schedule.padded([plan.data.lengths[s] for s in batch]) for batch in rank] for rank in step.ranks]
-    said = (run.root / engine.LOG).read_text(errors="replace")
     done = Rehearsed(
         longest=max(plan.data.lengths),
         fullest=max(max(rank) for rank in tokens),
@@ -89,7 +90,7 @@ def _rehearsed(plan: Plan, run: RunFolder, console: Console) -> Rehearsed:
         limit=memory_limit(recipe),
         step_s=first["time"]["step_s"],
         after_reload_s=second["time"]["step_s"],
-        save_s=max(float(s) for s in re.findall(r"save_model end \(elapsed: ([\d.]+)s\)", said)),
+        save_s=save_s,
         checkpoint=sum(sizes(saved).values()),
     )
     write_text(run.root / NAME, json.dumps(vars(done), indent=2) + "\n")

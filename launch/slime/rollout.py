@@ -22,9 +22,7 @@ from recipes.errors import TrainError
 from recipes.layout import data_parallel
 from recipes.schedule import Step
 
-# Of slime at 624b824: the rollout manager's method that asks for a schedule, and what it asks.
-METHOD = "_split_train_data_by_dp"
-SIGNATURE = ["args", "train_parallel_config", "total_lengths", "global_batch_size", "rollout_indices"]
+METHOD = "_split_train_data_by_dp"  # of slime's rollout manager: asks for a schedule
 
 
 @functools.cache
@@ -90,9 +88,10 @@ def bind(frame: FrameType | None) -> None:
     theirs = names.get("build_dp_schedule")
     if theirs is planned:
         return
+    wanted = list(inspect.signature(planned).parameters)
     found = list(inspect.signature(theirs).parameters) if callable(theirs) else "nothing"
-    if found != SIGNATURE:
-        raise TrainError(f"slime's build_dp_schedule takes {found}, not {SIGNATURE}: this slime is not the pinned one")
+    if found != wanted:
+        raise TrainError(f"slime's build_dp_schedule takes {found}, not {wanted}: this slime is not the pinned one")
     names["build_dp_schedule"] = planned
 
 

@@ -1,14 +1,11 @@
 """What slime's trainers do around each optimizer step: hold the rate against the plan's, take the held-out loss, write
 `metrics.jsonl`.
 
-slime calls `before` by `--custom-megatron-before-train-step-hook-path`. What comes after a step hangs on two things that slime does
-then: it moves Megatron's scheduler on, on every rank, and it logs the step's figures, on one.
+slime calls `before` by `--custom-megatron-before-train-step-hook-path`. What comes after a step hangs on two functions that slime then
+calls: it moves Megatron's scheduler on, on every rank, and it hands the step's figures to its trackers, on one.
 """
 
-import ast
-import logging
 import math
-import re
 import time
 from collections import deque
 from pathlib import Path
@@ -23,17 +20,16 @@ from recipes.config import Recipe
 from recipes.errors import DivergedError, TrainError
 from recipes.learning_rate import learning_rate
 
-_LOGGER = "slime.backends.megatron_utils.model"  # logs `step N: {figures}` on the rank that has them
-
 
 class Steps:
     """One trainer's part in the run, from the first step that it trains."""
 
     def __init__(self, args: Any, here: Plan, model: Any, scheduler: Any, step: int) -> None:
         from slime.backends.megatron_utils.initialize import is_megatron_main_rank
+        from slime.backends.megatron_utils.model import logging_utils
 
         self.args, self.plan, self.model = args, here, model
-        self.log = Log(args, here, step) if is_megatron_main_rank() else None
+        self.log = Log(args, here, step, logging_utils) if is_megatron_main_rank() else None
         _keep_expert_bias(model, here.recipe)
         if step == 0:
             self._evaluate(0)
@@ -77,11 +73,11 @@ class Steps:
             self.log.heldout = {"step": step, "heldout_loss": loss}
 
 
-class Log(logging.Handler):
-    """Writes `metrics.jsonl` from what slime logs: a line a step, and one for each held-out loss."""
+class Log:
+    """Writes `metrics.jsonl` of what slime hands to its trackers: a line a step, and one for each held-out loss."""
 
-    def __init__(self, args: Any, here: Plan, completed: int) -> None:
-        super().__init__()
+    def __init__(self, args: Any, here: Plan, completed: int, trackers: Any) -> None:
+        """trackers: slime's `logging_utils`, by whose `log` the figures of a step are heard."""
         self.args, self.plan = args, here
         root = run_folder(here.recipe)
         self.metrics = metrics.Metrics(root, completed)
@@ -89,7 +85,8 @@ class Log(logging.Handler):
         self.heldout: dict[str, Any] | None = None
         self.completed = completed
         self.lr, self.started, self.took, self.peak_gb = 0.0, 0.0, 0.0, 0.0
-        logging.getLogger(_LOGGER).addHandler(self)
+        self._pass_on = trackers.log
+        trackers.log = self._heard
 
     def begin(self, lr: float) -> None:
         """Of a step: its rate; its time counts from here."""
@@ -99,29 +96,30 @@ class Log(logging.Handler):
         """Of a step, before the held-out loss that may follow."""
         self.took, self.peak_gb = time.perf_counter() - self.started, peak_gb
 
-    def emit(self, record: logging.LogRecord) -> None:
-        if match := re.fullmatch(r"step (\d+): (\{.*\})", record.getMessage()):
-            self._step(int(match[1]), match[2])
+    def _heard(self, args: Any, metrics: dict[str, Any], step_key: str) -> None:
+        """In the place of slime's `log`."""
+        self._pass_on(args, metrics, step_key)
+        if step_key == "train/step":
+            self._step(metrics[step_key], float(metrics["train/loss"]), float(metrics["train/grad_norm"]))
             self.flush()
 
-    def _step(self, number: int, figures: str) -> None:
+    def _step(self, number: int, loss: float, grad_norm: float) -> None:
         if number != self.completed:
-            raise TrainError(f"slime logged step {number + 1} after step {self.completed}")
-        try:
-            logged = ast.literal_eval(figures)
-        except ValueError as error:
-            if not re.search(r"\b(nan|inf)\b", figures):
-                raise TrainError(f"slime logged {figures}: this slime is not the pinned one") from error
-            raise DivergedError(f"{figures}, which is not finite", "try a smaller optim.lr with run=OTHER") from error
+            raise TrainError(f"slime tells of step {number + 1} after step {self.completed}")
         data, sequences = self.plan.data, in_order(self.plan.schedule.step(number))
         line = {
             "step": number + 1,
             "lr": self.lr,
-            "loss": logged["train/loss"],
-            "grad_norm": logged["train/grad_norm"],
+            "loss": loss,
+            "grad_norm": grad_norm,
             "tokens": sum(data.lengths[s] for s in sequences),
             "supervised_tokens": sum(end - start for s in sequences for start, end in data.spans(s)),
         }
+        if not math.isfinite(loss + grad_norm):
+            raise DivergedError(
+                f"step {number + 1}: {metrics.shown(line)}, which is not finite",
+                "try a smaller optim.lr with run=OTHER",
+            )
         self.metrics.add({**line, "time": {"step_s": self.took, "peak_gb": self.peak_gb}})
         self.completed += 1
         spike = self.plan.recipe.engine.spike
@@ -141,11 +139,9 @@ class Log(logging.Handler):
                     f"held-out loss {self.heldout['heldout_loss']} after step {self.heldout['step']}, which is not finite",
                     "try a smaller optim.lr with run=OTHER",
                 )
-            from slime.observability import logging_utils
-
             self.metrics.add(self.heldout)
             figures = {"heldout/loss": self.heldout["heldout_loss"], "train/step": self.heldout["step"]}
-            logging_utils.log(self.args, figures, "train/step")
+            self._pass_on(self.args, figures, "train/step")
             self.heldout = None
 
 

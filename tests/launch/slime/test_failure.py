@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from launch.run_folder import RunFolder
-from launch.slime.failure import failure
+from launch.slime.failure import NAME, failure, leave
 from recipes.errors import CheckpointError, DivergedError, TrainError
 from tests.launch.support import recipe_of
 
@@ -28,6 +28,7 @@ def said(root, tmp_path):
         log.write_text(before + text)
         return failure(run, log, len(before), status, 7)
 
+    of.run = run
     return of
 
 
@@ -54,8 +55,22 @@ def test_a_disk_so_full_that_the_log_was_cut(said, monkeypatch):
     assert "the disk is full; 0 MB are free" in str(error)
 
 
+@pytest.mark.parametrize("kind", [TrainError, DivergedError, CheckpointError])
+def test_an_error_of_the_projects_own_comes_as_it_was_raised(said, kind):
+    run = said.run.root
+    raised = kind("step 3: loss 9.0; over 5 times", "write engine.spike=null")
+    leave(run, raised)
+    try:
+        error = said("", "RayTaskError(TrainError): a wording of Ray's\n" + NAN)
+    finally:
+        (run / NAME).unlink()
+    assert type(error) is kind and (error.problem, error.fix) == (raised.problem, raised.fix)
+    leave(run, ValueError("of others' code"))
+    assert not (run / NAME).exists()
+
+
 def test_an_earlier_start_is_not_blamed(said):
-    earlier = "DivergedError: loss 9.0, gradient norm 2.0, step 3, over engine.spike=5.0 times\n" + NAN + "\n"
+    earlier = NAN + "\n"
     error = said(earlier, "", status=-9)
     assert type(error) is TrainError
     assert "slime ended with status -9" in str(error)

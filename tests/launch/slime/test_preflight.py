@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from launch.slime import node, preflight, preflight_node
+from launch.slime.contract import EVERYWHERE
 from launch.slime.pins import MEGATRON, SLIME, TRANSFORMER_ENGINE
 from recipes.compose import compose_recipe
 from tests.conftest import REPO
@@ -23,7 +24,7 @@ GPUS = compose_recipe(
     ["engine=slime", "gpu=h100", "cluster.nodes=2", "cluster.gpus_per_node=8", "cluster.network_gb_s=50"]
 )
 GOOD = {
-    "python": "3.12.3", "slime": SLIME, "megatron": MEGATRON, "patches": [], "missing": [], "unseen": [],
+    "python": "3.12.3", "slime": SLIME, "megatron": MEGATRON, "patches": [], "broken": [], "missing": [], "unseen": [],
     "versions": {"numpy": "1.26.4", "torch": "2.9.1", "ray": "2.60.0", "transformer_engine": TRANSFORMER_ENGINE},
     "shm": 10**12, "memlock": None, "infiniband": True, "wandb": True,
 }  # fmt: skip
@@ -33,6 +34,7 @@ JUDGES = {
     "Transformer Engine": preflight_node.transformer_engine,
     "slime": preflight_node.slime,
     "Megatron-LM": preflight_node.megatron,
+    "contract": lambda r, said: preflight_node.contract(said),
     "packages": lambda r, said: preflight_node.packages(said),
     "files": lambda r, said: preflight_node.files(r, said, ["/x/config.json"]),
     "shared memory": preflight_node.shared_memory,
@@ -48,6 +50,7 @@ FAULTS = [
     ({"megatron": "0" * 40}, "Megatron-LM", "on b", f"git -C /root/Megatron-LM checkout {MEGATRON}"),
     ({"patches": ["megatron.patch"]}, "Megatron-LM", "without megatron.patch", "git -C /root/Megatron-LM apply"),
     ({"patches": None}, "Megatron-LM", "are not to be found", "git -C /root/slime checkout -- docker/patch"),
+    ({"broken": ["a.py: has no b"]}, "contract", "a.py: has no b on b", f"check out slime {SLIME[:7]}"),
     ({"missing": ["hydra (ModuleNotFoundError)"]}, "packages", "hydra", "pip install hydra-core numpy==1.26.4"),
     ({"unseen": ["/x/config.json"]}, "files", "/x/config.json", "model.checkpoint=FOLDER"),
     ({"shm": 64 << 20}, "shared memory", "0.1 GB", "--shm-size=8g"),
@@ -188,7 +191,9 @@ def test_a_report_of_this_machine(tmp_path, monkeypatch):
     (tmp_path / "broken.py").write_text("raise OSError('libx.so is missing')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("WANDB_API_KEY", "secret")
-    said = node.report(["numpy", "nobody"], ["json", "broken", "nobody"], "/x", "/y", [str(tmp_path), "/nowhere"])
+    said = node.report(
+        ["numpy", "nobody"], ["json", "broken", "nobody"], "/x", "/y", EVERYWHERE, [str(tmp_path), "/nowhere"]
+    )
     assert said["versions"]["nobody"] is None and said["versions"]["numpy"]
     assert said["missing"] == ["broken (OSError)", "nobody (ModuleNotFoundError)"]
     assert said["unseen"] == ["/nowhere"]

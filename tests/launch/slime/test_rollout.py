@@ -1,10 +1,8 @@
 """The planned steps inside slime, against the schedule; what is rebound, against slime's source where it is there."""
 
-import ast
 import json
 import os
 import sys
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -150,16 +148,3 @@ def test_every_rank_verifies_what_it_got(here, manager, monkeypatch):
             rollout.verify(
                 None, 0, {**data, "micro_batch_indices": [[0]]} if batches != [[0]] else {**data, "tokens": []}
             )
-
-
-def test_the_pinned_slime_has_what_is_rebound():
-    slime_root = os.environ.get("SLIME_ROOT")
-    if not slime_root:
-        pytest.skip("SLIME_ROOT is not set")
-
-    tree = ast.parse((Path(slime_root) / "slime/utils/dp_schedule.py").read_text())
-    (function,) = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "build_dp_schedule")
-    assert [a.arg for a in (*function.args.args, *function.args.kwonlyargs)] == rollout.SIGNATURE
-    user = (Path(slime_root) / "slime/ray/rollout.py").read_text()
-    assert "from slime.utils.dp_schedule import build_dp_schedule" in user
-    assert user.count("build_dp_schedule(\n") == 1

@@ -1,6 +1,5 @@
-"""`metrics.jsonl` as slime's log makes it."""
+"""`metrics.jsonl` of what slime hands to its trackers."""
 
-import logging
 import time
 from types import SimpleNamespace
 
@@ -10,7 +9,7 @@ from launch import metrics
 from launch.plan import Plan
 from launch.slime import steps
 from recipes.compose import run_folder
-from recipes.errors import DivergedError, TrainError
+from recipes.errors import DivergedError
 from tests.launch.support import recipe_of
 
 
@@ -18,21 +17,26 @@ from tests.launch.support import recipe_of
 def log(root):
     plan = Plan(*recipe_of(root, "run=logged", "cluster.gpus_per_node=2"))
     run_folder(plan.recipe).mkdir(parents=True, exist_ok=True)
-    made = steps.Log(SimpleNamespace(), plan, 0)
+    trackers.passed_on = []
+    trackers.log = lambda args, metrics, step_key: trackers.passed_on.append((metrics, step_key))
+    made = steps.Log(SimpleNamespace(), plan, 0, trackers)
     yield made
-    logging.getLogger(steps._LOGGER).removeHandler(made)
     made.metrics.close()
 
 
-def logged(text):
-    logging.getLogger(steps._LOGGER).warning(text)
+trackers = SimpleNamespace()  # slime's `logging_utils`
+
+
+def told(step, loss, grad_norm=1.0):
+    figures = {"train/loss": loss, "train/grad_norm": grad_norm, "train/step": step}
+    trackers.log(SimpleNamespace(), figures, step_key="train/step")
 
 
 def test_a_step_s_time_is_without_the_held_out_loss_after_it(log):
     log.begin(1e-3)
     log.end(peak_gb=0.5)
     time.sleep(0.3)  # the held-out loss
-    logged("step 0: {'train/loss': 2.0, 'train/grad_norm': 1.0}")
+    told(0, 2.0)
     (line,) = metrics.read(log.metrics.path)
     assert line["time"]["step_s"] < 0.2
     assert line["time"]["peak_gb"] == 0.5
@@ -50,15 +54,20 @@ def test_a_held_out_loss_that_is_not_finite_is_a_divergence(log, loss):
 
 def test_a_step_that_is_not_finite_or_leaps_is_a_divergence(log):
     log.begin(1e-3)
-    logged("step 0: {'train/loss': 2.0, 'train/grad_norm': 1.0}")
+    told(0, 2.0)
     with pytest.raises(DivergedError, match=r"step 2: .*over engine\.spike=5\.0 times"):
-        logged("step 1: {'train/loss': 10.1, 'train/grad_norm': 1.0}")
+        told(1, 10.1)
     with pytest.raises(DivergedError, match="is not finite"):
-        logged("step 2: {'train/loss': nan, 'train/grad_norm': 1.0}")
+        told(2, float("nan"))
 
 
-def test_figures_that_are_no_numbers_are_no_divergence(log):
+def test_figures_reach_slimes_own_trackers_first(log):
     log.begin(1e-3)
-    with pytest.raises(TrainError, match="this slime is not the pinned one") as raised:
-        logged("step 0: {'train/loss': tensor(2.0, device='cuda:0'), 'train/grad_norm': 1.0}")
-    assert not isinstance(raised.value, DivergedError)
+    told(0, 2.0)
+    log.heldout = {"step": 1, "heldout_loss": 2.5}
+    told(1, 1.5)
+    steps_of = [(key, metrics["train/step"]) for metrics, key in trackers.passed_on]
+    assert steps_of == [("train/step", 0), ("train/step", 1), ("train/step", 1)]
+    assert trackers.passed_on[-1][0] == {"heldout/loss": 2.5, "train/step": 1}
+    trackers.log(SimpleNamespace(), {"rollout/step": 3}, step_key="rollout/step")
+    assert log.completed == 2, "of other kinds nothing is counted"
