@@ -1,12 +1,11 @@
 """Packed sequences for the eye: message by message, supervised tokens marked, long context cut short in view only."""
 
-import difflib
 import html
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -16,6 +15,8 @@ from rich.text import Text
 from data_prep.dataset import Dataset
 from recipes.config import Recipe
 from recipes.errors import ConfigError
+from recipes.kinds import shown
+from recipes.nearest import nearest
 
 if TYPE_CHECKING:
     # Not at run time: a listing needs no tokenizer, and importing transformers takes seconds.
@@ -145,11 +146,13 @@ def page(data: Dataset, row: int, tokenizer: "PreTrainedTokenizerBase", recipe: 
 
 
 def refuse_unknown(identity: str, packed: dict[str, Dataset]) -> None:
-    """Raises `ConfigError` with the nearest id there is, or why the record of that id is in no data set."""
+    """Raises `ConfigError` with the id that is near, or why the record of that id is in no data set."""
     for data in packed.values():
         for line in data.ledger():
             if line["id"] == identity:
                 raise ConfigError(f"id={identity} was rejected: {line['code']}: {line['reason']}")
-    known = [i for data in packed.values() for i in data.ids]
-    near: list[Any] = difflib.get_close_matches(identity, known, n=1, cutoff=0.0)
-    raise ConfigError(f"no trajectory has id={identity}; the nearest is id={near[0]}", "leave id out for a list")
+    near = nearest(identity, dict.fromkeys(i for data in packed.values() for i in data.ids))
+    raise ConfigError(
+        f"no trajectory has id={identity}",
+        f"the nearest is id={shown(near)}; leave id out for a list" if near else "leave id out for a list",
+    )

@@ -16,9 +16,10 @@ from functools import cache
 
 import numpy as np
 
-from recipes.compose import CONF, REPO, compose_recipe
+from recipes.compose import REPO, compose_recipe
 from recipes.dimensions import Flops, flops
 from recipes.lengths import drawn
+from recipes.options import choices
 from recipes.pipeline import Pipeline
 from recipes.schedule import Schedule
 from recipes.slime_packing import divided, first_fit
@@ -99,8 +100,8 @@ def planning_rows() -> Iterator[tuple[str, str]]:
 
 def command_rows() -> Iterator[tuple[str, str]]:
     """Whole `make plan` commands, of the six real models on every cluster of GPUs; one that cannot fit ends early."""
-    models = sorted(p.stem for p in (CONF / "model").glob("*.yaml") if "tiny" not in p.stem)
-    clusters = sorted(p.stem for p in (CONF / "cluster").glob("*.yaml") if p.stem != "local")
+    models = [model for model in choices("model") if "tiny" not in model]
+    clusters = [cluster for cluster in choices("cluster") if cluster != "local"]
     seconds: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as root:
         for model, cluster in itertools.product(models, clusters):

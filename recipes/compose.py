@@ -1,13 +1,10 @@
 """From `name=value` words to a checked `Recipe`."""
 
-import difflib
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, cast, get_args
+from typing import cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -18,12 +15,17 @@ from yaml import YAMLError
 
 from recipes.config import Recipe
 from recipes.errors import ConfigError
+from recipes.kinds import shown
 from recipes.layout import check_layout
+from recipes.options import CONF, leaves
+from recipes.overrides import overrides
 from recipes.values import check_values
 
+__all__ = [
+    "CONF", "REPO", "compose_recipe", "from_yaml", "in_ray_job", "leaves", "local_root", "run_folder", "to_yaml",
+]  # fmt: skip
+
 REPO = Path(__file__).resolve().parents[1]
-CONF = REPO / "hydra_conf"
-GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir())
 
 
 def in_ray_job() -> bool:
@@ -42,78 +44,18 @@ OmegaConf.register_new_resolver("local_root", local_root, replace=True)
 ConfigStore.instance().store(name="schema", node=Recipe)
 
 
-def leaves(node: Any = Recipe, prefix: str = "") -> dict[str, Any]:
-    """Every name that can be overridden, with its type: `{"optim.lr": float, ...}`."""
-    found: dict[str, Any] = {}
-    for f in fields(node):
-        if is_dataclass(f.type):
-            found |= leaves(f.type, f"{prefix}{f.name}.")
-        else:
-            found[prefix + f.name] = f.type
-    return found
-
-
-def _is_text(kind: Any) -> bool:
-    members = get_args(kind) if isinstance(kind, UnionType) else (kind,)
-    return str in members and set(members) <= {str, NoneType}
-
-
-def _checked(word: str, names: dict[str, Any]) -> str:
-    """One command-line word in Hydra's grammar: known names only, and text that needs quotes quoted."""
-    name, equals, value = word.partition("=")
-    if not equals:
-        raise ConfigError(f"'{word}' is not name=value", "write for example optim.lr=2e-5, or see `make help`")
-    plain = name.lstrip("+~")
-    inside_dict = any(plain.startswith(f"{n}.") for n, kind in names.items() if getattr(kind, "__origin__", 0) is dict)
-    if name != plain or not (plain in names or plain in GROUPS or inside_dict):
-        raise ConfigError(f"unknown option '{name}'", _instead(plain, value, [*names, *GROUPS]))
-    if plain in GROUPS:
-        _check_choice(plain, value)
-    if inside_dict:
-        return f"++{plain}={_quoted(value)}"
-    return f"{plain}={_quoted(value)}" if _is_text(names.get(plain)) else f"{plain}={value}"
-
-
-def _instead(name: str, value: str, options: list[str]) -> str:
-    """What to write in the place of a name that is not there: the nearest one, in either case, or by its last part alone."""
-    whole = {o.casefold(): o for o in options}
-    known = {o.rpartition(".")[2].casefold(): o for o in reversed(options)} | whole
-    for among, cutoff in ((known, 0.7), (whole, 0.0)):
-        if near := difflib.get_close_matches(name.casefold(), among, n=1, cutoff=cutoff):
-            break
-        if name.isupper():
-            return f"a variable of the environment stands before the command: {name}={value} make ..."
-    return f"the nearest is '{among[near[0]]}': write {among[near[0]]}={value}"
-
-
-def _quoted(value: str) -> str:
-    """Text as Hydra's grammar wants it, where , ( { [ ' = # and 1e3 mean something; quoted, null and ${...} stay."""
-    if re.fullmatch(r"""'.*'|".*"|null|.*\$\{.*""", value, re.S):
-        return value
-    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", value) + "'"
-
-
-def _check_choice(group: str, value: str) -> None:
-    choices = sorted(p.stem for p in (CONF / group).glob("*.yaml"))
-    if value not in choices:
-        near = difflib.get_close_matches(value, choices, n=1, cutoff=0.0)
-        nearest = f"; the nearest is {group}={near[0]}" if near else ""
-        raise ConfigError(f"unknown {group} '{value}'{nearest} (known: {', '.join(choices) or 'none'})")
-
-
-def compose_recipe(words: Sequence[str]) -> Recipe:
+def compose_recipe(words: Sequence[str], stage: str = "train") -> Recipe:
     """The recipe of `hydra_conf/limi.yaml` with these overrides, every name, type and layout rule checked.
 
-    Raises `ConfigError` with the nearest right name for a wrong one.
+    Raises `ConfigError` with what was meant by a wrong name or value. stage: the one that the words are for.
     """
-    names = leaves()
-    overrides = [_checked(word, names) for word in words]
+    checked = overrides(words, stage)
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            raw = compose("limi", overrides)
+            raw = compose("limi", checked)
         recipe = cast(Recipe, OmegaConf.to_object(raw))
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_explained(error)) from error
+        raise _explained(error, words) from error
     recipe.words = list(words)
     check_values(recipe)
     if recipe.layout.search:
@@ -123,20 +65,27 @@ def compose_recipe(words: Sequence[str]) -> Recipe:
     return recipe
 
 
-def _explained(error: BaseException) -> str:
-    """The innermost cause, on one line, without Hydra's advice to force a name in with '+'."""
+def _explained(error: BaseException, words: Sequence[str]) -> ConfigError:
+    """What is wrong with a recipe whose every word is right by itself."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = str(error)
     key = re.search(r"full_key: (\S+)", text)
     if isinstance(error, MissingMandatoryValue) and key:
-        return f"{key[1]} is not set; write {key[1]}=VALUE"
+        return ConfigError(f"{key[1]} is not set", f"write {key[1]}=VALUE")
     if missing := re.search(r"Could not find 'layout/released-(.*)'", text):
-        raise ConfigError(
+        return ConfigError(
             f"experiment=released is of LIMI's own models, and not of {missing[1]}", "write model=qwen3-4b"
         )
+    taken = [word for word in words if "${" in word]
+    if taken:
+        word = next((w for w in taken if key and w.startswith(f"{key[1]}=")), taken[0])
+        return ConfigError(
+            f"{shown(word)}: ${{...}} in it names nothing that has a value",
+            "write the value itself, ${optim.lr} for that of an option, or ${oc.env:NAME} for a variable of the environment",
+        )
     first = text.splitlines()[0].split(". To append")[0]
-    return f"{key[1]}: {first}" if key else " ".join(text.split())
+    return ConfigError(f"{key[1]}: {first}" if key else " ".join(text.split()))
 
 
 def from_yaml(path: Path) -> Recipe:

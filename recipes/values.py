@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from recipes.config import Recipe, Rope
 from recipes.errors import ConfigError
 
-_SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$", re.I)
+SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$", re.I)
 
 
 def check_values(r: Recipe) -> None:
@@ -68,7 +68,7 @@ def check_values(r: Recipe) -> None:
         )
     _check_rope(r)
     _check_machines(r)
-    if secret := next((name for name in r.cluster.env if _SECRET.search(name)), None):
+    if secret := next((name for name in r.cluster.env if SECRET.search(name)), None):
         raise ConfigError(
             f"cluster.env.{secret} would be written to config.yaml, job.json and Ray's dashboard",
             f"leave it out, and set {secret} in the environment in which `ray start` runs on the nodes",

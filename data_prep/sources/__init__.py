@@ -6,7 +6,6 @@
 `repairs`. A record that it cannot map raises `Rejected`.
 """
 
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from typing import Any, Protocol, cast
 from data_prep.records import Record, parse
 from data_prep.trajectory import Code, Rejected, Trajectory, validate
 from recipes.errors import ConfigError
+from recipes.nearest import nearest
 
 
 class Source(Protocol):
@@ -24,11 +24,14 @@ class Source(Protocol):
 
 
 def source(name: str) -> Source:
-    """The module of that name. Raises `ConfigError` with the nearest one."""
+    """The module of that name. Raises `ConfigError` with those there are."""
     known = sorted(m.name for m in pkgutil.iter_modules(__path__))
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-        raise ConfigError(f"unknown data.source '{name}' (known: {', '.join(known)})", f"write data.source={near}")
+        near = nearest(name, known)
+        raise ConfigError(
+            f"unknown data.source '{name}' (known: {', '.join(known)})",
+            f"write data.source={near}" if near else "write data.source=NAME, one of them",
+        )
     return cast(Source, importlib.import_module(f"{__name__}.{name}"))
 
 

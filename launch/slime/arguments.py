@@ -4,7 +4,6 @@ Flags are slime's at 624b824 and Megatron-LM's at 1dcf0da; `flags.txt` holds the
 word, so that a list with one is refused here.
 """
 
-import difflib
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,10 @@ from pathlib import Path
 from recipes.compose import run_folder
 from recipes.config import OptimizerState, Recipe, Recompute, Rope
 from recipes.errors import ConfigError
+from recipes.instead import as_here
+from recipes.kinds import write
 from recipes.layout import data_parallel
+from recipes.nearest import nearest
 
 _FLAGS = frozenset((Path(__file__).parent / "flags.txt").read_text().split())
 Argument = str | int | float
@@ -42,13 +44,15 @@ def arguments(r: Recipe, num_steps: int, load: str, *, save: bool = True) -> lis
 def _passed_on(name: str, value: str, given: list[str]) -> tuple[Argument, ...]:
     flag = "--" + name.replace("_", "-")
     if flag not in _FLAGS:
-        near = difflib.get_close_matches(flag, _FLAGS, n=1, cutoff=0.0)[0]
+        near = nearest(flag, _FLAGS)
+        fix = f"the nearest is {near}: {write(f'engine.args.{near[2:]}={value}')}" if near else as_here(name, value)
         raise ConfigError(
-            f"engine.args.{name}: slime has no {flag}", f"the nearest is {near}: write engine.args.{near[2:]}={value}"
+            f"engine.args.{name}: slime has no {flag}", fix or "leave it out; launch/slime/flags.txt has all"
         )
     if flag in given:
         raise ConfigError(
-            f"engine.args.{name}={value}: {flag} is the recipe's to say", "change it there, as `make help` shows"
+            f"engine.args.{name}={value}: {flag} is the recipe's to say",
+            as_here(name, value) or "change it there, as `make help` shows",
         )
     return (flag,) if value == "true" else (flag, *value.split())
 

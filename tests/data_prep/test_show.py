@@ -62,6 +62,8 @@ def test_a_listing_and_an_unknown_id(shown):
     assert show.listing("training", data).row_count == 20
     with pytest.raises(ConfigError, match=rf"the nearest is id={data.ids[0]}"):
         show.refuse_unknown(data.ids[0][:-1], {"training": data})
+    with pytest.raises(ConfigError, match="no trajectory has id=no-such-id; leave id out for a list$"):
+        show.refuse_unknown("no-such-id", {"training": data})
 
 
 def test_a_rejected_id_says_why(root, tmp_path):

@@ -37,6 +37,10 @@ def limi_record():
 def test_an_unknown_source_is_refused_with_the_nearest():
     with pytest.raises(ConfigError, match=r"data\.source=openai"):
         source("openia")
+    with pytest.raises(ConfigError) as error:
+        source("parquet")
+    assert error.value.problem.startswith("unknown data.source 'parquet' (known: limi, openai, ")
+    assert error.value.fix == "write data.source=NAME, one of them"
 
 
 def test_limi_json_lines_and_an_array_read_the_same(tmp_path):

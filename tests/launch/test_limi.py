@@ -25,7 +25,7 @@ def make(*words):
     [
         (["optim.lrr=1"], "write optim.lr=1"),
         (["+optim.lrr=1"], "write optim.lr=1"),
-        (["optim.lr=fast"], "could not be converted to Float"),
+        (["optim.lr=fast"], "optim.lr=fast is not a number; write optim.lr=X, a number"),
         (["model=qwen4-tiny"], "model=qwen3-tiny"),
         (["layout.tp=3"], "does not divide 2 ranks"),
         (["data.path=/nowhere.jsonl"], "no file '/nowhere.jsonl'; write data.path=FILE"),

@@ -64,10 +64,18 @@ def test_a_further_flag_is_passed_on_and_checked():
     assert given(**{"manual-gc-interval": "5"})[-2:] == ["--manual-gc-interval", "5"]
     with pytest.raises(ConfigError, match="the nearest is --tp-comm-overlap"):
         given(tp_com_overlap="true")
-    with pytest.raises(ConfigError, match="is the recipe's to say"):
+    with pytest.raises(ConfigError, match="slime has no --learning-rate; here it is 'optim.lr': write optim.lr=1e-5"):
+        given(learning_rate="1e-5")
+    with pytest.raises(
+        ConfigError, match=r"slime has no --nothing-like-it; leave it out; launch/slime/flags.txt has all"
+    ):
+        given(nothing_like_it="true")
+    with pytest.raises(ConfigError, match="is the recipe's to say; here it is 'optim.lr': write optim.lr=1"):
         given(lr="1")
-    with pytest.raises(ConfigError, match="is the recipe's to say"):
+    with pytest.raises(ConfigError, match="is the recipe's to say; here it is 'optim.warmup_steps'"):
         given(lr_warmup_iters="5")
+    with pytest.raises(ConfigError, match="is the recipe's to say; change it there"):
+        given(num_layers="5")
 
 
 def test_pass_through_is_typed_on_the_command_line():
