@@ -25,14 +25,14 @@ _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EN
 def main(words: list[str]) -> int:
     signal.signal(signal.SIGTERM, _stop)
     errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
-    named = [w for w in words if "=" not in w]
     try:
-        from launch import dry_run, stages
+        from launch import command_line, dry_run, stages
         from launch.fetch import fetched
         from recipes.compose import compose_recipe
 
-        stage = stages.find(named)
-        recipe = compose_recipe([w for w in words if "=" in w])
+        name, overrides = command_line.parted(words)
+        stage = stages.STAGES[name]
+        recipe = compose_recipe(overrides, name)
         if stage is not stages.fetch:
             recipe = fetched(recipe)
         console = Console(soft_wrap=True, markup=False, highlight=False)

@@ -1,6 +1,5 @@
 """The stages of a run, in the order it takes them, each a function of the recipe."""
 
-import difflib
 import functools
 import json
 from collections.abc import Callable
@@ -240,14 +239,3 @@ STAGES: dict[str, Stage] = {
     "slurm": slurm,
     "kuberay": kuberay,
 }
-
-
-def find(named: list[str]) -> Stage:
-    """The stage that the command line names, or `train`."""
-    if len(named) > 1 or (named and named[0] not in STAGES):
-        word = next((w for w in named if w not in STAGES), named[-1])
-        near = difflib.get_close_matches(word, STAGES, n=1, cutoff=0.0)[0]
-        raise ConfigError(
-            f"'{word}' is no stage and not name=value", f"stages are {', '.join(STAGES)}, the nearest is {near}"
-        )
-    return STAGES[named[0]] if named else train

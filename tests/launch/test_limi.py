@@ -26,6 +26,12 @@ def make(*words):
         (["optim.lrr=1"], "write optim.lr=1"),
         (["+optim.lrr=1"], "write optim.lr=1"),
         (["optim.lr=fast"], "optim.lr=fast is not a number; write optim.lr=X, a number"),
+        (["optim.lr=1e-5 optim.epochs=2"], "is 2 words in one; write optim.lr=1e-5 optim.epochs=2"),
+        (
+            ["--learning-rate", "1e-5"],
+            "'--learning-rate 1e-5' is not name=value; here it is 'optim.lr': write optim.lr=1e-5",
+        ),
+        (["plan", "optim.lr=1,2"], " optim.lr=2 run=lr-2"),
         (["model=qwen4-tiny"], "model=qwen3-tiny"),
         (["layout.tp=3"], "does not divide 2 ranks"),
         (["data.path=/nowhere.jsonl"], "no file '/nowhere.jsonl'; write data.path=FILE"),
