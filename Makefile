@@ -42,9 +42,19 @@ OWN := MODEL STEP CHECKPOINT BASE PYTHON LOCK SLIME_ROOT MEGATRON_ROOT SLIME_PYT
 __escape = '$(subst ','\'',$(1))'
 # By name, not $(MAKEOVERRIDES): that one breaks on quotes and parentheses.
 OVERRIDES = $(foreach __o,$(filter-out $(OWN),$(.VARIABLES)),$(if $(filter command line,$(origin $(__o))),$(call __escape,$(__o)=$(value $(__o)))))
-LIMI = $(BIN)/python launch/limi.py $(1) $(if $(MODEL),$(call __escape,model=$(MODEL))) $(if $(STEP),$(call __escape,step=$(STEP))) \
-	$(if $(CHECKPOINT),$(call __escape,checkpoint=$(value CHECKPOINT))) \
-	$(if $(BASE),$(call __escape,model.checkpoint=$(value BASE))) $(OVERRIDES)
+# An empty one goes on too where it is on the line, as MODEL=$NAME is without NAME: it is refused, not left out.
+__short = $(if $(value $(1))$(filter command,$(origin $(1))),$(call __escape,$(2)=$(value $(1))))
+LIMI = $(BIN)/python launch/limi.py $(1) $(call __short,MODEL,model) $(call __short,STEP,step) \
+	$(call __short,CHECKPOINT,checkpoint) $(call __short,BASE,model.checkpoint) $(OVERRIDES)
+
+# A word that is no target ends the command before anything runs: of `make train optim.lr 1e-5` make would run `train` first.
+TARGETS := $(shell sed -n 's/^\.PHONY: //p' Makefile) $(READY) .venv-slime/.ready
+UNKNOWN := $(filter-out $(TARGETS),$(MAKECMDGOALS))
+ifneq ($(UNKNOWN),)
+ASKED := $(if $(wildcard $(BIN)/python),$(shell $(BIN)/python launch/limi.py $(foreach word,$(UNKNOWN),$(call __escape,$(word))) 2>&1))
+$(error $(or $(ASKED),'$(firstword $(UNKNOWN))' is no target and not name=value; `make help` lists the targets))
+endif
+
 # Overrides must not reach a make that a stage or a test runs.
 export MAKEFLAGS :=
 export MAKEOVERRIDES :=

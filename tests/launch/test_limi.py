@@ -119,6 +119,25 @@ def test_make_refuses_a_name_that_does_not_exist_and_fails():
     assert "unknown option '+optim.lrr'" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["trian"], "'trian' is no stage and not name=value; the nearest is train"),
+        (["train", "optim.lr", "1e-5"], "'optim.lr 1e-5' is not name=value; write optim.lr=1e-5"),
+        (["train", "it's $HOME"], "'it's' is no stage"),
+        (["train", "LR=1e-5"], "unknown option 'LR'; here it is 'optim.lr': write optim.lr=1e-5"),
+        (["train", "MODEL="], "model='' is empty"),
+        (["train", "MODEL=QWEN3-32B"], "write model=qwen3-32b"),
+        (["serve", "CHECKPOINT="], "checkpoint='' is empty"),
+    ],
+)
+def test_make_refuses_a_word_before_anything_runs(words, says):
+    done = make(*words, "dry_run=true")
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert not done.stdout
+
+
 def test_make_help_lists_every_target():
     done = make("help")
     targets = set(re.findall(r"^\.PHONY: ([a-z-]+)$", (REPO / "Makefile").read_text(), re.M))
