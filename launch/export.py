@@ -20,14 +20,15 @@ from rich.console import Console
 from data_prep.files import sync_tree, whole_folder
 from launch import export_worker, tensor_work
 from launch.export_worker import Group, Piece
-from launch.model import hf, hf_folder, safetensors_file
-from launch.model.hf import Link
+from launch.model import hf_folder, safetensors_file
 from launch.model.safetensors_folder import SafetensorsFolder
 from launch.model.torch_dist import TorchDist
 from launch.run_folder import RECORD, check_room, damage
 from recipes.checkpoint_config import check_checkpoint
 from recipes.config import Model, Mtp, Recipe
 from recipes.errors import CheckpointError, PreflightError
+from recipes.families.parts import OUTPUT, Link
+from recipes.tensors import is_mtp, links
 
 BATCH_BYTES = 128 << 20  # a worker's task
 
@@ -82,13 +83,13 @@ def planned(checkpoint: TorchDist, base: SafetensorsFolder, m: Model) -> list[Gr
 
     Raises `CheckpointError` where the checkpoint has not exactly the recipe's parameters, or the base not exactly its tensors.
     """
-    table = hf.links(m)
+    table = links(m)
     if m.tied:
         del table["output_layer.weight"]
     wanted = {name for link in table.values() for name in link.hf}
     # Some bases with a tied output layer have it all the same.
-    again = {"lm_head.weight"} & base.entries.keys() if m.tied else set()
-    mtp = {name for name in base.entries if hf.is_mtp(name, m)}
+    again = {OUTPUT} & base.entries.keys() if m.tied else set()
+    mtp = {name for name in base.entries if is_mtp(name, m)}
     if differing := sorted((wanted | again | mtp) ^ base.entries.keys()):
         raise CheckpointError(
             f"'{base.folder}' and the recipe's model differ in {_some(differing)}",
@@ -101,9 +102,9 @@ def planned(checkpoint: TorchDist, base: SafetensorsFolder, m: Model) -> list[Gr
         raise CheckpointError(f"'{checkpoint.folder}' holds {_some(unknown)}, which {m.name} has not", "see model.*")
     if again:
         embedding = next(part for name, _, part in found if name == "embedding.word_embeddings.weight")
-        found.append(("", Link(tuple(again)), embedding))
+        found.append(("", Link({OUTPUT: base.entries[OUTPUT].shape}), embedding))
     if m.mtp is Mtp.copy:
-        found += [("", Link((name,)), None) for name in sorted(mtp)]
+        found += [("", Link({name: base.entries[name].shape}), None) for name in sorted(mtp)]
     return [
         Group(tuple(Piece(n, base.files[n], base.entries[n]) for n in link.hf), link, part) for _, link, part in found
     ]

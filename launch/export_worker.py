@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from launch.model import hf, torch_dist
-from launch.model.hf import Link
 from launch.model.safetensors_file import Entry
 from launch.model.torch_dist import Part
 from recipes.config import Model
 from recipes.errors import CheckpointError
+from recipes.families.parts import Link
 
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 

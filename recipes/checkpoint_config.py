@@ -100,6 +100,9 @@ def differences(m: Model, config: dict[str, Any]) -> list[Fault]:
         found.append(Fault(f"layer_types holds {sorted({*config['layer_types']})}, only full_attention can be trained"))
     if m.family is Family.qwen3 and not m.qk_norm:
         found.append(Fault("qwen3 always has QK norms", "model.qk_norm=true"))
+    if m.family is Family.qwen3:
+        lacks = {"experts": m.experts, "mtp_layers": m.mtp_layers}
+        found += [Fault(f"qwen3 has no {n}, the recipe says {k}", f"model.{n}=0") for n, k in lacks.items() if k]
     found += [Fault(f"unknown field {name}") for name in sorted({*config} - {*wanted} - {*_FIXED} - _IGNORED)]
     return found
 

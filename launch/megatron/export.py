@@ -15,6 +15,7 @@ from launch.model import hf
 from launch.model.hf_folder import FILE_BYTES
 from launch.model.safetensors_folder import SafetensorsFolder
 from recipes.config import Model, Mtp
+from recipes.tensors import is_mtp, links
 
 
 @torch.no_grad()
@@ -46,7 +47,7 @@ def write_shard(
 
 
 def _tensors(chunks: list[Any], m: Model, value: Callable[[Tensor], Tensor]) -> Iterator[tuple[str, Tensor]]:
-    table = hf.links(m)
+    table = links(m)
     for name, tensor in hf.global_tensors(chunks, m):
         if name == "output_layer.weight" and m.tied:
             continue  # a copy of the embedding on the last pipeline stage
@@ -64,7 +65,7 @@ def _tensors(chunks: list[Any], m: Model, value: Callable[[Tensor], Tensor]) -> 
 def _mtp(base: SafetensorsFolder, m: Model) -> Iterator[tuple[str, Tensor]]:
     """The base's multi-token-prediction layers, as they are, where the recipe keeps them."""
     if m.mtp is Mtp.copy:
-        yield from ((name, base.read(name)) for name in base.files if hf.is_mtp(name, m))
+        yield from ((name, base.read(name)) for name in base.files if is_mtp(name, m))
 
 
 def _writes(name: str) -> bool:

@@ -1,18 +1,10 @@
-"""One mapping between Megatron's parameter names and Hugging Face's, used to load and to export.
+"""Megatron's parameters from Hugging Face tensors and back, by the names of `recipes/tensors.py`, to load and to export.
 
 Both engines use it, and the export of a checkpoint, which is without Megatron: it is imported where a rank asks for its own
-tensors. A Megatron tensor joins one or more Hugging Face tensors:
-
-| join | Megatron's tensor |
-|---|---|
-| same | the one tensor |
-| qkv | for every key-value group its queries, its key, its value |
-| gate_up | gate over up; under tensor parallelism each rank holds its part of both |
+tensors.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 import torch
@@ -20,63 +12,8 @@ from torch import Tensor
 
 from recipes.config import Model
 from recipes.errors import CheckpointError
-
-
-class Join(Enum):
-    same = "same"
-    qkv = "qkv"
-    gate_up = "gate_up"
-
-
-@dataclass(frozen=True)
-class Link:
-    """The Hugging Face tensors that one Megatron tensor joins, in order."""
-
-    hf: tuple[str, ...]
-    join: Join = Join.same
-
-
-def links(m: Model) -> dict[str, Link]:
-    """Every parameter and the expert bias, by its global Megatron name (layers and experts counted over all ranks)."""
-    found = {
-        "embedding.word_embeddings.weight": Link(("model.embed_tokens.weight",)),
-        "decoder.final_layernorm.weight": Link(("model.norm.weight",)),
-        "output_layer.weight": Link(("model.embed_tokens.weight" if m.tied else "lm_head.weight",)),
-    }
-    for i in range(m.layers):
-        ours, theirs = f"decoder.layers.{i}.", f"model.layers.{i}."
-        attention = theirs + "self_attn."
-        found[ours + "self_attention.linear_qkv.layer_norm_weight"] = Link((theirs + "input_layernorm.weight",))
-        for part in ("weight", "bias") if m.qkv_bias else ("weight",):
-            found[f"{ours}self_attention.linear_qkv.{part}"] = Link(
-                tuple(f"{attention}{c}_proj.{part}" for c in "qkv"), Join.qkv
-            )
-        found[ours + "self_attention.linear_proj.weight"] = Link((attention + "o_proj.weight",))
-        if m.qk_norm:
-            for c in "qk":
-                found[f"{ours}self_attention.{c}_layernorm.weight"] = Link((f"{attention}{c}_norm.weight",))
-        norm = Link((theirs + "post_attention_layernorm.weight",))
-        if i < m.dense_layers or not m.experts:
-            found[ours + "mlp.linear_fc1.layer_norm_weight"] = norm
-            found |= _mlp(ours + "mlp.", theirs + "mlp.")
-            continue
-        found[ours + "pre_mlp_layernorm.weight"] = norm
-        found[ours + "mlp.router.weight"] = Link((theirs + "mlp.gate.weight",))
-        found[ours + "mlp.router.expert_bias"] = Link((theirs + "mlp.gate.e_score_correction_bias",))
-        if m.shared_experts:
-            found |= _mlp(ours + "mlp.shared_experts.", theirs + "mlp.shared_experts.")
-        for e in range(m.experts):
-            found |= _mlp(ours + "mlp.experts.", f"{theirs}mlp.experts.{e}.", str(e))
-    return found
-
-
-def _mlp(ours: str, theirs: str, expert: str = "") -> dict[str, Link]:
-    return {
-        f"{ours}linear_fc1.weight{expert}": Link(
-            (theirs + "gate_proj.weight", theirs + "up_proj.weight"), Join.gate_up
-        ),
-        f"{ours}linear_fc2.weight{expert}": Link((theirs + "down_proj.weight",)),
-    }
+from recipes.families.parts import Join, Link
+from recipes.tensors import links
 
 
 def join(link: Link, parts: list[Tensor], m: Model) -> Tensor:
@@ -167,9 +104,3 @@ def load(chunks: list[Any], m: Model, read: Callable[[str], Tensor]) -> None:
             tensor.data = whole.to(tensor.device, torch.float32)
         else:
             tensor.copy_(whole)
-
-
-def is_mtp(name: str, m: Model) -> bool:
-    """Whether a Hugging Face tensor belongs to a multi-token-prediction layer, numbered after the model's own."""
-    words = name.split(".")
-    return words[:2] == ["model", "layers"] and int(words[2]) >= m.layers

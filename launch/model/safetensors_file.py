@@ -20,7 +20,8 @@ class Entry:
 
 
 def entries(path: Path) -> dict[str, Entry]:
-    """Every tensor of a file, from its header alone. Raises `CheckpointError` where the file is shorter than its header says."""
+    """Every tensor of a file, from its header alone. Raises `CheckpointError` where the file is not as long as its header says, or
+    has bytes that are no tensor's: safetensors' own reader takes neither."""
     try:
         with path.open("rb") as file:
             first = 8 + int.from_bytes(file.read(8), "little")
@@ -39,6 +40,13 @@ def entries(path: Path) -> dict[str, Entry]:
         found[name] = Entry(of["dtype"], tuple(of["shape"]), first + start, end - start)
         if first + end > there:
             raise CheckpointError(f"'{path}' has {there:,} bytes, and {name} ends at {first + end:,}", "copy it anew")
+    at = first
+    for name, one in sorted(found.items(), key=lambda named: (named[1].start, named[1].size)):
+        if one.start != at:
+            raise CheckpointError(f"'{path}': {name} begins at byte {one.start:,}, and {at:,} is next", "copy it anew")
+        at += one.size
+    if at != there:
+        raise CheckpointError(f"'{path}' has {there:,} bytes, and its tensors end at {at:,}", "copy it anew")
     return found
 
 

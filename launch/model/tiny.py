@@ -9,6 +9,7 @@ from typing import Any
 
 from data_prep.files import sha256, whole_folder
 from data_prep.sources import read
+from recipes import tensors
 from recipes.compose import REPO
 from recipes.config import Family, Model, Recipe
 from recipes.errors import ConfigError
@@ -125,30 +126,10 @@ def _write_weights(folder: Path, m: Model, seed: int) -> None:
     model.save_pretrained(folder)
     for layer in range(m.layers, m.layers + m.mtp_layers):
         # transformers has no MTP layer; its tensors carry the release's names and stay untrained.
-        path = folder / f"mtp-{layer}.safetensors"
-        shapes = _mtp_shapes(m, layer)
-        save_file({n: torch.empty(*s).normal_(0.0, 0.02, generator=generator) for n, s in shapes.items()}, path)
+        shapes = {n: s for n, s in tensors.mtp(m).items() if n.startswith(f"model.layers.{layer}.")}
+        drawn = {n: torch.empty(*s).normal_(0.0, 0.02, generator=generator) for n, s in shapes.items()}
+        save_file(drawn, folder / f"mtp-{layer}.safetensors")
     _write_index(folder)
-
-
-def _mtp_shapes(m: Model, layer: int) -> dict[str, tuple[int, ...]]:
-    p, h, q, kv = f"model.layers.{layer}.", m.hidden, m.heads * m.head_dim, m.kv_heads * m.head_dim
-    shapes: dict[str, tuple[int, ...]] = {
-        p + "embed_tokens.weight": (m.vocab, h), p + "eh_proj.weight": (h, 2 * h), p + "enorm.weight": (h,),
-        p + "hnorm.weight": (h,), p + "shared_head.norm.weight": (h,), p + "shared_head.head.weight": (m.vocab, h),
-        p + "input_layernorm.weight": (h,), p + "post_attention_layernorm.weight": (h,),
-        p + "self_attn.q_proj.weight": (q, h), p + "self_attn.k_proj.weight": (kv, h),
-        p + "self_attn.v_proj.weight": (kv, h), p + "self_attn.o_proj.weight": (h, q),
-        p + "mlp.gate.weight": (m.experts, h), p + "mlp.gate.e_score_correction_bias": (m.experts,),
-    }  # fmt: skip
-    if m.qkv_bias:
-        shapes |= {f"{p}self_attn.{c}_proj.bias": (q if c == "q" else kv,) for c in "qkv"}
-    if m.qk_norm:
-        shapes |= {f"{p}self_attn.{c}_norm.weight": (m.head_dim,) for c in "qk"}
-    for mlp in [f"experts.{e}" for e in range(m.experts)] + ["shared_experts"] * bool(m.shared_experts):
-        for name, shape in (("gate", (m.expert_ffn, h)), ("up", (m.expert_ffn, h)), ("down", (h, m.expert_ffn))):
-            shapes[f"{p}mlp.{mlp}.{name}_proj.weight"] = shape
-    return shapes
 
 
 def _write_index(folder: Path) -> None:

@@ -83,7 +83,7 @@ class TorchDist:
                 )
 
     def part(self, name: str, shape: tuple[int, ...], m: Model) -> Part | None:
-        """Where the parameter `name` of `hf.links` lies, whole, in this shape; None where the checkpoint has none of that name.
+        """Where the parameter `name` of `tensors.links` lies, whole, in this shape; None where the checkpoint has none of that name.
 
         Raises `CheckpointError` where it has another shape, or a piece is missing.
         """

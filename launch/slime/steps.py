@@ -19,6 +19,7 @@ from recipes.compose import run_folder
 from recipes.config import Recipe
 from recipes.errors import DivergedError, TrainError
 from recipes.learning_rate import learning_rate
+from recipes.tensors import links
 
 
 class Steps:
@@ -179,10 +180,10 @@ def _keep_expert_bias(model: Any, recipe: Recipe) -> None:
     from launch.model import hf
     from launch.model.safetensors_folder import SafetensorsFolder
 
-    base, table = SafetensorsFolder(Path(recipe.model.checkpoint)), hf.links(recipe.model)
+    base, table = SafetensorsFolder(Path(recipe.model.checkpoint)), links(recipe.model)
     for name, tensor in hf.global_tensors([_inner(chunk) for chunk in model], recipe.model):
         if name.endswith("expert_bias"):
-            tensor.data = base.read(table[name].hf[0]).to(tensor.device, torch.float32)
+            tensor.data = base.read(next(iter(table[name].hf))).to(tensor.device, torch.float32)
 
 
 def _inner(chunk: Any) -> Any:

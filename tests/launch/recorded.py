@@ -4,15 +4,15 @@ import io
 import itertools
 import math
 import pickle
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from launch.model import hf, safetensors_file, tiny
+from launch.model import safetensors_file, tiny
 from recipes.config import Model
+from recipes.tensors import trained
 
 
 def rewritten(
@@ -137,16 +137,5 @@ def hollow_base(m: Model) -> None:
     folder.mkdir(parents=True)
     ids = [{"content": token, "id": i} for i, token in enumerate(tiny.SPECIAL[m.family])]
     tiny.hf_config(m, ids).save_pretrained(folder)
-    shapes = _dense_shapes(m)
-    entries = {}
-    for name, link in hf.links(m).items():
-        if name == "output_layer.weight":
-            continue
-        rows, *rest = shapes.get(name) or shapes[re.sub(r"layers\.\d+\.", "layers.", name)][1:]
-        if link.join is hf.Join.qkv:
-            parts = [m.heads * m.head_dim, m.kv_heads * m.head_dim, m.kv_heads * m.head_dim]
-        else:
-            parts = [rows // len(link.hf)] * len(link.hf)
-        for tensor, count in zip(link.hf, parts, strict=True):
-            entries[tensor] = safetensors_file.Entry("BF16", (count, *rest), 0, 2 * math.prod((count, *rest)))
+    entries = {n: safetensors_file.Entry("BF16", shape, 0, 2 * math.prod(shape)) for n, shape in trained(m).items()}
     safetensors_file.create(folder / "model.safetensors", entries)

@@ -11,6 +11,8 @@ import torch
 from launch.megatron import cpu
 cpu.install()
 from launch.model import hf
+from recipes.families.parts import Join
+from recipes.tensors import is_mtp, links
 from recipes.compose import compose_recipe
 from launch.model.safetensors_folder import SafetensorsFolder
 from pathlib import Path
@@ -19,9 +21,9 @@ import sys
 for name, folder in zip(("qwen3-tiny", "glm4.5-tiny"), sys.argv[1:], strict=True):
     m = compose_recipe([f"model={name}"]).model
     base = SafetensorsFolder(Path(folder))
-    table = hf.links(m)
+    table = links(m)
     named = [n for link in table.values() for n in link.hf]
-    own = {n for n in base.files if not hf.is_mtp(n, m)}
+    own = {n for n in base.files if not is_mtp(n, m)}
     assert set(named) == own, set(named) ^ own
     assert len(named) == len(set(named)) + m.tied, "each tensor once, the tied embedding twice"
     for link in table.values():
@@ -29,8 +31,8 @@ for name, folder in zip(("qwen3-tiny", "glm4.5-tiny"), sys.argv[1:], strict=True
         whole = hf.join(link, parts, m)
         for a, b in zip(hf.split(link, whole, m), parts, strict=True):
             assert torch.equal(a, b), link
-        for axis in range(whole.dim()) if link.join is hf.Join.same else (0,):
-            if whole.shape[axis] % 4 == 0 and (link.join is not hf.Join.qkv or m.kv_heads % 2 == 0):
+        for axis in range(whole.dim()) if link.join is Join.same else (0,):
+            if whole.shape[axis] % 4 == 0 and (link.join is not Join.qkv or m.kv_heads % 2 == 0):
                 shards = [hf.shard(link, whole, axis, 2, r) for r in range(2)]
                 assert torch.equal(hf.unshard(link, shards, axis), whole), link
 before = torch.cuda.is_available(), torch.empty(1).type(), torch.cuda.current_device.__module__

@@ -60,6 +60,15 @@ def test_what_cannot_be_trained_is_named(bases, change, says):
     assert any(says in fault.problem for fault in differences(m, config | change))
 
 
+@pytest.mark.parametrize("word", ["model.experts=4", "model.mtp_layers=1"])
+def test_what_the_family_does_not_have_is_refused(bases, word):
+    m = compose_recipe([f"model.checkpoint={bases['qwen3-tiny']}", word]).model
+    config = json.loads((bases["qwen3-tiny"] / "config.json").read_text())
+    name, count = word.split("=")
+    says = f"qwen3 has no {name.removeprefix('model.')}, the recipe says {count}"
+    assert differences(m, config) == [Fault(says, f"{name}=0")]
+
+
 def test_a_missing_field_and_a_missing_file(bases, tmp_path):
     m = compose_recipe([f"model.checkpoint={tmp_path}"]).model
     with pytest.raises(ConfigError, match="no config.json"):

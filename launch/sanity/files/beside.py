@@ -5,14 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.model import hf, hf_folder
+from launch.model import hf_folder
 from launch.model.safetensors_folder import SafetensorsFolder
+from launch.model.shards import Shards
 from launch.sanity.checks import Check
 from launch.sanity.files import faults
 from launch.sanity.files.compare_worker import Seen
-from launch.sanity.files.shards import Shards
 from recipes.checkpoint_config import exported, rope_differences
 from recipes.config import Model, Mtp
+from recipes.tensors import is_mtp
 
 _ROPE = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "max_position_embeddings")
 _EOS, _MTP = "eos_token_id", "num_nextn_predict_layers"
@@ -42,8 +43,8 @@ def mtp(seen: dict[str, Seen], shards: Shards, base: SafetensorsFolder, m: Model
     """Multi-token-prediction layers: as many as `config.json` says, and the base's bits."""
 
     def look() -> Look:
-        there = {n for n in shards.files if hf.is_mtp(n, m)}
-        wanted = {n for n in base.entries if hf.is_mtp(n, m)} if m.mtp is Mtp.copy else set()
+        there = {n for n in shards.files if is_mtp(n, m)}
+        wanted = {n for n in base.entries if is_mtp(n, m)} if m.mtp is Mtp.copy else set()
         layers = len({n.split(".")[2] for n in there})
         said = _json(shards.folder / "config.json").get(_MTP) or 0
         lines = [f"config.json says {_MTP}={said}, and the tensors are of {layers}"] if said != layers else []

@@ -11,9 +11,11 @@ from rich.console import Console
 
 from data_prep.files import write_text
 from launch.model.safetensors_folder import SafetensorsFolder
+from launch.model.shards import read
 from launch.sanity.checks import Check
 from launch.sanity.files import beside, moved, shards, tensors
 from recipes.config import Recipe
+from recipes.families.parts import OUTPUT
 
 
 def checks(
@@ -24,13 +26,11 @@ def checks(
     rates: the learning rate of every step, None where it is not known. Raises `CheckpointError` where the base cannot be read.
     """
     m = recipe.model
-    of_base, found = SafetensorsFolder(base), shards.read(export)
+    of_base, found = SafetensorsFolder(base), read(export)
     training = tensors.reach(recipe.optim, rates)
     seen = tensors.compare(found, of_base, m, training, console)
     times = recipe.sanity.max_moved
-    own = {
-        name: s for name, s in seen.items() if not (m.tied and name == shards.TIED)
-    }  # a copy is beside the embedding
+    own = {name: s for name, s in seen.items() if not (m.tied and name == OUTPUT)}  # a copy is beside the embedding
     text = moved.as_json(moved.cells(own.values(), m), training, times)
     write_text(written, json.dumps(text, indent=2) + "\n")
     return [

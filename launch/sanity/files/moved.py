@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from launch.model import hf
 from launch.sanity.checks import Check, Outcome, judged
 from launch.sanity.files import faults, misplaced
 from launch.sanity.files.compare_worker import Reach, Seen
 from recipes.config import Model
+from recipes.tensors import is_mtp
 
 ENOUGH = 30  # elements expected to have moved: that none did is no chance
 ROUTER_BIAS, MTP, NORM = "router bias", "MTP", "norm"
@@ -57,7 +57,7 @@ def place(name: str, m: Model) -> Place:
     words = name.split(".")
     layer = int(words[2]) if words[:2] == ["model", "layers"] else None
     expert = int(words[words.index("experts") + 1]) if "experts" in words else None
-    if hf.is_mtp(name, m):
+    if is_mtp(name, m):
         return Place(MTP, layer)
     if layer is None and "norm" not in words:
         return Place("lm_head" if words[0] == "lm_head" else "embedding", None)

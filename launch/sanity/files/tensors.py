@@ -8,11 +8,12 @@ from rich.console import Console
 
 from launch import tensor_work
 from launch.model.safetensors_folder import SafetensorsFolder
+from launch.model.shards import WIDTHS, Shards
 from launch.sanity.checks import Check
 from launch.sanity.files import compare_worker, faults
 from launch.sanity.files.compare_worker import Pair, Reach, Seen, Stored
-from launch.sanity.files.shards import TIED, WIDTHS, Shards
 from recipes.config import Model, Optim
+from recipes.families.parts import OUTPUT
 
 BATCH_BYTES = 256 << 20  # of the export, a worker's task
 
@@ -39,7 +40,7 @@ def compare(shards: Shards, base: SafetensorsFolder, m: Model, training: Reach, 
 
 def _beside(name: str, shards: Shards, base: SafetensorsFolder, m: Model) -> Stored | None:
     """What a tensor is compared with: the base's of its name; the copy of a tied output layer with the export's own embedding."""
-    copy = m.tied and name == TIED
+    copy = m.tied and name == OUTPUT
     of: Shards | SafetensorsFolder = shards if copy else base
     other = "model.embed_tokens.weight" if copy else name
     there = of.entries.get(other)
@@ -64,14 +65,14 @@ def checks(seen: dict[str, Seen], shards: Shards, m: Model) -> list[Check]:
         return figure, [f"{s.name} is all zero" for s in empty if s.base is None or not s.base.zero]
 
     def tied() -> tuple[str, Sequence[str]]:
-        copy = seen.get(TIED)
+        copy = seen.get(OUTPUT)
         if not m.tied:
             return "not tied", []
         if copy is None:
             return "written once", []
         equal = copy.base is not None and copy.base.equal
         return "written twice", [] if equal else [
-            f"{TIED} is not model.embed_tokens.weight, which servers take instead"
+            f"{OUTPUT} is not model.embed_tokens.weight, which servers take instead"
         ]
 
     return [

@@ -186,7 +186,7 @@ FAULTS = {
         "config.json", "num_key_value_heads is 4", lambda f: f.json("config.json", lambda c: c.update(num_key_value_heads=4))
     ),
     "a truncated shard": Fault("shards", "bytes, and .* ends at", _truncate, copied=True),
-    "a lost shard": Fault("shards", "cannot be read", lambda f: f.shard().unlink(), copied=True),
+    "a lost shard": Fault("shards", "is missing", lambda f: f.shard().unlink(), copied=True),
     "an entry of the index lost": Fault(
         "shards", r"norm\.weight is in .* the index does not", lambda f: f.index(lambda i: i.pop("model.norm.weight")), copied=True
     ),

@@ -162,12 +162,12 @@ from pathlib import Path
 from rich.console import Console
 from launch.model.safetensors_folder import SafetensorsFolder
 from launch.sanity.files import compare_worker
-from launch.sanity.files import shards
+from launch.model.shards import read
 from launch.sanity.files import tensors
 from recipes.compose import from_yaml
 recipe, folder = from_yaml(Path(sys.argv[1])), Path(sys.argv[2])
 tensors.BATCH_BYTES = 1 << 40  # one process does it all
-found = shards.read(folder)
+found = read(folder)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 seen = tensors.compare(found, SafetensorsFolder(folder), recipe.model, tensors.reach(recipe.optim, None), Console(quiet=True))
 assert len(seen) == len(found.files)

@@ -12,10 +12,10 @@ from safetensors import safe_open
 
 from data_prep.dataset import Dataset
 from launch.megatron import engine
-from launch.model import hf as names
 from launch.run_folder import RunFolder
 from launch.sanity.server.server import running
 from recipes.config import Recipe
+from recipes.tensors import is_mtp
 from tests.launch.support import ranks_of
 from tests.launch.test_gpt import LOGITS, run
 
@@ -82,7 +82,7 @@ def test_transformers_loads_it_strictly_and_its_loss_is_the_trainer_s(trained):
     model, info = trained.transformers()
     assert not info["missing_keys"] and not info["mismatched_keys"] and not info.get("error_msgs")
     # transformers has no MTP layers: those alone are beyond what it knows.
-    assert all(names.is_mtp(name, trained.recipe.model) for name in info["unexpected_keys"])
+    assert all(is_mtp(name, trained.recipe.model) for name in info["unexpected_keys"])
     assert bool(trained.recipe.model.mtp_layers) >= bool(info["unexpected_keys"])
     total, count = 0.0, 0
     for sequence in range(len(trained.heldout.ids)):
@@ -124,7 +124,7 @@ def test_architecture_and_tensor_names_are_those_that_transformers_writes(traine
     index = json.loads((trained.hf / "model.safetensors.index.json").read_text())["weight_map"]
     found = {}
     for name, file in index.items():
-        if not names.is_mtp(name, trained.recipe.model):
+        if not is_mtp(name, trained.recipe.model):
             with safe_open(trained.hf / file, "pt") as tensors:
                 found[name] = tensors.get_slice(name).get_shape()
     assert found == written

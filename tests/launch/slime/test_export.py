@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from launch.model import hf
 from launch.model.safetensors_folder import SafetensorsFolder
 from recipes.compose import from_yaml
+from recipes.tensors import is_mtp
 from tests.launch.slime.test_on_cpu import GLM, QWEN, trained
 from tests.launch.support import limi
 
@@ -41,11 +41,11 @@ def test_the_export_of_slime_s_checkpoint_is_slime_s_own_bit_for_bit(root, tmp_p
     assert {n: (e.dtype, e.shape) for n, e in ours.entries.items()} == {
         n: (e.dtype, e.shape) for n, e in base.entries.items()
     }
-    own = {n for n in ours.files if not hf.is_mtp(n, m)}
+    own = {n for n in ours.files if not is_mtp(n, m)}
     # Of a pipeline slime also writes the last stage's copy of a tied embedding.
-    assert own == {n for n in theirs.files if not hf.is_mtp(n, m)} - ({"lm_head.weight"} if m.tied else set())
+    assert own == {n for n in theirs.files if not is_mtp(n, m)} - ({"lm_head.weight"} if m.tied else set())
     for tensor in ours.files:
-        if "e_score_correction_bias" in tensor or hf.is_mtp(tensor, m):
+        if "e_score_correction_bias" in tensor or is_mtp(tensor, m):
             assert torch.equal(ours.read(tensor), base.read(tensor)), tensor
         else:
             assert torch.equal(ours.read(tensor), theirs.read(tensor).to(ours.read(tensor).dtype)), tensor
@@ -53,4 +53,4 @@ def test_the_export_of_slime_s_checkpoint_is_slime_s_own_bit_for_bit(root, tmp_p
     _, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["mismatched_keys"]
-    assert all(hf.is_mtp(n, m) for n in info["unexpected_keys"])
+    assert all(is_mtp(n, m) for n in info["unexpected_keys"])
