@@ -55,7 +55,7 @@ def summary(p: RunPlan, other: RunPlan | str) -> dict[str, Any]:
         "memory": _memory(p),
         "time": _time(p, cost.batch(p.sequences.lengths)),
         "schedule": _gantt(p),
-        "warnings": [*warnings(p)],
+        "warnings": [*map(str, warnings(p))],
         "alternatives": [
             {"layout": degrees_of(o.recipe), "seconds_an_epoch": o.seconds / _factor(r), "gpu_share": o.gpu_share}
             for o in (p.found.best if p.found else [])
@@ -118,7 +118,7 @@ def _released(p: RunPlan, other: RunPlan) -> dict[str, Any]:
     return {
         "layout": degrees_of(other.recipe), "steps": len(other.steps), "seen": [min(other.seen()), max(other.seen())],
         "peak": max(s.total for s in other.memory), "verdict": other.verdict.value, "host": other.host.total,
-        "seconds": other.seconds, "seconds_an_epoch": other.seconds_an_epoch, "warnings": [*warnings(other)],
+        "seconds": other.seconds, "seconds_an_epoch": other.seconds_an_epoch, "warnings": [*map(str, warnings(other))],
         "learning_rates": other.learning_rates(),
         "speed_up": other.seconds_an_epoch / p.seconds_an_epoch if p.clock else None,
     }  # fmt: skip

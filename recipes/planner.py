@@ -6,16 +6,18 @@ Pure Python: neither torch nor ray. `plan_summary.py` makes `plan.json` of it, `
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
 from recipes.compose import compose_recipe
 from recipes.config import Recipe, Rope
 from recipes.context import check_context
-from recipes.errors import ConfigError
-from recipes.layout import check_layout, round_up
+from recipes.errors import ConfigError, sentence
+from recipes.layout import check_layout, divisor, round_up
 from recipes.learning_rate import learning_rate
 from recipes.memory import (
+    FITS,
     HostMemory,
     Load,
     StageMemory,
@@ -25,11 +27,14 @@ from recipes.memory import (
     memory_limit,
     verdict,
 )
-from recipes.plan_words import degrees, degrees_of
+from recipes.plan_words import degrees, degrees_of, gigabytes
 from recipes.published import calibration
 from recipes.schedule import Schedule, Step, schedule_of
 from recipes.search import Found, Sequences, search
 from recipes.step_time import Clock, predictable
+
+LARGE_LR = 1e-2
+MOST_WAITING = 0.3  # of the time of pipeline stages
 
 
 @dataclass(frozen=True)
@@ -169,49 +174,132 @@ def refuse_too_large(p: RunPlan) -> None:
     raise ConfigError(f"{p.recipe.model.name} does not fit: {text}", instead)
 
 
-def warnings(p: RunPlan) -> Iterator[str]:
+class Oddity(NamedTuple):
+    """What is odd about a plan, and right in some: what it is of, the value with its limit, and the override that mends it."""
+
+    name: str
+    problem: str
+    fix: str
+
+    def __str__(self) -> str:
+        return sentence(self.problem, self.fix)
+
+
+def warnings(p: RunPlan) -> Iterator[Oddity]:
     """What a user would want to know before it costs days."""
-    r, optim, layout = p.recipe, p.recipe.optim, p.recipe.layout
-    lengths, steps = p.sequences.lengths, len(p.steps)
-    longest, rows = max(lengths), len(set(p.sequences.trajectory)) * optim.copies
-    warmup = optim.warmup_steps if optim.warmup_fraction is None else optim.warmup_fraction * steps
+    yield from _of_rates(p)
+    yield from _of_sequences(p)
+    yield from _of_steps(p)
+    yield from _of_machines(p)
+
+
+def _of_rates(p: RunPlan) -> Iterator[Oddity]:
+    optim, rates = p.recipe.optim, p.learning_rates()
+    steps, highest, fraction = len(rates), max(rates), optim.warmup_fraction
+    warmup = optim.warmup_steps if fraction is None else fraction * steps
     if warmup > steps / 2:
-        yield f"warm-up takes {warmup:g} of {steps} steps ({warmup / steps:.0%}): the rate falls for hardly any of them"
-    if optim.warmup_fraction is not None:
-        yield (
-            f"warmup_fraction {optim.warmup_fraction:g} wins over warmup_steps {optim.warmup_steps}, and the first step's rate "
-            "is zero: that step changes nothing"
+        never = (
+            f"the highest rate is {highest:.3g}, in step {rates.index(highest) + 1}, and never optim.lr {optim.lr:g}"
         )
-    if optim.lr > 1e-2:
-        yield f"optim.lr {optim.lr:g} moves every weight by about as much in each step, and none is that large; write optim.lr=1e-5"
-    if optim.batch_size > rows:
-        yield f"optim.batch_size {optim.batch_size} is more than the {rows} trajectories of an epoch: every step holds all"
-    cap = layout.max_tokens_per_gpu * layout.cp
+        yield Oddity(
+            "learning rate",
+            f"warm-up takes {warmup:g} of {steps} steps ({warmup / steps:.0%}), more than half: "
+            f"{never if highest < optim.lr else 'the rate falls for hardly any of them'}",
+            f"write optim.warmup_steps={steps // 10}{'' if fraction is None else ' optim.warmup_fraction=null'}",
+        )
+    if fraction is not None:
+        yield Oddity(
+            "warm-up",
+            f"warmup_fraction {fraction:g} wins over warmup_steps {optim.warmup_steps}, and the first step's rate "
+            "is zero: that step changes nothing",
+            "write optim.warmup_fraction=null",
+        )
+    if optim.lr > LARGE_LR:
+        yield Oddity(
+            "learning rate",
+            f"optim.lr {optim.lr:g} is over {LARGE_LR:g}: it moves every weight by about as much in each step, and none is that "
+            "large",
+            "write optim.lr=1e-5",
+        )
+
+
+def _of_sequences(p: RunPlan) -> Iterator[Oddity]:
+    r, layout, lengths = p.recipe, p.recipe.layout, p.sequences.lengths
+    longest, cap = max(lengths), layout.max_tokens_per_gpu * layout.cp
     if above := sum(n > cap for n in lengths):
-        yield (
+        yield Oddity(
+            "micro-batches",
             f"{above} of {len(lengths)} sequences are over the cap of {cap:,} tokens (layout.max_tokens_per_gpu "
             f"{layout.max_tokens_per_gpu:,} x cp {layout.cp}), the longest has {longest:,}: slime runs each alone above it, in more "
-            f"memory than the cap was meant to allow; write layout.max_tokens_per_gpu={round_up(-(-longest // layout.cp), 1024)}"
+            "memory than the cap was meant to allow",
+            f"write layout.max_tokens_per_gpu={round_up(-(-longest // layout.cp), 1024)}",
         )
     over = sum(n > r.model.native_context for n in lengths)
     if over and r.model.rope is Rope.unscaled:
-        yield (
+        yield Oddity(
+            "positions",
             f"{over} of {len(lengths)} sequences are longer than the native context of {r.model.native_context:,} tokens, with "
-            f"positions unscaled (the longest {longest / r.model.native_context:.2f} times); model.rope=yarn "
-            f"model.rope_factor={-(-100 * longest // r.model.native_context) / 100:g} scales them"
+            f"positions unscaled (the longest {longest / r.model.native_context:.2f} times)",
+            f"write model.rope=yarn model.rope_factor={-(-100 * longest // r.model.native_context) / 100:g}, which scales them",
         )
-    if p.step_seconds and sum(s["bubbles"] for s in p.step_seconds) > 0.3 * sum(
-        sum(s.values()) for s in p.step_seconds
-    ):
-        yield "pipeline stages wait for more than 30% of the time; raise optim.batch_size, or take fewer GPUs"
-    if layout.tp > r.cluster.gpus_per_node:
-        yield f"tp {layout.tp} spans nodes of {r.cluster.gpus_per_node} GPUs: each layer waits for the network"
-    seen = p.seen()
+
+
+def _of_steps(p: RunPlan) -> Iterator[Oddity]:
+    optim, seen = p.recipe.optim, p.seen()
+    rows = len(set(p.sequences.trajectory)) * optim.copies
+    if optim.batch_size > rows:
+        yield Oddity(
+            "batch size",
+            f"optim.batch_size {optim.batch_size} is more than the {rows} trajectories of an epoch: every step holds all",
+            f"write optim.batch_size={rows} or less",
+        )
     if min(seen) != max(seen):
-        yield f"trajectories are seen {min(seen)} to {max(seen)} times: the order of the stream decides which more often"
-    twice = sum(len(set(s.trajectories)) < len(s.trajectories) for s in p.steps)
-    if twice:
-        yield f"{twice} of {steps} steps hold a trajectory more than once"
+        yield Oddity(
+            "repetitions",
+            f"trajectories are seen {min(seen)} to {max(seen)} times: the order of the stream decides which more often",
+            "write optim.sampling=epochs",
+        )
+    if twice := sum(len(set(s.trajectories)) < len(s.trajectories) for s in p.steps):
+        yield Oddity(
+            "repetitions",
+            f"{twice} of {len(p.steps)} steps hold a trajectory more than once",
+            "write optim.copies=1 optim.sampling=epochs",
+        )
+
+
+def _of_machines(p: RunPlan) -> Iterator[Oddity]:
+    r, layout, optim = p.recipe, p.recipe.layout, p.recipe.optim
+    waits = sum(s["bubbles"] for s in p.step_seconds) / max(sum(sum(s.values()) for s in p.step_seconds), 1e-9)
+    if waits > MOST_WAITING:
+        larger = min(2 * optim.batch_size, len(set(p.sequences.trajectory)) * optim.copies)
+        fixes = [f"optim.batch_size={larger}"] * (larger > optim.batch_size)
+        fixes += [f"cluster.nodes={r.cluster.nodes // 2}"] * (r.cluster.nodes > 1)
+        yield Oddity(
+            "pipeline",
+            f"pipeline stages wait for {waits:.0%} of the time, more than {MOST_WAITING:.0%}",
+            f"write {' or '.join(fixes or ['a smaller layout.pp'])}",
+        )
+    if layout.tp > (gpus := r.cluster.gpus_per_node):
+        yield Oddity(
+            "tensor parallel",
+            f"tp {layout.tp} spans nodes of {gpus} GPUs: each layer waits for the network",
+            f"write layout.tp={divisor(layout.tp, gpus)}",
+        )
     host = r.cluster.host_memory_gb
-    if host and p.host.total > 0.8 * host * 1e9:
-        yield f"a node's host needs {p.host.total / 1e9:,.0f} of its {host:,.0f} GB"
+    if host and p.host.total > FITS * host * 1e9:
+        parts = vars(p.host)
+        yield Oddity(
+            "host memory",
+            f"a node's host needs {gigabytes(p.host.total)} of its {gigabytes(host * 1e9)} GB, more than {FITS:.0%}",
+            _LESS_HOST[max(parts, key=lambda part: parts[part])],
+        )
+
+
+# What takes less of the host, by its largest part.
+_LESS_HOST = {
+    "optimizer": "write layout.optimizer_state=resident where the GPUs have room, or a larger cluster.nodes",
+    "activations": "write layout.offload=false where the GPUs have room, or a larger cluster.nodes",
+    "weights_copy": "write a larger cluster.nodes, or name nodes with more memory (cluster.host_memory_gb)",
+    "object_store": "write a smaller optim.batch_size",
+    "processes": "name nodes with more memory (cluster.host_memory_gb)",
+}

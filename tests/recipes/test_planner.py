@@ -62,7 +62,7 @@ def test_a_real_model_fits_its_default_cluster(model):
     made = planned(f"model={model}")
     assert made.verdict is Verdict.fits
     assert made.seen() == [4] * 78
-    assert not [w for w in planner.warnings(made) if "warm-up" in w or "over the cap" in w]
+    assert not [w for w in map(str, planner.warnings(made)) if "warm-up" in w or "over the cap" in w]
 
 
 @pytest.mark.parametrize("model", REAL)
@@ -71,12 +71,54 @@ def test_the_released_recipe_is_what_its_scripts_do(model):
     p = made.recipe.layout
     assert (p.tp, p.sp, p.max_tokens_per_gpu * p.cp) == (8, True, 131_072)
     assert len(made.steps) == 8 and {len(s.trajectories) for s in made.steps} == {64}
-    said = "\n".join(planner.warnings(made))
+    said = "\n".join(map(str, planner.warnings(made)))
     assert "warm-up takes 7.2 of 8 steps (90%)" in said
     assert "1 of 78 sequences are over the cap of 131,072 tokens" in said
     assert "the first step's rate is zero" in said
     assert max(made.learning_rates()) < made.recipe.optim.lr == 1e-5
     assert sum(made.seen()) == 512, "8 batches of 64, 3.28 epochs of 156 rows"
+
+
+ODD = {
+    "tensor parallel": (
+        ["model=qwen3-32b", "cluster=h100x64", "cluster.gpus_per_node=4", "layout=data_parallel", "layout.tp=8", "layout.sp=true",
+         "layout.max_tokens_per_gpu=155648", "optim.batch_size=32"],
+        "tp 8 spans nodes of 4 GPUs", "write layout.tp=4"),
+    "pipeline": (
+        ["model=qwen3-32b", "cluster=h100x8", "layout=data_parallel", "layout.pp=8", "layout.max_tokens_per_gpu=155648",
+         "optim.batch_size=2"],
+        "pipeline stages wait for ", "write optim.batch_size=4"),
+    "host memory": (
+        ["model=qwen3-4b", "cluster=h100x8", "cluster.host_memory_gb=120", "layout.optimizer_state=offloaded"],
+        "a node's host needs ", "write layout.optimizer_state=resident"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_machines_make_odd_is_warned_of_with_the_override_that_mends_it(name):
+    words, problem, fix = ODD[name]
+    found = {w.name: w for w in planner.warnings(planned(*words))}
+    assert found[name].problem.startswith(problem) and found[name].fix.startswith(fix)
+    assert str(found[name]) == f"{found[name].problem}; {found[name].fix}"
+    mended = found[name].fix.removeprefix("write ").split()[0]
+    kept = [w for w in words if w.partition("=")[0] != mended.partition("=")[0]]
+    again = {w.name: w for w in planner.warnings(planned(*kept, mended))}
+    assert name not in again or name == "pipeline"
+
+
+def test_a_warm_up_says_the_highest_rate_and_its_step():
+    """The rates are the plan's own, exactly."""
+    made = planned("model=qwen3-4b", "optim.warmup_steps=30")
+    (one,) = (w for w in planner.warnings(made) if w.name == "learning rate")
+    rates = made.learning_rates()
+    assert max(rates) == rates[19] == pytest.approx(1e-5 * 20 / 31)
+    assert one.problem == (
+        "warm-up takes 30 of 20 steps (150%), more than half: the highest rate is 6.45e-06, in step 20, and never optim.lr 1e-05"
+    )
+    assert one.fix == "write optim.warmup_steps=2"
+    assert not [
+        w for w in planner.warnings(planned("model=qwen3-4b", "optim.warmup_steps=10")) if w.name == "learning rate"
+    ]
 
 
 def test_glm_as_released_takes_some_800_gb_of_each_host():
