@@ -4,10 +4,11 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from recipes.errors import LimiError, PreflightError
+from recipes.errors import LimiError, PreflightError, sentence
 
 NOT_KNOWN = "not known without what is red"
 WIDE = 140  # columns, from which on every row has room for what it protects from
@@ -16,12 +17,13 @@ WIDE = 140  # columns, from which on every row has room for what it protects fro
 @dataclass(frozen=True)
 class Found:
     """What a check saw. mend: the override or command that mends it, empty where nothing is wrong. judged: whether it is
-    checked at all, or only shown."""
+    checked at all, or only shown. odd: whether it is right in some runs, so that it is said with its mend and ends nothing."""
 
     text: str
     limit: str = ""
     mend: str = ""
     judged: bool = True
+    odd: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,19 @@ class Row:
     limit: str
     mend: str
     judged: bool
+    odd: bool
 
     @property
     def red(self) -> bool:
-        return bool(self.mend)
+        return bool(self.mend) and not self.odd
+
+    @property
+    def mark(self) -> Text:
+        if self.red:
+            return Text("FAIL", "bold red")
+        if self.odd:
+            return Text("warn", "yellow")
+        return Text("pass", "green") if self.judged else Text("–", "dim")
 
 
 def check(name: str, protects: str) -> Callable[[Callable[..., Found]], Callable[..., Row]]:
@@ -48,7 +59,7 @@ def check(name: str, protects: str) -> Callable[[Callable[..., Found]], Callable
         @functools.wraps(look)
         def row(*arguments: object) -> Row:
             found = Found(NOT_KNOWN, judged=False) if any(a is None for a in arguments) else _looked(look, arguments)
-            return Row(name, protects, found.text, found.limit, found.mend, found.judged)
+            return Row(name, protects, found.text, found.limit, found.mend, found.judged, found.odd)
 
         return row
 
@@ -68,7 +79,7 @@ def _looked(look: Callable[..., Found], arguments: Sequence[object]) -> Found:
 
 def table(rows: Sequence[Row], width: int) -> Table:
     """A line a check; what is not known yet is listed in the last. width: columns of the terminal, `WIDE` ones show from what
-    each protects; `refuse` says it of the red ones, with what mends them."""
+    each protects; `refuse` says it of the red ones, with what mends them, and `warn` what mends the odd ones."""
     wide = width >= WIDE
     out = Table(title="Before a GPU is held", title_justify="left", title_style="bold", box=None, pad_edge=False)
     out.add_column("", no_wrap=True)
@@ -79,9 +90,8 @@ def table(rows: Sequence[Row], width: int) -> Table:
     for r in rows:
         if r.found == NOT_KNOWN:
             continue
-        mark = Text("FAIL", "bold red") if r.red else Text("pass", "green") if r.judged else Text("–", "dim")
         found = Text(r.found).append(f" ({r.limit})" if r.limit and r.limit != r.found else "", "dim")
-        out.add_row(mark, Text(r.name, "bold"), found, *([r.protects] if wide else []))
+        out.add_row(r.mark, Text(r.name, "bold"), found, *([r.protects] if wide else []))
     if unknown := [r.name for r in rows if r.found == NOT_KNOWN]:
         out.add_row(Text("–", "dim"), "", Text(f"{NOT_KNOWN}: {', '.join(unknown)}", "dim"))
     return out
@@ -96,3 +106,11 @@ def refuse(rows: Sequence[Row]) -> None:
             for r in red
         ]
         raise PreflightError("\n".join([f"{len(red)} of {len(rows)} checks failed:", *text]))
+
+
+def warn(rows: Sequence[Row], console: Console) -> None:
+    """Says every odd row, with what mends it."""
+    for row in rows:
+        if row.odd:
+            line = f"warning: {row.name}: {sentence(row.found, row.mend)}"
+            console.print(line, style="yellow", markup=False, highlight=False)

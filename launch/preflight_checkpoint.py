@@ -1,12 +1,16 @@
 """What is checked of the checkpoint that training starts from."""
 
 import json
-from collections import defaultdict
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.checklist import Found, check
+from launch import preflight_tensors
+from launch.checklist import Found, Row, check
 from launch.fetch import local_checkpoint
+from launch.model.hf_folder import INDEX
+from launch.model.shards import Shards, read
 from recipes.checkpoint_config import differences, remedy
 from recipes.config import Recipe
 from recipes.errors import ConfigError
@@ -15,7 +19,21 @@ from recipes.plan_words import gigabytes
 if TYPE_CHECKING:
     from data_prep.dataset import Dataset
 
-INDEX = "model.safetensors.index.json"
+SHOWN = 5  # faults in a row
+_SHARD = re.compile(r"-of-(\d+)\.safetensors$")
+
+
+@dataclass
+class Known:
+    """What one check found out and later ones need; None where it could not."""
+
+    shards: Shards | None = None  # of whole files
+
+
+def rows(r: Recipe | None) -> list[Row]:
+    """Whether the checkpoint is whole, and of the recipe's model; not known of None."""
+    known, first = Known(), model(r)
+    return [first, weights(r and folder(r), known), tensors(r, known.shards, first.mend)]
 
 
 def folder(r: Recipe) -> Path | None:
@@ -29,7 +47,7 @@ def model(r: Recipe) -> Found:
     if (here := folder(r)) is None:
         local_checkpoint(r)  # says how to fetch one of the hub
         raise ConfigError(
-            f"no config.json in '{r.model.checkpoint}'",
+            f"no config.json in '{r.model.checkpoint}'{_instead(Path(r.model.checkpoint))}",
             f"write model.checkpoint=FOLDER of a Hugging Face checkpoint of {r.model.name}",
         )
     found = differences(r.model, _json(here / "config.json"))
@@ -38,40 +56,50 @@ def model(r: Recipe) -> Found:
     return Found("\n".join(fault.problem for fault in found), "no difference", remedy(r.model, found))
 
 
-@check("weights", "a download that is not whole")
-def weights(folder: Path) -> Found:
-    shards = {path.name for path in folder.glob("*.safetensors")}
+@check("weights", "a download that is not whole, or files of two")
+def weights(folder: Path, known: Known) -> Found:
+    there = read(folder, alone=True)
     again = f"download {folder} again, or write model.checkpoint=FOLDER of a whole checkpoint"
     limit = "*.safetensors, all of the index"
-    if not shards:
-        return Found("no *.safetensors", limit, again)
-    if not (folder / INDEX).is_file():
-        if len(shards) > 1:
-            return Found(f"{len(shards)} *.safetensors and no {INDEX}", limit, again)
-        wanted: dict[str, set[str]] = {name: set() for name in shards}
-    else:
-        wanted = defaultdict(set)
-        for tensor, shard in _json(folder / INDEX)["weight_map"].items():
-            wanted[shard].add(tensor)
-    wrong = [f"{name}: {fault}" for name in sorted(wanted) if (fault := _fault(folder / name, wanted[name]))]
-    if wrong:
-        return Found(f"{len(wrong)} of {len(wanted)} files: {'; '.join(wrong[:5])}", limit, again)
-    size = sum((folder / name).stat().st_size for name in wanted)
-    return Found(f"*.safetensors: {len(wanted)}, {gigabytes(size)} GB", limit)
+    if not any(folder.glob("*.safetensors")) and not (folder / INDEX).exists():
+        return Found(f"no *.safetensors{_instead(folder)}", limit, again)
+    names = {*there.files.values(), *there.beside}
+    downloads = sorted({found[1] for name in names if (found := _SHARD.search(name))})
+    wrong = [f"shards of {len(downloads)} downloads, of {' and of '.join(downloads)} files"] * (len(downloads) > 1)
+    wrong += [*there.faults, *there.beside.values()]
+    more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+    text = "; ".join(wrong[:SHOWN]) + more
+    if there.faults:
+        return Found(text, limit, again)
+    if there.beside:
+        return Found(text, limit, f"remove {', '.join(there.beside)} from {folder}")
+    known.shards = there
+    size = sum(e.size for e in there.entries.values())
+    return Found(f"*.safetensors: {len(names)}, {gigabytes(size)} GB", limit)
 
 
-def _fault(shard: Path, tensors: set[str]) -> str:
-    """What is wrong with a shard that should hold these tensors; its header tells its size."""
-    from safetensors import safe_open
+def _instead(folder: Path) -> str:
+    """What a folder is that is no checkpoint."""
+    kinds = {
+        "adapter_config.json": "a LoRA adapter, to be merged into its base first (peft: merge_and_unload, save_pretrained)",
+        "*.gguf": "quantised for llama.cpp, which cannot be trained",
+        "*.bin": "pickles, which are code: save them anew with transformers' save_pretrained",
+        "*.pt*": "pickles, which are code: save them anew with transformers' save_pretrained",
+    }
+    return next((f", but {there.name}: {what}" for glob, what in kinds.items() for there in folder.glob(glob)), "")
 
-    if not shard.is_file():
-        return "missing"
-    try:
-        with safe_open(shard, "np") as file:
-            lacking = tensors - {*file.keys()}
-    except Exception as error:  # safetensors' own, of a file that is cut off or something else
-        return str(error)
-    return f"lacks {min(lacking)}" if lacking else ""
+
+@check("tensors", "training that stops once a rank reads them, or that is of another model")
+def tensors(r: Recipe, shards: Shards, other: str = "") -> Found:
+    """other: what mends the recipe where `config.json` is of another model: then the tensors are too."""
+    m = r.model
+    limit = f"{len(preflight_tensors.wanted(m)):,} by name, shape and dtype"
+    if wrong := [*preflight_tensors.faults(m, shards.entries)]:
+        mends = [other] if other else dict.fromkeys(fault.fix for fault in wrong)
+        return Found("\n".join(fault.problem for fault in wrong), limit, "; ".join(mends))
+    if odd := [*preflight_tensors.oddities(m, shards.entries)]:
+        return Found("\n".join(o.problem for o in odd), limit, "; ".join(o.fix for o in odd), odd=True)
+    return Found(f"as those of {m.name}", limit)
 
 
 @check("code", "code from a checkpoint, which slime runs: it trusts every one")

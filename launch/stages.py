@@ -104,6 +104,7 @@ def check(recipe: Recipe, console: Console) -> None:
 
         rows += on_cluster.connected_rows(recipe, console)
     console.print(checklist.table(rows, console.width))
+    checklist.warn(rows, console)
     checklist.refuse(rows)
 
 

@@ -5,10 +5,9 @@ from functools import cache
 
 from rich.console import Console
 
-from launch import checklist, preflight, prepare, report
+from launch import checklist, preflight, preflight_checkpoint, prepare, report
 from launch.plan import Plan
 from launch.run_folder import RunFolder, check_room, held
-from recipes.checkpoint_config import check_checkpoint
 from recipes.config import EngineName, Recipe
 from recipes.context import check_context
 from recipes.errors import ConfigError
@@ -44,7 +43,9 @@ def train(recipe: Recipe, console: Console) -> None:
 def _embedded_plan(recipe: Recipe, console: Console) -> Plan:
     checklist.refuse([preflight.paths(recipe), *([preflight.gpus(recipe)] if recipe.gpu.memory_mib else [])])
     prepare.base(recipe, console)
-    check_checkpoint(recipe.model)
+    rows = preflight_checkpoint.rows(recipe)
+    checklist.refuse(rows)
+    checklist.warn(rows, console)
     plan = prepare.plan(recipe, console)
     check_context(recipe.model, max(plan.data.lengths))
     return plan
@@ -71,8 +72,9 @@ def _through_slime_plan(recipe: Recipe, console: Console) -> Plan:
     prepare.base(recipe, console)
     packed = cache(lambda: prepare.packed(recipe, console))
     rows = preflight.rows(recipe, packed)
-    rows += on_cluster.connected_rows(recipe, console, 0.0 if on_cpu(recipe) else on_cluster.NETWORK_S)
-    checklist.refuse(rows)
+    checklist.refuse(rows)  # before Ray starts, and half a minute goes by
+    checklist.refuse(on_cluster.connected_rows(recipe, console, 0.0 if on_cpu(recipe) else on_cluster.NETWORK_S))
+    checklist.warn(rows, console)
     return prepare.settled(recipe, packed())
 
 

@@ -24,14 +24,14 @@ Files = dict[str, dict[str, Entry]]  # the tensors of each file
 @dataclass(frozen=True)
 class Shards:
     """files: {tensor: file}, the index's. entries: of those whose bytes are there. total: bytes of all tensors as the index says,
-    where it does. beside: files that belong to no index. faults: of the index and the files."""
+    where it does. faults: of the index and its files. beside: what is said of each file that is not one of them."""
 
     folder: Path
     files: dict[str, str]
     entries: dict[str, Entry]
     total: int | None
-    beside: tuple[str, ...]
     faults: tuple[str, ...]
+    beside: dict[str, str]
 
 
 def read(folder: Path, *, alone: bool = False) -> Shards:
@@ -42,56 +42,73 @@ def read(folder: Path, *, alone: bool = False) -> Shards:
     if not alone:
         try:
             text = _json(folder / INDEX)
-            total, index = (
-                (text.get("metadata") or {}).get("total_size"),
-                {str(tensor): str(file) for tensor, file in text["weight_map"].items()},
-            )
+            total = (text.get("metadata") or {}).get("total_size")
+            index = {str(tensor): str(file) for tensor, file in text["weight_map"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             found.append(f"{INDEX} cannot be read: {error}")
-    there = _headers(folder, {*index.values()}, found)
+    own = {SINGLE} if alone else {*index.values()} or {p.name for p in folder.glob("*.safetensors")}
+    there, broken = _headers(folder, own)
     if alone:
         index = dict.fromkeys(there.get(SINGLE, {}), SINGLE)
     files = index or {name: file for file, held in there.items() for name in held}
-    found += _misplaced(index, there, f"beside {SINGLE}" if alone else "and the index does not say so")
     held = {name: there[file][name] for name, file in files.items() if name in there.get(file, {})}
+    found += [*broken.values(), *(_misplaced(index, there) if index else ())]
     found += [
         f"{n} has {e.size} bytes, which {e.dtype} {list(e.shape)} has not" for n, e in held.items() if not _fits(e)
     ]
-    beside = tuple(sorted(there.keys() - {*index.values()})) if index else ()
-    return Shards(folder, files, {n: e for n, e in held.items() if _fits(e)}, total, beside, tuple(found))
+    beside = _beside(
+        folder, own, {n: files[n] for n in held}, f"beside {SINGLE}" if alone else "and the index does not say so"
+    )
+    return Shards(folder, files, {n: e for n, e in held.items() if _fits(e)}, total, tuple(found), beside)
 
 
-def _headers(folder: Path, named: set[str], found: list[str]) -> Files:
-    """Of the files of the index and of any other that lies there; those that cannot be read are said in `found`."""
+def _headers(folder: Path, names: set[str]) -> tuple[Files, dict[str, str]]:
+    """Of the files that can be read, and what is wrong with each of the others."""
     there: Files = {}
-    for file in sorted({*named, *(p.name for p in folder.glob("*.safetensors"))}):
-        if not (folder / file).is_file():
-            found.append(f"{file} is missing")
-            continue
+    broken = {}
+    for file in sorted(names):
         try:
-            there[file] = safetensors_file.entries(folder / file)
+            if not (folder / file).is_file():
+                broken[file] = f"{file} is missing"
+            else:
+                there[file] = safetensors_file.entries(folder / file)
         except CheckpointError as error:
-            found.append(str(error))
+            broken[file] = str(error)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            found.append(f"'{folder / file}' has a header of another kind ({error}); copy it anew")
-    return there
+            broken[file] = f"'{folder / file}' has a header of another kind ({error}); copy it anew"
+    return there, broken
 
 
-def _misplaced(index: dict[str, str], there: Files, not_said: str) -> list[str]:
-    """What the index says and the files do not, and the other way round; tensors of the same two files together."""
+def _misplaced(index: dict[str, str], there: Files) -> list[str]:
+    """What the index says and its files do not, and the other way round; tensors of the same two files together."""
     lost, twice, more = (defaultdict[tuple[str, str], list[str]](list) for _ in range(3))
     for name, file in index.items():
         if file in there and name not in there[file]:
             lost[file, ""].append(name)
     for file, held in there.items():
-        for name in held if index else ():
+        for name in held:
             if (said := index.get(name, "")) != file:
                 (twice if name in there.get(said, {}) else more)[file, said].append(name)
     return [
         *(f"{some(names)} not in {file}, where the index has {_it(names)}" for (file, _), names in lost.items()),
         *(f"{some(names)} in two shards, {file} and {said}" for (file, said), names in twice.items()),
-        *(f"{some(names)} in {file}, {not_said}" for (file, _), names in more.items()),
+        *(f"{some(names)} in {file}, and the index does not say so" for (file, _), names in more.items()),
     ]
+
+
+def _beside(folder: Path, own: set[str], files: dict[str, str], not_said: str) -> dict[str, str]:
+    there, broken = _headers(folder, {p.name for p in folder.glob("*.safetensors")} - own)
+    found = {}
+    for file, held in there.items():
+        twice = [name for name in held if name in files]
+        found[file] = (
+            f"{some(twice)} in two shards, {file} and {files[twice[0]]}"
+            if twice
+            else f"{some([*held])} in {file}, {not_said}"
+            if held
+            else f"{file} is empty"
+        )
+    return found | broken
 
 
 def some(names: list[str]) -> str:

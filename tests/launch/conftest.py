@@ -1,5 +1,8 @@
 """Shared by the tests of training."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 
 from launch.megatron import parity
@@ -18,3 +21,9 @@ def uninterrupted(root):
 def one_rank(root):
     """By model, five steps of the embedded engine on one rank: what every layout is compared with."""
     return {model[0]: parity.one_rank(POOL, root, model, parity.EPS) for model in (parity.QWEN, parity.GLM)}
+
+
+@pytest.fixture
+def base(bases, tmp_path):
+    """A checkpoint of the tiny GLM to spoil."""
+    return Path(shutil.copytree(bases["glm4.5-tiny"], tmp_path / "base"))

@@ -1,48 +1,18 @@
-import io
-import json
 import os
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from rich.console import Console
 
-from launch import preflight, preflight_checkpoint
-from launch.checklist import Found, check, refuse, table
+from launch import preflight
 from launch.preflight import check_memory
 from recipes.compose import compose_recipe
 from recipes.errors import ConfigError, DataError, PreflightError
 from recipes.memory import disk
-from tests.launch.support import limi, recipe_of
-
-GLM = ("model=glm4.5-tiny", "engine=slime", "cluster.gpus_per_node=2")
-
-
-def checked(root, *words, **layout):
-    """Rows by name. layout: values that composing a recipe would refuse already."""
-    recipe, data, heldout = recipe_of(root, *words)
-    recipe = replace(recipe, layout=replace(recipe.layout, **layout))
-    return {row.name: row for row in preflight.rows(recipe, lambda: {"training": data, "held out": heldout})}
-
-
-def red(rows):
-    return [name for name, row in rows.items() if row.red]
-
-
-def overrides(mend):
-    """What a mend says to write, before what else one could."""
-    name = r"\b((?:model|optim|layout|engine|cluster|data)\.[\w.-]+)"
-    found = dict(re.findall(name + r"=([^\s,;]+)", mend.split(", or ")[0]))
-    return [f"{name}={value}" for name, value in found.items()]
-
-
-@pytest.fixture
-def base(bases, tmp_path):
-    """A checkpoint of the tiny GLM to spoil."""
-    return Path(shutil.copytree(bases["glm4.5-tiny"], tmp_path / "base"))
+from tests.launch.checks import GLM, checked, overrides, red
+from tests.launch.support import limi
 
 
 def test_a_good_recipe_is_green_and_every_row_says_what_it_protects_from(root):
@@ -50,62 +20,6 @@ def test_a_good_recipe_is_green_and_every_row_says_what_it_protects_from(root):
     assert red(rows) == []
     assert [name for name, row in rows.items() if not row.judged] == ["host memory"], "its limit is not known here"
     assert all(row.protects and row.found for row in rows.values())
-
-
-CONFIGS = {
-    "top-k": ({"num_experts_per_tok": 3}, "model.top_k=3"),
-    "experts": ({"n_routed_experts": 8}, "model.experts=8"),
-    "query groups": ({"num_key_value_heads": 4}, "model.kv_heads=4"),
-    "vocabulary": ({"vocab_size": 1024}, "model.vocab=1024"),
-    "QK-norm": ({"use_qk_norm": False}, "model.qk_norm=false"),
-    "rotary fraction": ({"partial_rotary_factor": None}, "model.rope_fraction=1.0"),
-}
-
-
-def changed(folder, fields):
-    """Sets fields of a config.json, or takes them out where the value is None."""
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    for name, value in fields.items():
-        for where in (config, config.get("rope_parameters") or {}):
-            where.pop(name, None)
-        if value is not None:
-            config[name] = value
-    path.write_text(json.dumps(config))
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_model_that_is_not_the_checkpoints_is_refused_and_the_mend_mends_it(base, name):
-    fields, mend = CONFIGS[name]
-    words = [*GLM, f"model.checkpoint={base}"]
-    assert not preflight_checkpoint.model(compose_recipe(words)).red
-    changed(base, fields)
-    row = preflight_checkpoint.model(compose_recipe(words))
-    assert row.red and f"write {mend}" in row.mend
-    assert not preflight_checkpoint.model(compose_recipe([*words, *overrides(row.mend)])).red
-
-
-def test_every_difference_is_in_the_one_row(base):
-    changed(base, {name: value for fields, _ in CONFIGS.values() for name, value in fields.items()})
-    row = preflight_checkpoint.model(compose_recipe([*GLM, f"model.checkpoint={base}"]))
-    assert len(row.found.splitlines()) == len(CONFIGS)
-    assert all(mend in row.mend for _, mend in CONFIGS.values())
-
-
-def test_a_field_that_a_checkpoint_lacks_is_refused(base):
-    changed(base, {"use_qk_norm": None})
-    row = preflight_checkpoint.model(compose_recipe([*GLM, f"model.checkpoint={base}"]))
-    assert "use_qk_norm is missing" in row.found and "model.checkpoint=FOLDER of a glm4.5-tiny" in row.mend
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_the_release_of_glm_is_told_from_one_with_a_field_changed(reference, tmp_path, name):
-    folder = Path(shutil.copytree(reference / "hf_configs" / "glm4.5", tmp_path / "glm"))
-    recipe = compose_recipe(["model=glm4.5", f"model.checkpoint={folder}"])
-    assert not preflight_checkpoint.model(recipe).red
-    fields = CONFIGS[name][0]
-    changed(folder, {n: v and v + 1 for n, v in fields.items()} if name != "QK-norm" else fields)
-    assert preflight_checkpoint.model(recipe).red
 
 
 # Words that make one row red, the row, and what its mend says.
@@ -186,54 +100,6 @@ def test_a_relative_path_in_a_ray_job_is_refused(root, tmp_path, monkeypatch):
     assert "data.out" in preflight.paths(out).mend, "written to, so that it is no id"
 
 
-def test_a_checkpoint_with_code_is_refused(base):
-    assert not preflight_checkpoint.code(base).red
-    (base / "deep").mkdir()
-    (base / "deep" / "modeling.py").touch()
-    for name in ("config.json", "tokenizer_config.json"):
-        settings = json.loads((base / name).read_text())
-        (base / name).write_text(json.dumps(settings | {"auto_map": {"AutoModel": "modeling.Model"}}))
-    row = preflight_checkpoint.code(base)
-    assert row.found == "deep/modeling.py, auto_map in config.json, auto_map in tokenizer_config.json"
-    assert f"remove deep/modeling.py from {base}" in row.mend
-    assert f"take auto_map out of {base / 'config.json'}" in row.mend
-
-
-def test_weights_that_are_not_whole_are_refused(base):
-    assert not preflight_checkpoint.weights(base).red
-    mtp, main = base / "mtp-3.safetensors", base / "model.safetensors"
-    whole = main.read_bytes()
-    main.write_bytes(whole[:-1])
-    assert "1 of 2 files: model.safetensors: " in preflight_checkpoint.weights(base).found
-    main.write_text("version https://git-lfs.github.com/spec/v1")
-    assert preflight_checkpoint.weights(base).red
-    main.write_bytes(mtp.read_bytes())
-    assert "model.safetensors: lacks " in preflight_checkpoint.weights(base).found
-    main.write_bytes(whole)
-    mtp.unlink()
-    row = preflight_checkpoint.weights(base)
-    assert row.found == "1 of 2 files: mtp-3.safetensors: missing" and "download" in row.mend
-    (base / preflight_checkpoint.INDEX).unlink()
-    assert not preflight_checkpoint.weights(base).red, "one file needs no index"
-    mtp.write_bytes(whole)
-    assert "no model.safetensors.index.json" in preflight_checkpoint.weights(base).found
-    mtp.unlink()
-    main.unlink()
-    assert preflight_checkpoint.weights(base).found == "no *.safetensors"
-
-
-def test_the_tokenizer_of_another_model_and_another_template_are_refused(root, bases, base):
-    _, data, _ = recipe_of(root, *GLM)
-    packed = {"training": data}
-    recipe = compose_recipe([*GLM, f"model.checkpoint={base}"])
-    assert not preflight_checkpoint.tokenizer(recipe, packed).red
-    (base / "chat_template.jinja").write_text("{{ messages }}")
-    row = preflight_checkpoint.tokenizer(recipe, packed)
-    assert row.found == "training data has another chat_template.jinja" and "make data" in row.mend
-    other = compose_recipe([f"model.checkpoint={bases['qwen3-tiny']}"])
-    assert "another chat_template.jinja, tokenizer.json" in preflight_checkpoint.tokenizer(other, packed).found
-
-
 @pytest.mark.parametrize(("spans", "what"), [([], "none in a"), ([(0, 2)], "the first token in a")])
 def test_sequences_that_slime_would_train_wrongly_are_refused(spans, what):
     def packed(spans):
@@ -298,33 +164,6 @@ def test_a_check_that_fails_leaves_the_others_standing(root, base):
     assert not rows["steps"].judged and rows["layout"].judged
 
 
-def test_all_red_rows_are_in_the_one_error():
-    rows = [
-        check(name, "nothing")(lambda mend=mend: Found("3", "2", mend))()
-        for name, mend in [("a", "write a=2"), ("b", ""), ("c", "write c=2")]
-    ]
-    with pytest.raises(
-        PreflightError,
-        match=r"2 of 3 checks failed:\n  a: 3 \(limit: 2\)\n    protects from nothing\n    → write a=2\n  c: (.*\n)+    → write c=2$",
-    ):
-        refuse(rows)
-    refuse(rows[1:2])
-
-
-def test_the_table_has_a_line_a_check_and_one_for_what_is_not_known():
-    rows = [
-        check(name, "harm")(lambda _: Found("3", "2"))(known) for name, known in [("a", 1), ("b", None), ("c", None)]
-    ]
-    shown = []
-    for width in (80, 160):
-        console = Console(width=width, file=io.StringIO())
-        console.print(table(rows, console.width))
-        shown.append([line.rstrip() for line in console.file.getvalue().splitlines()])
-    assert len(shown[0]) == len(shown[1]) == 4
-    assert shown[0][2].split() == ["pass", "a", "3", "(2)"] and shown[1][2].endswith("harm")
-    assert shown[0][3].endswith("not known without what is red: b, c")
-
-
 def test_make_check_of_the_embedded_engine(root):
     done = limi("check", f"cluster.root={root}")
     assert done.returncode == 0, done.stderr
@@ -361,24 +200,4 @@ def test_a_real_model_without_its_checkpoint_is_refused_before_anything_starts(t
         "model.checkpoint=Qwen/Qwen3-32B is not on this machine; run `make fetch MODEL=qwen3-32b cluster=local"
         in done.stderr
     )
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_checkpoint_of_another_model_is_refused(bases, tmp_path):
-    done = limi(
-        "model=qwen3-tiny",
-        "model.layers=2",
-        f"model.checkpoint={bases['glm4.5-tiny']}",
-        "model.random_init=false",
-        f"cluster.root={tmp_path}",
-    )
-    assert done.returncode == 2
-    assert "model_type is 'glm4_moe', the recipe's model.family is qwen3" in done.stderr
-    assert "write model.layers=3" in done.stderr
-
-
-def test_a_mistyped_checkpoint_is_refused_and_not_made(tmp_path):
-    done = limi("data", f"model.checkpoint={tmp_path}/typo", f"cluster.root={tmp_path}")
-    assert done.returncode == 2
-    assert f"no tokenizer.json in '{tmp_path}/typo'; write model.checkpoint=FOLDER" in done.stderr
     assert not list(tmp_path.iterdir())

@@ -38,12 +38,16 @@ def test_a_whole_folder(folder):
     assert {n: (e.dtype, e.shape) for n, e in there.entries.items()} == {
         "a": ("BF16", (2,)), "b": ("BF16", (4,)), "c": ("BF16", (6,))
     }  # fmt: skip
-    assert (there.total, there.beside, there.faults) == (24, (), ())
+    assert (there.total, there.faults, there.beside) == (24, (), {})
     assert read(folder, alone=True) == there
 
 
 def faults(folder, **kwargs):
     return [fault.replace(str(folder), "F") for fault in read(folder, **kwargs).faults]
+
+
+def beside(folder, **kwargs):
+    return read(folder, **kwargs).beside
 
 
 def test_files_that_are_missing_cut_off_or_too_long_are_named(folder):
@@ -84,16 +88,18 @@ def test_bytes_between_tensors_or_in_two_of_them_are_refused_as_safetensors_does
 
 def test_what_the_index_and_the_files_say_otherwise_is_named_once_for_two_files(folder):
     index(folder, a="two", b="two", c="two")
-    assert faults(folder) == [
-        "a and 1 more are not in two.safetensors, where the index has them",
-        "a and 1 more are in one.safetensors, and the index does not say so",
-    ]
+    assert faults(folder) == ["a and 1 more are not in two.safetensors, where the index has them"]
+    assert beside(folder) == {"one.safetensors": "a and 1 more are in one.safetensors, and the index does not say so"}
     index(folder, a="one", c="two")
     assert faults(folder) == ["b is in one.safetensors, and the index does not say so"]
     index(folder, a="one", b="one", c="two")
     shutil.copyfile(folder / "one.safetensors", folder / "three.safetensors")
-    assert faults(folder) == ["a and 1 more are in two shards, three.safetensors and one.safetensors"]
-    assert read(folder).beside == ("three.safetensors",)
+    says = "a and 1 more are in two shards, three.safetensors and one.safetensors"
+    assert (faults(folder), beside(folder)) == ([], {"three.safetensors": says})
+    (folder / "three.safetensors").write_bytes(b"")
+    assert faults(folder) == [] and "its header alone" in beside(folder)["three.safetensors"]
+    write(folder / "one.safetensors", a=(2,), b=(4,), c=(6,))
+    assert faults(folder) == ["c is in two shards, one.safetensors and two.safetensors"]
 
 
 def test_one_file_needs_no_index_where_it_is_the_whole_checkpoint(folder):
@@ -104,8 +110,8 @@ def test_one_file_needs_no_index_where_it_is_the_whole_checkpoint(folder):
     assert faults(folder)[0].startswith(f"{INDEX} cannot be read: ")
     assert (faults(folder, alone=True), [*read(folder, alone=True).entries]) == ([], ["a", "b"])
     write(folder / "adapter_model.safetensors", lora=(2,))
-    assert faults(folder, alone=True) == [f"lora is in adapter_model.safetensors, beside {SINGLE}"]
-    assert read(folder, alone=True).beside == ("adapter_model.safetensors",)
+    says = f"lora is in adapter_model.safetensors, beside {SINGLE}"
+    assert (faults(folder, alone=True), beside(folder, alone=True)) == ([], {"adapter_model.safetensors": says})
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": "one.safe', "\xff"])

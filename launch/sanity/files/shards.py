@@ -22,8 +22,8 @@ def checks(shards: Shards, base: SafetensorsFolder, m: Model) -> list[Check]:
     def whole() -> tuple[str, Sequence[str]]:
         figure = f"{len(shards.entries)} of {len(shards.files)} tensors in {len(set(shards.files.values()))} shards"
         size = sum(e.size for e in shards.entries.values())
-        if shards.faults or shards.total == size:
-            return figure, shards.faults
+        if (wrong := [*shards.faults, *shards.beside.values()]) or shards.total == size:
+            return figure, wrong
         return figure, [f"the index says {shards.total} bytes, and the tensors have {size}"]
 
     def names() -> tuple[str, Sequence[str]]:
