@@ -1,7 +1,6 @@
 """Models of the Hugging Face hub on this machine: fetched once into `models/ORG--NAME` of `cluster.root`."""
 
 import json
-import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from rich.table import Table
 
 from data_prep import hub
 from data_prep.fetch import data_set, is_hub_id, local
+from launch import commands
 from recipes.config import Recipe
 from recipes.errors import ConfigError, PreflightError
 
@@ -67,12 +67,12 @@ def fetched(recipe: Recipe) -> Recipe:
     root, data, model = recipe.cluster.root, recipe.data, recipe.model
 
     def source(path: str) -> str:
-        files = data_set(path, root).files() if _is_remote(path) else None
+        files = data_set(path, root).files() if is_remote(path) else None
         return str(files[0]) if files else path
 
     heldout = None if data.heldout is None else source(data.heldout)
     recipe = replace(recipe, data=replace(data, path=source(data.path), heldout=heldout))
-    if _is_remote(model.checkpoint) and (there := repository(model.checkpoint, root)).files() is not None:
+    if is_remote(model.checkpoint) and (there := repository(model.checkpoint, root)).files() is not None:
         recipe = replace(recipe, model=replace(model, checkpoint=str(there.folder)))
     return recipe
 
@@ -80,19 +80,16 @@ def fetched(recipe: Recipe) -> Recipe:
 def local_checkpoint(recipe: Recipe) -> Recipe:
     """`fetched`, and `ConfigError` with the command to type where the model was not."""
     recipe = fetched(recipe)
-    if _is_remote(recipe.model.checkpoint):
-        model = next((w.partition("=")[2] for w in recipe.words if w.startswith("model=")), None)
-        words = [f"MODEL={model}"] if model else []
-        words += [w for w in recipe.words if not w.startswith("model=")]
+    if is_remote(recipe.model.checkpoint):
         raise ConfigError(
             f"model.checkpoint={recipe.model.checkpoint} is not on this machine",
-            f"run `{shlex.join(['make', 'fetch', *words])}`, "
-            "or write model.checkpoint=FOLDER of a Hugging Face checkpoint",
+            f"run `{commands.make('fetch', recipe)}`, or write model.checkpoint=FOLDER of a Hugging Face checkpoint",
         )
     return recipe
 
 
-def _is_remote(path: str) -> bool:
+def is_remote(path: str) -> bool:
+    """Whether it is an id on the hub, and nothing here."""
     return is_hub_id(path) and not Path(path).exists()
 
 
@@ -102,9 +99,9 @@ def fetch_all(recipe: Recipe, console: Console) -> None:
     Raises as `fetch` and `data_prep.fetch.local`, and `ConfigError` where the recipe names nothing of the hub.
     """
     root, data = recipe.cluster.root, recipe.data
-    named = [repository(recipe.model.checkpoint, root)] if _is_remote(recipe.model.checkpoint) else []
+    named = [repository(recipe.model.checkpoint, root)] if is_remote(recipe.model.checkpoint) else []
     sources = {data.path: "data.path"} | ({data.heldout: "data.heldout"} if data.heldout else {})
-    named += [data_set(path, root) for path in sources if _is_remote(path)]
+    named += [data_set(path, root) for path in sources if is_remote(path)]
     if not named:
         raise ConfigError(
             f"nothing to fetch: model.checkpoint={recipe.model.checkpoint} and data.path={data.path} are here or no Hugging Face "

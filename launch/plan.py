@@ -12,6 +12,7 @@ from recipes import plan_summary, planner
 from recipes.compose import from_yaml
 from recipes.config import Recipe, Sampling
 from recipes.layout import world_size
+from recipes.planner import RunPlan
 from recipes.schedule import Rehearsal, Schedule, schedule_of
 from recipes.search import Sequences
 
@@ -50,11 +51,15 @@ class Plan:
         schedule.check()
         return schedule
 
+    @cached_property
+    def planned(self) -> RunPlan:
+        """What the planner says of it."""
+        return planner.plan(self.recipe, Sequences(self.data.trajectory, self.data.lengths, self.recipe.data.path))
+
     def summary(self) -> dict[str, Any]:
         """The planner's summary with what is known of the data, for `plan.json`."""
-        made = planner.plan(self.recipe, Sequences(self.data.trajectory, self.data.lengths, self.recipe.data.path))
         return {
-            **plan_summary.summary(made, planner.released(made)),
+            **plan_summary.summary(self.planned, planner.released(self.planned)),
             "rehearsal": self.rehearsal,
             "data": {"folder": str(self.data.folder), **self.data.manifest["counts"]},
             "heldout": self.heldout and {"folder": str(self.heldout.folder), **self.heldout.manifest["counts"]},

@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING
 from data_prep.fetch import is_hub_id
 from launch import preflight_checkpoint as checkpoint
 from launch.checklist import Found, Row, check
+from launch.fetch import is_remote
+from launch.machine import machine
 from launch.run_folder import held
 from recipes import planner
 from recipes.compose import in_ray_job
 from recipes.config import EngineName, Recipe
 from recipes.context import check_context
-from recipes.errors import ConfigError, PreflightError
+from recipes.errors import ConfigError
 from recipes.layout import data_parallel, faults, world_size
-from recipes.memory import Load, Verdict, disk, gpu_memory, memory_limit, verdict
+from recipes.memory import Verdict, disk, memory_limit, verdict
 from recipes.plan_words import degrees, degrees_of, gigabytes
 from recipes.planner import RunPlan
 from recipes.schedule import Schedule
@@ -43,18 +45,20 @@ class Known:
     spread: RunPlan | None = None  # whose steps spread over its ranks
 
 
-def rows(r: Recipe, pack: Pack) -> list[Row]:
+def rows(r: Recipe, pack: Pack, able: Row | None = None) -> list[Row]:
     """Every check of the recipe, in the order in which they are made: later ones use what earlier ones found. pack: gives the
-    data sets by name, `training` among them."""
-    known, slime = Known(), r.engine.name is EngineName.slime
-    return [
+    data sets by name, `training` among them. able: the row of `machine`, where it was made before."""
+    known, able = Known(), able or machine(r)
+    # What cannot run here is not told to fetch what it would run.
+    elsewhere = able.red and is_remote(r.model.checkpoint)
+    found = [
+        able,
         paths(r),
         warmup_once(r),
-        *([flags(r)] if slime else []),
-        *([gpus(r)] if r.gpu.memory_mib and not slime else []),
-        data(r, known, pack),
-        *checkpoint.rows(r),
-        checkpoint.code(checkpoint.folder(r)),
+        *([flags(r)] if r.engine.name is EngineName.slime else []),
+        data(r, known, None if elsewhere else pack),
+        *checkpoint.rows(None if elsewhere else r),
+        checkpoint.code(None if elsewhere else checkpoint.folder(r)),
         checkpoint.tokenizer(r, known.packed),
         supervision(known.packed),
         context(r, known, known.packed),
@@ -65,6 +69,23 @@ def rows(r: Recipe, pack: Pack) -> list[Row]:
         host(known.spread),
         room(r, known),
     ]
+    refused = {row.name for row in found if row.red}
+    odd = [row for row in oddities(known.spread) if row.name not in refused]
+    said = {row.name for row in odd}
+    return [*(row for row in found if row.name not in said), *odd]
+
+
+def oddities(plan: RunPlan | None) -> list[Row]:
+    """What `make plan` warns of, a row each; none where a plan could not be made."""
+    return [_odd(one.name)(one) for one in planner.warnings(plan)] if plan is not None else []
+
+
+def _odd(name: str) -> Callable[..., Row]:
+    @check(name, "days of a run that was not meant so")
+    def row(one: planner.Oddity) -> Found:
+        return Found(one.problem, mend=one.fix, odd=True)
+
+    return row
 
 
 @check("paths", "files that a Ray job, which runs in a copy of the checkout, looks for there")
@@ -101,20 +122,6 @@ def warmup_once(r: Recipe) -> Found:
             "write optim.warmup_fraction=null, or leave out optim.warmup_steps",
         )
     return Found(own, "one")
-
-
-@check("GPUs", "ranks that wait for GPUs which are not there")
-def gpus(r: Recipe) -> Found:
-    import ray
-
-    from launch.connection import connected
-    from launch.megatron.ranks import too_few_gpus
-
-    with connected():
-        there = int(ray.cluster_resources().get("GPU", 0))
-    wanted = world_size(r)
-    mend = "" if there >= wanted else too_few_gpus(r, there).fix
-    return Found(f"{there} that Ray finds", f"{wanted} of cluster={r.cluster.name}", mend)
 
 
 @check("flags", "a misspelt flag, which slime takes without a word")
@@ -191,10 +198,7 @@ def cap(known: Known, plan: RunPlan) -> Found:
     known.capped = plan
     limit = f"{most:,} tokens (layout.max_tokens_per_gpu {p.max_tokens_per_gpu:,} x cp {p.cp})"
     if above := sum(n > most for n in lengths):
-        text = (
-            f"{above} of {len(lengths)} sequences run alone above it, as the released recipe has it; memory counts them"
-        )
-        return Found(text, limit, judged=False)
+        return Found(f"{above} of {len(lengths)} sequences run alone above it; memory counts them", limit, judged=False)
     return Found(f"the longest has {longest:,} tokens", limit)
 
 
@@ -275,18 +279,3 @@ def room(r: Recipe, known: Known) -> Found:
 
 def _listed(names: list[str]) -> str:
     return f"{', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
-
-
-def check_memory(recipe: Recipe) -> None:
-    """Refuses a model whose weights, gradients and optimizer state alone, on all ranks, pass this machine's memory."""
-    ranks = world_size(recipe)
-    alike = ranks // recipe.layout.pp  # ranks of one pipeline stage
-    stages = gpu_memory(recipe, Load([[1]]))
-    needed = alike * sum(s.weights + s.gradients + s.optimizer + s.runtime for s in stages)
-    there = memory_limit(recipe) * recipe.cluster.gpus_per_node
-    if needed > there:
-        raise PreflightError(
-            f"{recipe.model.name} needs at least {needed / 1e9:,.0f} GB on {ranks} ranks (weights, gradients and Adam's "
-            f"moments), this machine has {there / 1e9:,.0f} GB",
-            "write model=qwen3-tiny, or send it to a cluster",
-        )

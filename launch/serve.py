@@ -45,12 +45,13 @@ def serve(recipe: Recipe, console: Console) -> None:
     own, folder = checkpoints.exported(recipe)
     own.sanity.port = recipe.sanity.port or _port()
     log = Path(recipe.cluster.root) / "serve" / f"{own.run}-{own.sanity.port}.log"
+    server = Server(own, folder, log, thinks(folder))
     log.parent.mkdir(parents=True, exist_ok=True)
     console.print(f"starting SGLang with {folder}: {log}")
     try:
         with ExitStack() as stack:
             with console.status("Starting SGLang"):
-                server = stack.enter_context(Server(own, folder, log, thinks(folder)))
+                stack.enter_context(server)
                 shown = examples(server)
             console.print(f"{shown}\n\nup at {server.url}; Ctrl-C ends it")
             server.wait()

@@ -96,10 +96,11 @@ def plan(recipe: Recipe, console: Console) -> None:
 def check(recipe: Recipe, console: Console) -> None:
     """Everything that would end or spoil a run, before a GPU is held: recipe, checkpoint, data, memory, disk; with slime the
     cluster's nodes, what is on them, their shared folder and network."""
-    from launch import checklist, preflight, prepare
+    from launch import checklist, machine, preflight, prepare
 
-    rows = preflight.rows(recipe, lambda: prepare.packed(recipe, console))
-    if recipe.engine.name is EngineName.slime:
+    able = machine.machine(recipe)
+    rows = preflight.rows(recipe, lambda: prepare.packed(recipe, console), able)
+    if recipe.engine.name is EngineName.slime and not able.red:
         from launch.slime import preflight as on_cluster
 
         rows += on_cluster.connected_rows(recipe, console)
@@ -126,10 +127,11 @@ def train(recipe: Recipe, console: Console) -> None:
 
 def replay(recipe: Recipe, console: Console) -> None:
     """Repeats one step of a run, `step`, whole and sequence by sequence."""
-    from launch import prepare
+    from launch import checklist, machine, prepare
     from launch.megatron import replay
     from launch.run_folder import RunFolder
 
+    checklist.refuse([machine.machine(recipe)])
     plan = prepare.plan(recipe, console)
     if recipe.step is None or recipe.step > plan.schedule.num_steps:
         raise ConfigError(
@@ -156,6 +158,7 @@ def sanity(recipe: Recipe, console: Console) -> None:
     from launch.sanity import check, page, subject
 
     own, folder = checkpoints.exported(recipe)
+    check.say_unserved(own, folder, console)
     one = subject.of_export(own, folder, console)
     done = check.check(one, console)
     console.print(check.table(done))

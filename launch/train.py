@@ -6,6 +6,7 @@ from functools import cache
 from rich.console import Console
 
 from launch import checklist, preflight, preflight_checkpoint, prepare, report
+from launch.machine import machine
 from launch.plan import Plan
 from launch.run_folder import RunFolder, check_room, held
 from recipes.config import EngineName, Recipe
@@ -41,24 +42,20 @@ def train(recipe: Recipe, console: Console) -> None:
 
 
 def _embedded_plan(recipe: Recipe, console: Console) -> Plan:
-    checklist.refuse([preflight.paths(recipe), *([preflight.gpus(recipe)] if recipe.gpu.memory_mib else [])])
+    checklist.refuse([preflight.paths(recipe), machine(recipe)])
     prepare.base(recipe, console)
     rows = preflight_checkpoint.rows(recipe)
     checklist.refuse(rows)
-    checklist.warn(rows, console)
     plan = prepare.plan(recipe, console)
     check_context(recipe.model, max(plan.data.lengths))
+    checklist.warn([*rows, *preflight.oddities(plan.planned)], console)
     return plan
 
 
 def _embedded(plan: Plan, run: RunFolder, console: Console) -> bool:
     """Whether it trained to the end, with the export in `hf/`."""
-    from torch.cuda import is_available
-
     from launch.megatron import engine
 
-    if not is_available():
-        preflight.check_memory(plan.recipe)
     one = disk(plan.recipe)  # every checkpoint kept, one being written, and the export
     check_room(plan.recipe, one.checkpoint * (plan.recipe.engine.keep_last + 1) + one.export - held(plan.recipe))
     return engine.train(plan, run, console)
@@ -69,9 +66,11 @@ def _through_slime_plan(recipe: Recipe, console: Console) -> Plan:
     from launch.slime import preflight as on_cluster
     from launch.slime.arguments import on_cpu
 
+    able = machine(recipe)
+    checklist.refuse([able])
     prepare.base(recipe, console)
     packed = cache(lambda: prepare.packed(recipe, console))
-    rows = preflight.rows(recipe, packed)
+    rows = preflight.rows(recipe, packed, able)
     checklist.refuse(rows)  # before Ray starts, and half a minute goes by
     checklist.refuse(on_cluster.connected_rows(recipe, console, 0.0 if on_cpu(recipe) else on_cluster.NETWORK_S))
     checklist.warn(rows, console)

@@ -14,8 +14,10 @@ from rich.text import Text
 from data_prep.files import write_text
 from launch.sanity.checks import Check, Outcome
 from launch.sanity.files.faults import UNREADABLE
+from launch.sanity.server import serving
 from launch.sanity.server.client import Client
 from launch.sanity.subject import Subject
+from recipes.config import Recipe
 from recipes.errors import PreflightError, SanityError
 
 _MARKS = {Outcome.passed: ("pass", "green"), Outcome.warned: ("warn", "yellow"), Outcome.failed: ("FAIL", "bold red")}
@@ -38,6 +40,16 @@ def check(subject: Subject, console: Console) -> list[Check]:
         done += checks
         _write(subject, done)  # what was found is there, whatever ends the command
     return done
+
+
+def say_unserved(recipe: Recipe, export: Path, console: Console) -> None:
+    """Says, before anything is read, that no server can start here: then the export's files alone are checked."""
+    if recipe.sanity.url is None:
+        try:
+            serving.check_machine(recipe, export)
+        except PreflightError as error:
+            text = f"warning: no server is asked, the files alone are checked: {error}"
+            console.print(text, style="yellow", markup=False, highlight=False)
 
 
 def _write(subject: Subject, done: list[Check]) -> None:

@@ -23,7 +23,6 @@ from launch.slime.pins import PACKAGES
 from launch.slime.preflight_node import Reports, listed
 from recipes.compose import in_ray_job
 from recipes.config import Recipe
-from recipes.errors import PreflightError
 from recipes.layout import world_size
 
 ANSWER_S = 60.0  # longest wait for what a node says of itself: a first process there imports its packages
@@ -57,19 +56,8 @@ def reach(r: Recipe, found: list[Row], seconds: float) -> Found:
     # Ray takes a core for a GPU where there are none: slime's ranks are placed by it.
     with connected(num_gpus=world_size(r) if on_cpu(r) else None):
         version = f"Ray {ray.__version__}"
-        _refuse_alone(r)
         found += rows(r, seconds)
     return Found(version)
-
-
-def _refuse_alone(r: Recipe) -> None:
-    """Raises `PreflightError` where this machine's own Ray cannot be the recipe's cluster, whatever else is right."""
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    if not in_ray_job() and not on_cpu(r) and (r.cluster.nodes > 1 or not gpus):
-        raise PreflightError(
-            f"cluster.address is not set, and this machine alone has {gpus} of the {world_size(r)} GPUs",
-            "write cluster.address=http://HEAD:8265",
-        )
 
 
 def rows(r: Recipe, seconds: float = NETWORK_S, start: float = network.START_S) -> list[Row]:

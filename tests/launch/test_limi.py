@@ -166,5 +166,16 @@ def test_a_plan_of_what_cannot_fit_exits_with_2_and_says_what_would(tmp_path):
 
 
 def test_a_model_that_is_not_here_is_refused_with_what_fetches_it(tmp_path):
-    done = limi("train", "model=qwen3-4b", f"cluster.root={tmp_path}")
-    assert done.returncode == 2 and "make fetch MODEL=qwen3-4b" in done.stderr
+    words = [
+        "model=qwen3-tiny",
+        "model.checkpoint=Qwen/Qwen3-0.6B",
+        "model.random_init=false",
+        f"cluster.root={tmp_path}",
+    ]
+    done = limi("train", *words)
+    assert done.returncode == 2
+    assert (
+        "ConfigError: model.checkpoint=Qwen/Qwen3-0.6B is not on this machine; run `make fetch MODEL=qwen3-tiny "
+        "model.checkpoint=Qwen/Qwen3-0.6B model.random_init=false cluster.root="
+    ) in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -1,18 +1,21 @@
+import io
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
-from launch import preflight
-from launch.preflight import check_memory
+from launch import machine, preflight, train
+from launch.slime import preflight as on_cluster
 from recipes.compose import compose_recipe
 from recipes.errors import ConfigError, DataError, PreflightError
 from recipes.memory import disk
-from tests.launch.checks import GLM, checked, overrides, red
-from tests.launch.support import limi
+from tests.launch.checks import GLM, checked, odd, overrides, red
+from tests.launch.support import limi, recipe_of
 
 
 def test_a_good_recipe_is_green_and_every_row_says_what_it_protects_from(root):
@@ -141,9 +144,10 @@ def test_a_disk_without_room_for_the_checkpoints_is_refused(root, monkeypatch):
     assert red(rows) == [] and rows["disk"].limit.endswith("1 checkpoint and the export"), "saved once, at the end"
 
 
-def test_memory_that_the_plan_passes_is_refused(root):
+def test_memory_that_the_plan_passes_is_refused(root, monkeypatch):
+    monkeypatch.setattr(machine, "gpus_here", lambda: 2)
     rows = checked(root, *GLM, "gpu.memory_mib=1", "cluster.host_memory_gb=0.1")
-    assert red(rows) == ["GPU memory", "host memory"]
+    assert red(rows) == ["machine", "GPU memory", "host memory"]
     assert rows["GPU memory"].limit == "0.001 GB" and "stage 0: does not fit" in rows["GPU memory"].found
     assert "choose a smaller model" in rows["host memory"].mend
 
@@ -187,17 +191,83 @@ def test_make_check_of_slime_starts_a_ray_of_this_machine(root, tmp_path):
     assert "on the bus of 2 ranks, by" in done.stdout
 
 
-def test_a_model_that_this_machine_cannot_hold_is_refused_with_the_figures():
-    with pytest.raises(PreflightError, match=r"glm4\.5 needs at least 8,468 GB on 2 ranks .*model=qwen3-tiny"):
-        check_memory(compose_recipe(["model=glm4.5", "cluster=local", "layout=data_parallel"]))
-    check_memory(compose_recipe([]))
+# Words that a plan warns of, the row, what is found, and what its mend says.
+ODD = {
+    "a warm-up that is longer than the run": (
+        ["optim.warmup_steps=500"], "learning rate",
+        "warm-up takes 500 of 400 steps (125%), more than half: the highest rate is 0.00479, in step 400, and never optim.lr 0.006",
+        "optim.warmup_steps=40"),
+    "a warm-up of most of the run": (
+        ["optim.warmup_steps=390"], "learning rate",
+        "warm-up takes 390 of 400 steps (98%), more than half: the rate falls for hardly any of them", "optim.warmup_steps=40"),
+    "a fraction that wins": (
+        ["optim.warmup_fraction=0.1"], "warm-up", "warmup_fraction 0.1 wins over warmup_steps 40, and the first step's rate",
+        "optim.warmup_fraction=null"),
+    "a rate too large": (
+        ["optim.lr=0.02"], "learning rate", "optim.lr 0.02 is over 0.01: it moves every weight", "optim.lr=1e-5"),
+    "a batch of more than the data": (
+        ["optim.batch_size=64"], "batch size",
+        "optim.batch_size 64 is more than the 20 trajectories of an epoch: every step holds all", "optim.batch_size=20"),
+    "a host that is nearly full": (
+        ["cluster.host_memory_gb=0.9"], "host memory", "a node's host needs 0.8 of its 0.9 GB, more than 80%",
+        "name nodes with more memory"),
+}  # fmt: skip
 
 
-def test_a_real_model_without_its_checkpoint_is_refused_before_anything_starts(tmp_path):
-    done = limi("model=qwen3-32b", "cluster=local", "layout=data_parallel", "data=sample", f"cluster.root={tmp_path}")
-    assert done.returncode == 2
+@pytest.mark.parametrize("name", ODD)
+def test_what_the_plan_warns_of_is_said_and_refuses_nothing(root, name):
+    words, row, found, mend = ODD[name]
+    rows = checked(root, *words)
+    assert red(rows) == [] and odd(rows) == [row]
+    assert rows[row].found.startswith(found) and mend in rows[row].mend
+    assert odd(checked(root, *words, *overrides(rows[row].mend))) in ([], [row] if row == "host memory" else [])
+
+
+def test_what_the_plan_warns_of_stands_in_the_place_of_the_plain_row(root, monkeypatch):
+    monkeypatch.setattr(machine, "gpus_here", lambda: 2)
+    recipe, data, _ = recipe_of(root, "optim.warmup_fraction=0.1", "cluster.host_memory_gb=0.9")
+    names = [row.name for row in preflight.rows(recipe, lambda: {"training": data})]
+    assert names.count("warm-up") == names.count("host memory") == 1
+
+
+def test_what_no_plan_can_be_made_of_is_not_warned_of(root):
+    rows = checked(root, *GLM, "cluster.gpus_per_node=8", "optim.batch_size=4", "optim.lr=0.02")
+    assert red(rows) == ["steps"] and odd(rows) == []
+
+
+def test_make_check_says_what_is_odd_and_passes(root):
+    done = limi("check", f"cluster.root={root}", "optim.batch_size=64", env={**os.environ, "COLUMNS": "400"})
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^warn  batch size +optim\.batch_size 64 is more than", done.stdout, re.M)
     assert (
-        "model.checkpoint=Qwen/Qwen3-32B is not on this machine; run `make fetch MODEL=qwen3-32b cluster=local"
-        in done.stderr
+        "\nwarning: batch size: optim.batch_size 64 is more than the 20 trajectories of an epoch: every step holds all; "
+        in (done.stdout)
     )
-    assert not list(tmp_path.iterdir())
+    assert "write optim.batch_size=20" in done.stdout
+
+
+def test_training_says_what_is_odd_once_before_it_starts(root):
+    """Ended by a step's limit, before its first checkpoint."""
+    words = ["run=odd", "optim.warmup_steps=500", "optim.epochs=1", "engine.timeout=1", "engine.max_retries=0"]
+    done = limi(f"cluster.root={root}", *words)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert (
+        done.stdout.count("warning: learning rate: warm-up takes 500 of 5 steps (10000%), more than half: the highest")
+        == 1
+    )
+    assert done.stdout.index("warning: ") < done.stdout.index("odd: 5 steps on 2 ranks")
+
+
+def test_training_through_slime_says_it_too_and_refuses_before_ray_starts(root, monkeypatch):
+    asked = []
+    monkeypatch.setattr(on_cluster, "connected_rows", lambda *_: asked.append(1) or [])
+    console = Console(file=io.StringIO(), width=400)
+    recipe = compose_recipe([*GLM, f"cluster.root={root}", "optim.batch_size=64"])
+    assert train._through_slime_plan(recipe, console).schedule.num_steps == 80
+    assert (
+        console.file.getvalue().count("warning: batch size: optim.batch_size 64 is more than the 20 trajectories") == 1
+    )
+    assert asked == [1]
+    with pytest.raises(PreflightError, match="micro-batches"):
+        train._through_slime_plan(replace(recipe, layout=replace(recipe.layout, max_tokens_per_gpu=1024)), console)
+    assert asked == [1]

@@ -55,11 +55,13 @@ def running(recipe: Recipe, checkpoint: Path, log: Path, thinks: bool) -> Iterat
 
 class Server(Client):
     """`with Server(recipe, checkpoint, log, thinks) as server:` answers requests inside the block; its processes are gone
-    after it. Raises `SanityError` with the log's tail where the server does not come up or ends early."""
+    after it. Raises `PreflightError` where this machine cannot serve the model, and `SanityError` with the log's tail where the
+    server does not come up or ends early."""
 
     own = True
 
     def __init__(self, recipe: Recipe, checkpoint: Path, log: Path, thinks: bool) -> None:
+        serving.check_machine(recipe, checkpoint)
         self.recipe, self.checkpoint, self.log, self.thinks = recipe, checkpoint, log, thinks
         self.port = free_port(recipe.sanity.port)
         super().__init__(f"http://127.0.0.1:{self.port}", recipe.sanity.timeout)

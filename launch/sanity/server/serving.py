@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from launch.machine import gpus_here
 from recipes.checkpoint_config import yarn_reach
 from recipes.config import Family, Model, Recipe, Rope
 from recipes.dimensions import parameters
@@ -15,6 +18,10 @@ STAND_INS = Path(__file__).parent / "stand_ins"
 PARSERS = {Family.qwen3: ("qwen25", "qwen3"), Family.glm4_moe: ("glm45", "glm45")}  # tool calls, reasoning
 _MAX_TOTAL_TOKENS = 65_536  # of the key-value cache on a CPU, all requests together
 RESERVED = 7  # tokens by which SGLang's longest prompt is below its context
+_ELSEWHERE = (
+    "run the command on a machine that has them and name it, as cluster=h100x8; make sanity also takes sanity.url=http://HOST:PORT "
+    "of a SGLang that is up"
+)
 _SHARE = 0.75  # of the GPUs' memory, for weights and one longest sequence; the rest is SGLang's own and more sequences
 
 
@@ -33,6 +40,26 @@ def command(recipe: Recipe, checkpoint: Path, port: int, thinks: bool) -> list[s
         "--port", str(port), "--tool-call-parser", calls, *parsed, "--skip-server-warmup",
         "--log-level", "warning", *(_on_gpus(recipe, checkpoint) if on_gpus(recipe) else _on_cpu(recipe)),
     ]  # fmt: skip
+
+
+def check_machine(recipe: Recipe, checkpoint: Path) -> None:
+    """Raises `PreflightError` where no server of the model can start on this machine, nor on a node of the recipe's cluster."""
+    m = recipe.model
+    if on_gpus(recipe):
+        wanted, there = tensor_parallel(recipe, context(recipe, checkpoint)), gpus_here()
+        if there < wanted:
+            raise PreflightError(
+                f"SGLang takes {wanted} x {recipe.gpu.name} to serve {m.name}, and this machine has {there} GPUs",
+                _ELSEWHERE,
+            )
+        return
+    needed = 4 * (parameters(m).total + _MAX_TOTAL_TOKENS * 2 * m.layers * m.kv_heads * m.head_dim)
+    if needed > (memory := psutil.virtual_memory().total):
+        raise PreflightError(
+            f"SGLang takes {needed / 1e9:,.0f} GB to serve {m.name} on a CPU (fp32 weights, and a cache of {_MAX_TOTAL_TOKENS:,} "
+            f"tokens), and this machine has {memory / 1e9:,.0f} GB",
+            _ELSEWHERE,
+        )
 
 
 def environment(recipe: Recipe, checkpoint: Path) -> dict[str, str]:

@@ -2,16 +2,19 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from launch.sanity.server import serving
 from recipes.compose import CONF, compose_recipe
 from recipes.errors import PreflightError
 from tests.conftest import REPO
+from tests.launch.support import limi
 
 MODELS = sorted(p.stem for p in (CONF / "model").glob("*.yaml"))
 # Reads command lines and prints what SGLang's own parser makes of each.
@@ -148,3 +151,37 @@ def test_on_a_cpu_the_kernels_are_a_stand_in_even_where_they_are_installed(tmp_p
     env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(serving.STAND_INS), str(tmp_path)))}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert done.stdout == "0.0.0 installed\n", done.stderr
+
+
+def test_a_machine_that_cannot_serve_the_model_is_refused_with_the_figures(tmp_path, monkeypatch):
+    recipe = compose_recipe(["model=qwen3-32b"])
+    folder = base(tmp_path / "hf", recipe)
+    says = "SGLang takes 2 x h100 to serve qwen3-32b, and this machine has 1 GPUs; run the command on a machine that has them"
+    for count in (1, 2):
+        monkeypatch.setattr(serving, "gpus_here", lambda count=count: count)
+        if count == 2:
+            serving.check_machine(recipe, folder)
+            continue
+        with pytest.raises(PreflightError, match=re.escape(says)):
+            serving.check_machine(recipe, folder)
+    memory = psutil.virtual_memory()
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(total=25 * 10**9))
+    recipe = compose_recipe(["model=qwen3-4b", "cluster=local", "layout=data_parallel"])
+    says = "SGLang takes 35 GB to serve qwen3-4b on a CPU (fp32 weights, and a cache of 65,536 tokens), and this machine has 25 GB"
+    with pytest.raises(PreflightError, match=re.escape(says)):
+        serving.check_machine(recipe, folder)
+    serving.check_machine(compose_recipe([]), folder)
+
+
+def test_serve_and_sanity_say_at_once_that_no_server_starts_here(bases, tmp_path):
+    words = [f"checkpoint={bases['qwen3-tiny']}", "model=qwen3-32b", f"cluster.root={tmp_path}"]
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = limi("serve", *words, env=env)
+    assert done.returncode == 2
+    assert "PreflightError: SGLang takes 2 x h100 to serve qwen3-32b, and this machine has 0 GPUs; " in done.stderr
+    assert "starting" not in done.stdout and not list(tmp_path.iterdir())
+    done = limi("sanity", *words, env=env)
+    assert done.returncode == 2
+    said = "warning: no server is asked, the files alone are checked: SGLang takes 2 x h100 to serve qwen3-32b"
+    assert done.stdout.startswith(said)
+    assert "model.checkpoint=Qwen/Qwen3-32B is not on this machine" in done.stderr

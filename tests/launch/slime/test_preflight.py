@@ -17,7 +17,7 @@ from launch.slime.pins import MEGATRON, SLIME, TRANSFORMER_ENGINE
 from recipes.compose import compose_recipe
 from tests.conftest import REPO
 from tests.launch.slime.support import pinned
-from tests.launch.support import POOL, descendants, recipe_of
+from tests.launch.support import descendants, recipe_of
 
 CPU = compose_recipe(["engine=slime", "cluster.nodes=2"])
 GPUS = compose_recipe(
@@ -117,14 +117,6 @@ def test_a_ray_that_cannot_be_reached_is_a_red_row(monkeypatch):
     monkeypatch.setattr(preflight, "connected", gone)
     (row,) = preflight.connected_rows(CPU, Console(quiet=True))
     assert row.red and row.found == "ConnectionError: no Ray here"
-
-
-def test_a_machine_that_is_not_the_cluster_is_one_red_row(monkeypatch):
-    POOL.close()  # this process has one Ray at a time
-    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
-    (row,) = preflight.connected_rows(GPUS, Console(quiet=True))
-    assert row.red and row.mend == "write cluster.address=http://HEAD:8265"
-    assert "of the 16 GPUs" in row.found
 
 
 def test_patches_are_not_asked_of_a_slime_that_is_red():
