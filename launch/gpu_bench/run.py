@@ -72,9 +72,9 @@ def machine_words(recipe: Recipe, cluster: str) -> list[str]:
 
 
 def environment_here() -> dict[str, Any]:
-    """`worker.environment`, from a process of its own: asking for a GPU's name takes some of its memory."""
-    code = "import json; from launch.gpu_bench.worker import environment; print(json.dumps(environment()))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, stdout=subprocess.PIPE, text=True, check=True)
+    """`environment.environment`, from a process of its own: asking for a GPU's name takes some of its memory."""
+    command = [sys.executable, "-m", "launch.gpu_bench.environment"]
+    done = subprocess.run(command, cwd=REPO, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 

@@ -8,10 +8,10 @@ import json
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from data_prep.files import write_text
 from launch.gpu_bench.cases import Case, Planned
+from launch.gpu_bench.environment import environment
 from recipes.compose import from_yaml, to_yaml
 from recipes.config import Dtype
 from recipes.planner import RunPlan
@@ -37,16 +37,6 @@ def in_fp32(planned: Planned) -> Planned:
     r = planned.recipe
     exact = replace(r, engine=replace(r.engine, dtype=Dtype.fp32))
     return Planned(planned.case, RunPlan(exact, planned.plan.sequences, None))
-
-
-def environment() -> dict[str, Any]:
-    """What figures depend on beside the case."""
-    import torch
-    import transformers
-
-    gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
-    versions = {"torch": torch.__version__, "cuda": torch.version.cuda, "transformers": transformers.__version__}
-    return versions | ({"gpu": gpu.name, "memory": f"{gpu.total_memory / 2**20:.0f} MiB"} if gpu else {})
 
 
 def main(part: str, folder: Path) -> None:

@@ -7,7 +7,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from launch.gpu_bench import cases, run, table, worker
+from launch.gpu_bench import cases, environment, run, table, worker
 from launch.gpu_bench.cases import CASES, PARTS, Case, Planned, planned
 from recipes import planner
 from recipes.compose import compose_recipe
@@ -27,7 +27,7 @@ BESIDE = Case("tiny", "beside the CPU", (200,), steps=1, parts=("ours", "cpu"))
 def tiny(monkeypatch):
     """Cases of a tiny shape, on a machine that says it has the GPU."""
     monkeypatch.setitem(cases.SHAPES, "tiny", f"{SMALL} {ROPE}")
-    here = worker.environment() | {"gpu": "NVIDIA H100 80GB HBM3"}
+    here = environment.environment() | {"gpu": "NVIDIA H100 80GB HBM3"}
     monkeypatch.setattr(run, "environment_here", lambda: dict(here))
     return here
 
