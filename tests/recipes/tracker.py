@@ -6,12 +6,17 @@ import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import torch
 import torch.nn.attention.varlen  # its operations
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from recipes.compose import REPO
+
+LAUNCH = f"{REPO / 'launch'}/"
 
 
 class Tracker(TorchDispatchMode):
@@ -45,7 +50,8 @@ class Tracker(TorchDispatchMode):
             if isinstance(tensor, Tensor):
                 self._count(tensor, function)
         if function is torch.ops.torch_attn._varlen_attn_backward.default:
-            self.see_peak(_flash_workspace(*arguments[1:3], arguments[6]), "flash attention's workspace")
+            query, key, boundaries = arguments[1], arguments[2], arguments[6]
+            self.see_peak(_flash_workspace(query, key, boundaries), "flash attention's workspace")
         self.see_peak()
         return out
 
@@ -123,11 +129,12 @@ def _flash_workspace(query: Tensor, key: Tensor, boundaries: Tensor) -> int:
 
 def _place(depth: int) -> str:
     """The innermost line of this project or of Megatron that asks."""
-    frame = sys._getframe(depth)
+    frame: FrameType | None = sys._getframe(depth)
     while frame:
         name = frame.f_code.co_filename
-        if ("/megatron/" in name or "/launch/" in name) and "/tests/" not in name:
-            short = name.split("site-packages/")[-1].split("/launch/")[-1]
+        ours = name.startswith(LAUNCH)
+        if ours or "site-packages/megatron/" in name:
+            short = name.removeprefix(LAUNCH) if ours else name.split("site-packages/")[-1]
             return f"{short}:{frame.f_lineno} {frame.f_code.co_name}"
         frame = frame.f_back
     return "autograd"
