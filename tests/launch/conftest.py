@@ -1,12 +1,21 @@
 """Shared by the tests of training."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from launch.megatron import parity
+from tests.launch.one_rank import one_rank
 from tests.launch.support import POOL, finish, metrics_of, start
+
+
+@pytest.fixture(scope="session")
+def megatron() -> Iterator[None]:
+    """Megatron in this process, as one rank."""
+    with one_rank():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +27,7 @@ def uninterrupted(root):
 
 
 @pytest.fixture(scope="session")
-def one_rank(root):
+def on_one_rank(root):
     """By model, five steps of the embedded engine on one rank: what every layout is compared with."""
     return {model[0]: parity.one_rank(POOL, root, model, parity.EPS) for model in (parity.QWEN, parity.GLM)}
 

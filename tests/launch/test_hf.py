@@ -1,26 +1,25 @@
-"""The mapping to Hugging Face names, both ways. In a process of its own: megatron.core is imported through the hook."""
+"""The mapping to Hugging Face names, both ways, and the hook through which Megatron is imported."""
 
 import os
 import subprocess
 import sys
 
-from tests.conftest import REPO
-
-CODE = """
+import pytest
 import torch
-from launch.megatron import cpu
-cpu.install()
-from launch.model import hf
+
+from recipes.compose import compose_recipe
 from recipes.families.parts import Join
 from recipes.tensors import is_mtp, links
-from recipes.compose import compose_recipe
-from launch.model.safetensors_folder import SafetensorsFolder
-from pathlib import Path
-import sys
+from tests.conftest import REPO
 
-for name, folder in zip(("qwen3-tiny", "glm4.5-tiny"), sys.argv[1:], strict=True):
+
+@pytest.mark.parametrize("name", ["qwen3-tiny", "glm4.5-tiny"])
+def test_every_tensor_maps_both_ways(bases, name):
+    from launch.model import hf
+    from launch.model.safetensors_folder import SafetensorsFolder
+
     m = compose_recipe([f"model={name}"]).model
-    base = SafetensorsFolder(Path(folder))
+    base = SafetensorsFolder(bases[name])
     table = links(m)
     named = [n for link in table.values() for n in link.hf]
     own = {n for n in base.files if not is_mtp(n, m)}
@@ -35,28 +34,28 @@ for name, folder in zip(("qwen3-tiny", "glm4.5-tiny"), sys.argv[1:], strict=True
             if whole.shape[axis] % 4 == 0 and (link.join is not Join.qkv or m.kv_heads % 2 == 0):
                 shards = [hf.shard(link, whole, axis, 2, r) for r in range(2)]
                 assert torch.equal(hf.unshard(link, shards, axis), whole), link
-before = torch.cuda.is_available(), torch.empty(1).type(), torch.cuda.current_device.__module__
-assert before == (False, "torch.FloatTensor", "torch.cuda"), "torch itself is untouched"
-print("ok")
-"""
 
 
-def test_every_tensor_maps_both_ways(bases):
-    done = subprocess.run(
-        [sys.executable, "-c", CODE, *map(str, bases.values())], cwd=REPO, capture_output=True, text=True
+def test_the_hook_leaves_torch_itself_as_it_is(megatron):
+    found = torch.cuda.is_available(), torch.empty(1).type(), torch.cuda.current_device.__module__
+    assert found == (False, "torch.FloatTensor", "torch.cuda")
+
+
+def hook(what, **env):
+    return subprocess.run(
+        [sys.executable, "-m", "tests.launch.hook", what],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **env},
     )
-    assert done.stdout.strip().endswith("ok"), done.stderr
 
 
 def test_the_hook_refuses_a_megatron_imported_before_it():
-    code = "import megatron.core\nfrom launch.megatron import cpu\ncpu.install()"
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
-    assert "imported before launch.megatron.cpu.install()" in done.stderr
+    assert "imported before launch.megatron.cpu.install()" in hook("late").stderr
 
 
 def test_a_flash_mla_that_wants_a_driver_is_left_alone(tmp_path):
     (tmp_path / "flash_mla.py").write_text("raise OSError('libcuda.so.1: cannot open shared object file')\n")
-    code = "from launch.megatron import cpu; cpu.install(); import megatron.core.transformer.attention as a; print(a.HAVE_FMLA)"
-    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, env=env)
+    done = hook("flash_mla", PYTHONPATH=str(tmp_path))
     assert done.stdout == "False\n", done.stderr

@@ -17,12 +17,12 @@ QUICK = ["Qwen3 CP2", "GLM TP2 SP"]
 
 
 @pytest.fixture(scope="module")
-def compare(root, one_rank):
+def compare(root, on_one_rank):
     """The difference from one rank of a layout, given by its name, or of a run in it."""
 
     def compare(name, run=None):
         run = run or right(name)
-        one = one_rank[parity.LAYOUTS[name][0][0]]
+        one = on_one_rank[parity.LAYOUTS[name][0][0]]
         return parity.difference(run, run, one, one)
 
     @functools.cache
@@ -63,7 +63,7 @@ def test_interleaved_pipelines_with_batched_messages_train_wrongly(root, compare
 
 @pytest.mark.parametrize("model", [parity.QWEN, parity.GLM], ids=["qwen3", "glm"])
 @pytest.mark.slow
-def test_packed_trains_as_one_by_one(root, one_rank, monkeypatch, model):
+def test_packed_trains_as_one_by_one(root, on_one_rank, monkeypatch, model):
     """The reference packs each step into one micro-batch; here each sequence is one."""
     shapes = []
 
@@ -76,7 +76,7 @@ def test_packed_trains_as_one_by_one(root, one_rank, monkeypatch, model):
         return plan
 
     monkeypatch.setattr(parity, "Plan", split)
-    run, one = parity.one_rank(POOL, root, model, parity.EPS), one_rank[model[0]]
+    run, one = parity.one_rank(POOL, root, model, parity.EPS), on_one_rank[model[0]]
     found = parity.difference(run, run, one, one)
     assert shapes == [[4]] * parity.STEPS
     assert found.within(parity.FP32), found

@@ -16,8 +16,8 @@ from launch.run_folder import RunFolder
 from launch.sanity.server.server import running
 from recipes.config import Recipe
 from recipes.tensors import is_mtp
+from tests.launch.one_rank import logits_of
 from tests.launch.support import ranks_of
-from tests.launch.test_gpt import LOGITS, run
 
 pytestmark = pytest.mark.slow
 
@@ -59,11 +59,9 @@ def logprobs(logits, tokens):
     return logits.log_softmax(-1)[:-1].gather(1, tokens[1:, None])[:, 0]
 
 
-def by_megatron(trained, tokens, scratch):
-    torch.save([tokens], scratch / "tokens.pt")
+def by_megatron(trained, tokens):
     words = [f"model={trained.recipe.model.name}", "layout.ep=1", f"model.checkpoint={trained.hf}"]
-    run(LOGITS, scratch / "tokens.pt", scratch / "logits.pt", json.dumps([words]))
-    return torch.load(scratch / "logits.pt")[0][0]
+    return logits_of(words, [tokens])[0]
 
 
 def by_sglang(trained, tokens, log):
@@ -96,12 +94,12 @@ def test_transformers_loads_it_strictly_and_its_loss_is_the_trainer_s(trained):
     assert math.isclose(total / count, trained.loss, abs_tol=TOLERANCE)
 
 
-def test_sglang_and_the_trainer_s_model_give_transformers_log_probabilities(trained, tmp_path):
+def test_sglang_and_the_trainer_s_model_give_transformers_log_probabilities(trained, megatron, tmp_path):
     longest = max(range(len(trained.heldout.ids)), key=lambda s: trained.heldout.lengths[s])
     tokens = torch.tensor(trained.heldout.tokens(longest)).long()
     with torch.no_grad():
         logits = trained.transformers()[0](tokens[None]).logits[0]
-    ours = by_megatron(trained, tokens, tmp_path)
+    ours = by_megatron(trained, tokens)
     theirs = by_sglang(trained, tokens, tmp_path / "log")
     expected = logprobs(logits, tokens)
     figures = {

@@ -25,7 +25,7 @@ CASES = ONE | {name: parity.words_of(name) for name in TWO}
 
 
 @pytest.fixture(scope="module")
-def trained(root, one_rank):
+def trained(root, on_one_rank):
     """By case, five steps on ranks as slime has them."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("launch.megatron.ranks.Worker", seam.Seam)
@@ -36,8 +36,8 @@ def trained(root, one_rank):
 
 @pytest.mark.run
 @pytest.mark.parametrize("name", CASES)
-def test_slimes_layers_on_slimes_batches_train_as_the_embedded_engine_does(trained, one_rank, name):
-    run, own = trained[name], one_rank[CASES[name][0]]
+def test_slimes_layers_on_slimes_batches_train_as_the_embedded_engine_does(trained, on_one_rank, name):
+    run, own = trained[name], on_one_rank[CASES[name][0]]
     found = parity.difference(run, run, own, own)
     assert found.within(parity.FP32), found
 
