@@ -8,6 +8,9 @@ from launch.megatron.worker import Worker
 
 
 class _Faulty(Worker):
+    def spoil(self):
+        raise NotImplementedError
+
     def build(self, *arguments):
         cpu.install()  # megatron.core may be imported now
         self.spoil()
@@ -20,7 +23,7 @@ class EqualLengths(_Faulty):
     def spoil(self):
         from launch.megatron import batch
 
-        batch.sequence_multiple = lambda layout: 1792  # above the longest of the sample
+        batch.sequence_multiple = lambda layout: 1792  # type: ignore[attr-defined]  # above the longest of the sample
 
 
 class BatchedP2P(EqualLengths):
@@ -30,14 +33,14 @@ class BatchedP2P(EqualLengths):
         super().spoil()
         from launch.megatron import rank
 
-        original = rank.transformer_config
+        original = rank.transformer_config  # type: ignore[attr-defined]
 
         def config_of(recipe):
             config = original(recipe)
             config.batch_p2p_comm, config.overlap_p2p_comm = True, False
             return config
 
-        rank.transformer_config = config_of
+        rank.transformer_config = config_of  # type: ignore[attr-defined]
 
 
 class UnreducedExperts(_Faulty):
@@ -83,13 +86,13 @@ class ShiftedLabels(_Faulty):
     def spoil(self):
         from launch.megatron import rank
 
-        original = rank.pack
+        original = rank.pack  # type: ignore[attr-defined]
 
         def pack(*arguments):
             batch = original(*arguments)
             return replace(batch, labels=batch.tokens)
 
-        rank.pack = pack
+        rank.pack = pack  # type: ignore[attr-defined]
 
 
 class OutOfMemory(Worker):

@@ -7,6 +7,7 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -96,7 +97,8 @@ def dense(m: Model, folder: Path) -> Path:
     )
 
     folder.mkdir(parents=True)
-    described, stored = {}, {}
+    described: dict[str, Any] = {}
+    stored: dict[MetadataIndex, Any] = {}
     with (folder / "__0_0.distcp").open("wb") as file:
         for key, shape in _dense_shapes(m).items():
             first = range(shape[0]) if key.startswith("decoder.layers.") else (0,)

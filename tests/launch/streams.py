@@ -60,7 +60,7 @@ class Streams(TorchDispatchMode):
     def lane(self) -> Lane:
         """A lane whose GPU is the CPU."""
         lane = Lane(torch.device("cpu"))
-        lane._out, lane._back = self.out, self.back
+        lane._out, lane._back = self.out, self.back  # type: ignore[assignment]
         return lane
 
     def under_way(self, kind: str) -> int:

@@ -3,12 +3,14 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -25,6 +27,7 @@ WORDS = [
 ]  # fmt: skip
 ADDRESS = "cluster.address=http://head:8265"
 
+FAKE = Path(__file__).with_name("fake_limi.py")
 # Slurm's commands as one machine plays them: every node is this one.
 SRUN = """#!/bin/bash
 while [[ "$1" == --* ]]; do echo "$1" >>"$LOG/srun.log"; shift; done
@@ -34,18 +37,7 @@ exec "$@"
 """
 SCONTROL = "#!/bin/bash\nhostname\necho other\n"
 RAY = '#!/bin/bash\necho "$*" >>"$LOG/ray.log"\nexec sleep 60\n'
-# limi.py: its words, and for train, where the test wants it, a wait for stop.
-PYTHON = f"""#!{sys.executable}
-import json, os, pathlib, sys, time
-log = pathlib.Path(os.environ["LOG"])
-if sys.argv[1] == "-":
-    (log / "wait").write_text(json.dumps(sys.argv[1:]))
-    sys.exit()
-(log / sys.argv[2]).write_text(json.dumps([sys.argv[1:], os.getcwd()]))
-while sys.argv[2] == "train" and "WAIT" in os.environ and not (log / "stop").exists():
-    time.sleep(0.05)
-sys.exit(int(os.environ.get("STATUS", 0)))
-"""
+PYTHON = f'#!/bin/bash\nexec {shlex.quote(sys.executable)} {shlex.quote(str(FAKE))} "$@"\n'
 
 
 @pytest.fixture

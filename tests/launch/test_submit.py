@@ -6,6 +6,7 @@ import io
 import os
 import pty
 import select
+import shlex
 import signal
 import socket
 import subprocess
@@ -194,10 +195,12 @@ def test_a_log_whose_stream_breaks_is_shown_once_and_whole(cluster):
 
     proxy = Proxy(int(cluster.address.rpartition(":")[2]))
     client = connect(compose_recipe([f"cluster.address={proxy.address}"]))
-    code = "import time\nfor i in range(120): print('line', i, flush=True); time.sleep(0.1)"
+    lines = REPO / "tests" / "launch" / "lines.py"
     for _ in range(30):
         with contextlib.suppress(RuntimeError):  # no agent yet
-            job = client.submit_job(entrypoint=f'python3 -c "{code}"', metadata={RUN: "lines", STOP_S: "3"})
+            job = client.submit_job(
+                entrypoint=f"python3 {shlex.quote(str(lines))}", metadata={RUN: "lines", STOP_S: "3"}
+            )
             break
     stream = io.StringIO()
     cuts = [threading.Timer(s, proxy.cut) for s in (3, 6, 6.5, 9)]

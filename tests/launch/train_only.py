@@ -22,6 +22,6 @@ def train(recipe, console):
 
 
 if __name__ == "__main__":
-    Console.is_terminal = property(lambda self: False)
+    Console.is_terminal = property(lambda self: False)  # type: ignore[assignment]
     stages.STAGES["train"] = stages.train = train
     sys.exit(limi.main(sys.argv[1:]))

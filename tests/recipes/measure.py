@@ -67,7 +67,7 @@ def measured(name: str) -> list[dict[str, Any]]:
     """What each rank of a case holds."""
     ranks = world_size(compose_recipe(CASES[name]))
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_rank, (ranks, CASES[name], folder), nprocs=ranks)
+        torch.multiprocessing.spawn(_rank, (ranks, CASES[name], folder), nprocs=ranks)  # type: ignore[attr-defined]
         return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(ranks)]
 
 

@@ -1,5 +1,6 @@
 """Peak memory of one whole training step of real shapes, tensor by tensor, beside `recipes.memory`: `python -m tests.recipes.peak`
-prints the table, `python -m tests.recipes.peak MODEL LAYOUT TOKENS` what was live at the peak.
+prints the table, `python -m tests.recipes.peak MODEL LAYOUT TOKENS` what was live at the peak, and with a list of such cases as JSON
+what the tests ask of each.
 
 Tensors are fake: they have a shape and no memory, so a step of 155,648 tokens takes seconds on a laptop. Megatron's modules, its data
 parallelism and optimizer run as they are; counted is each storage from the operation that made it to its end. What a kernel takes
@@ -8,6 +9,7 @@ for itself and what the allocator rounds up are not seen, save for flash attenti
 
 import contextlib
 import itertools
+import json
 import sys
 import warnings
 from collections.abc import Iterator
@@ -80,14 +82,14 @@ def set_up() -> None:
     from launch.model.attention import PackedAttention, varlen
     from launch.model.host import Lane
 
-    dist.init_process_group("gloo", store=dist.HashStore(), world_size=1, rank=0)
+    dist.init_process_group("gloo", store=dist.HashStore(), world_size=1, rank=0)  # type: ignore[attr-defined]
     parallel_state.initialize_model_parallel()
     tensor_parallel.model_parallel_cuda_manual_seed(0, inference_rng_tracker=True)
     clip_grads.l2_norm_impl = _norm
     PackedAttention._kernel = lambda self, packed, q, k, v: varlen(q, k, v, packed, self.scale)  # type: ignore
-    torch.nn.Module._apply = lambda module, *_, **__: module  # type: ignore  # all is where and what it is to be
+    torch.nn.Module._apply = lambda module, *_, **__: module  # all is where and what it is to be
     torch.UntypedStorage.data_ptr = lambda storage: storage._cdata  # type: ignore
-    kept._same = lambda a, b: (  # type: ignore
+    kept._same = lambda a, b: (
         a.untyped_storage()._cdata == b.untyped_storage()._cdata
         and (a.dtype, a.size(), a.stride(), a.storage_offset()) == (b.dtype, b.size(), b.stride(), b.storage_offset())
     )
@@ -117,7 +119,7 @@ def _alone() -> None:
     for name in ("all_reduce", "reduce_scatter_tensor", "all_gather_into_tensor", "broadcast"):
         setattr(dist, name, lambda *_, **__: Done())
     dist._coalescing_manager = together  # type: ignore
-    dist.all_gather_object = gather_object
+    dist.all_gather_object = gather_object  # type: ignore[assignment]
 
 
 def _norm(_: int, __: Tensor, tensors: list[list[Tensor]], *others: Any) -> tuple[Tensor, None]:
@@ -195,7 +197,16 @@ def show(model: str, layout: str, tokens: int) -> None:
         print(f"{count:9} waits  {place}")
 
 
-def main() -> None:
+def rows(cases: list[tuple[str, str, int]]) -> None:
+    """Of each case the measured over the predicted peak, its phase, what was live at it, and the peak of each phase."""
+    for model, layout, tokens in cases:
+        r = recipe_of(model, layout)
+        found = measured(r, tokens)
+        ratio = found.peak / total(predicted(r, tokens))
+        print(json.dumps([ratio, found.peak_phase, found.at_peak, found.phase_peaks]))
+
+
+def table() -> None:
     names = [
         "model",
         "recomputation",
@@ -218,7 +229,10 @@ def main() -> None:
 
 if __name__ == "__main__":
     set_up()
-    if sys.argv[1:]:
-        show(*sys.argv[1:3], int(sys.argv[3]))
-    else:
-        main()
+    match sys.argv[1:]:
+        case [model, layout, tokens]:
+            show(model, layout, int(tokens))
+        case [cases]:
+            rows(json.loads(cases))
+        case _:
+            table()

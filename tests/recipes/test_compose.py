@@ -1,12 +1,8 @@
-import subprocess
-import sys
-
 import pytest
 
 from recipes.compose import compose_recipe, leaves
 from recipes.config import Family
 from recipes.errors import ConfigError
-from tests.conftest import REPO
 
 
 def test_default_recipe_is_the_tiny_qwen3_on_two_local_ranks():
@@ -92,10 +88,8 @@ def test_wrong_words_are_refused_with_what_to_type(words, says):
     )
 
 
-def test_every_leaf_has_a_type_and_recipes_need_no_torch_or_ray():
+def test_every_leaf_has_a_type():
     assert leaves()["optim.lr"] is float
-    code = "import sys, recipes.compose as c; c.compose_recipe([]); sys.exit(any(m in sys.modules for m in ('torch', 'ray')))"
-    subprocess.run([sys.executable, "-c", code], cwd=REPO, check=True)
 
 
 def test_a_value_that_must_be_given_is_asked_for():

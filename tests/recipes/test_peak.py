@@ -1,28 +1,20 @@
 """The plan's memory against the peak of whole steps of real shapes (`peak.py`), and that nothing is live at it that need not be. In
-a process of its own: megatron.core is imported through the hook."""
+a process of its own, in which much of torch is another."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
-from tests.launch.test_gpt import run
-
-CODE = """
-import json
-import sys
-from tests.recipes import peak
-
-peak.set_up()
-for model, layout, tokens in json.loads(sys.argv[1]):
-    r = peak.recipe_of(model, layout)
-    found = peak.measured(r, tokens)
-    ratio = found.peak / peak.total(peak.predicted(r, tokens))
-    print(json.dumps([ratio, found.peak_phase, found.at_peak, found.phase_peaks]))
-"""
+from tests.conftest import REPO
 
 
 def steps(*cases):
-    return [json.loads(line) for line in run(CODE, json.dumps(cases)).splitlines() if line.startswith("[")]
+    command = [sys.executable, "-m", "tests.recipes.peak", json.dumps(cases)]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
 
 
 def bytes_of(at_peak, name):

@@ -1,7 +1,5 @@
 import io
 import json
-import subprocess
-import sys
 
 import pytest
 from rich.console import Console
@@ -12,7 +10,6 @@ from recipes.errors import ConfigError
 from recipes.layout import check_layout
 from recipes.memory import Verdict
 from recipes.search import Sequences
-from tests.conftest import REPO
 
 LIMI = lengths.quantiles()
 MODELS, CLUSTERS = (sorted(p.stem for p in (CONF / group).glob("*.yaml")) for group in ("model", "cluster"))
@@ -190,14 +187,3 @@ def test_table_and_page_show_the_plan(words):
     page = plan_page.render(summary)
     assert page.count("<img") == 3 and "</html>" in page
     assert summary["model"]["name"] in page
-
-
-def test_a_plan_needs_neither_torch_nor_ray():
-    code = (
-        "import sys; from recipes import planner, plan_page, plan_summary, plan_table, lengths;"
-        "from recipes.compose import compose_recipe;"
-        "from recipes.search import Sequences; l = lengths.quantiles();"
-        "plan_summary.summary(planner.plan(compose_recipe(['model=qwen3-4b']), Sequences(range(78), l, '')), '');"
-        "sys.exit(any(m in sys.modules for m in ('torch', 'ray')))"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=REPO, check=True)

@@ -16,8 +16,8 @@ import torch  # noqa: E402
 
 # Asked for a GPU's architecture alone.
 torch.cuda.get_device_capability = lambda *_: (9, 0)
-torch.cuda.get_device_properties = lambda *_: SimpleNamespace(major=9, minor=0)
-flags = set()
+torch.cuda.get_device_properties = lambda *_: SimpleNamespace(major=9, minor=0)  # type: ignore[assignment]
+flags: set[str] = set()
 parse_known_args = argparse.ArgumentParser.parse_known_args
 
 

@@ -1,5 +1,6 @@
 """The planned steps inside slime, against the schedule; what is rebound, against slime's source where it is there."""
 
+import importlib.util
 import json
 import os
 import sys
@@ -30,32 +31,9 @@ def here(request, root, tmp_path, monkeypatch):
     rollout.plan.cache_clear()
 
 
-MANAGER = """
-import functools
-from launch.slime import rollout
-
-def build_dp_schedule(args, train_parallel_config, total_lengths, *, global_batch_size, rollout_indices):
-    raise AssertionError("slime's own schedule ran")
-
-def wrapped(method):
-    return functools.wraps(method)(lambda *arguments: method(*arguments))
-
-class Manager:
-    def generate(self, number):
-        return [sample for group in rollout.generate(None, number, None) for sample in group]
-
-    @wrapped
-    def _split_train_data_by_dp(self, dp, samples):
-        return build_dp_schedule(
-            None, {"dp_size": dp}, [len(s.tokens) for s in samples],
-            global_batch_size=dp, rollout_indices=[s.rollout_id for s in samples],
-        )
-"""
-
-
 @pytest.fixture
 def manager(monkeypatch):
-    """Stands in for slime's rollout manager: its class has names of its own, as in the process Ray sent it to, and wrapped methods."""
+    """Of `manager.py`, made anew: what is bound in it lasts for a test."""
 
     class Sample(SimpleNamespace):
         Status = SimpleNamespace(COMPLETED="completed")
@@ -63,9 +41,10 @@ def manager(monkeypatch):
     for name in ("slime", "slime.utils", "slime.utils.types"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     sys.modules["slime.utils.types"].Sample = Sample
-    names = {}
-    exec(MANAGER, names)
-    return names["Manager"]()
+    spec = importlib.util.spec_from_file_location("slime_manager", Path(__file__).with_name("manager.py"))
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made.Manager()
 
 
 def test_a_job_finds_the_recipe_it_was_made_of(here):
