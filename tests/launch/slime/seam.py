@@ -28,7 +28,8 @@ class Seam(Worker):
         cpu.install()  # megatron.core may be imported now
         from launch.megatron import rank
 
-        rank.build_chunks, rank.pack, rank._forward_step = build_chunks, pack, forward_step
+        for name, ours in ("build_chunks", build_chunks), ("pack", pack), ("_forward_step", forward_step):
+            setattr(rank, name, ours)
         super().build(*arguments)
 
 

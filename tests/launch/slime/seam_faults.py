@@ -18,6 +18,7 @@ import torch.distributed as dist  # noqa: E402
 from megatron.core import parallel_state, tensor_parallel  # noqa: E402
 from megatron.core.models.gpt import GPTModel  # noqa: E402
 from megatron.core.transformer import attention as of_megatron  # noqa: E402
+from torch._C._distributed_c10d import HashStore  # noqa: E402
 
 from launch.megatron import batch, rank  # noqa: E402
 from launch.megatron.cpu import CPU  # noqa: E402
@@ -31,7 +32,8 @@ from tests.launch.support import recipe_of  # noqa: E402
 
 def missing_argument() -> Any:
     """The spec function hands on by position what `block_spec` takes by name."""
-    return mock.patch.object(of_slime, "layers", lambda args, config, vp_stage=None: block_spec(config, vp_stage))
+    by_position: Any = block_spec
+    return mock.patch.object(of_slime, "layers", lambda args, config, vp_stage=None: by_position(config, vp_stage))
 
 
 def missing_field() -> Any:
@@ -77,7 +79,7 @@ FAULTS = {
 
 
 def main(root: Path) -> None:
-    dist.init_process_group("gloo", store=dist.HashStore(), world_size=1, rank=0)
+    dist.init_process_group("gloo", store=HashStore(), world_size=1, rank=0)
     parallel_state.initialize_model_parallel()
     tensor_parallel.model_parallel_cuda_manual_seed(0, inference_rng_tracker=True)
     recipe, data, _ = recipe_of(root, "model=qwen3-tiny", "cluster.gpus_per_node=1")
