@@ -38,7 +38,7 @@ $(error SLIME_ROOT='$(SLIME_ROOT)' and MEGATRON_ROOT='$(MEGATRON_ROOT)' go toget
 endif
 
 # What make and this file read themselves; everything else the user wrote is an override for Hydra.
-OWN := MODEL STEP CHECKPOINT BASE PYTHON LOCK SLIME_ROOT MEGATRON_ROOT SLIME_PYTHON SHELL MAKEFLAGS __o
+OWN := MODEL STEP CHECKPOINT BASE PYTHON VENV LOCK SLIME_ROOT MEGATRON_ROOT SLIME_PYTHON SHELL MAKEFLAGS __o
 __escape = '$(subst ','\'',$(1))'
 # By name, not $(MAKEOVERRIDES): that one breaks on quotes and parentheses.
 OVERRIDES = $(foreach __o,$(filter-out $(OWN),$(.VARIABLES)),$(if $(filter command line,$(origin $(__o))),$(call __escape,$(__o)=$(value $(__o)))))

@@ -11,6 +11,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import pytest
+
 COMMIT = "a" * 40
 
 
@@ -48,17 +50,30 @@ class Hub:
         self.sent: Counter[str] = Counter()
         self.asked: list[tuple[str, str, bool]] = []
         self.stop, self.stalling = threading.Event(), threading.Event()
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
+        self.server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
         self.store = f"http://localhost:{self.server.server_port}/store"
-        self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True)
         self.thread.start()
+
+    def here(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Takes the hub's place in this process, where huggingface_hub has read its address already."""
+        from huggingface_hub import constants
+
+        template = self.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", self.endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
     def close(self) -> None:
         self.stop.set()
         self.server.shutdown()
         self.server.server_close()
         self.thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """Says nothing of clients that hang up: the command may be called in this process, whose stderr is then the command's."""
 
 
 class _Handler(BaseHTTPRequestHandler):

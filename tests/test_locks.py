@@ -1,6 +1,5 @@
 """The lock files: one version a package, alike but where SGLang's own dependencies rule a version out; and make's choice of one."""
 
-import os
 import subprocess
 import tomllib
 from pathlib import Path
@@ -11,8 +10,9 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from tests.conftest import REPO
+from tests.make import LOCKS, made, make
 
-CPU, GPU = "constraints.txt", "constraints-gpu.txt"
+CPU, GPU = LOCKS
 # What SGLang's own dependencies ask for otherwise: it names torch, tokenizers (which wants huggingface_hub below 2) and
 # python-dateutil below 3; mistral-common wants numpy below 2.4.
 UNLIKE = {"torch", "tokenizers", "huggingface-hub", "python-dateutil", "numpy"}
@@ -37,19 +37,9 @@ def named(*groups: str) -> set[str]:
     return names
 
 
-def make(environment: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def would(environment: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """What make would run, were `environment` the virtual environment."""
-    return subprocess.run(
-        ["make", "-n", f"VENV={environment}", *words], cwd=REPO, capture_output=True, text=True, timeout=60
-    )
-
-
-def made(folder: Path, lock: str) -> Path:
-    """An environment that make takes for one made from `lock`, newer than the lock."""
-    (folder / ".ready").write_text(f"{lock}\n")
-    later = max(path.stat().st_mtime for path in (REPO / "pyproject.toml", REPO / CPU, REPO / GPU)) + 1
-    os.utime(folder / ".ready", (later, later))
-    return folder
+    return make("-n", f"VENV={environment}", *words)
 
 
 @pytest.mark.parametrize("lock", [CPU, GPU])
@@ -68,7 +58,7 @@ def test_the_locks_are_alike_but_for_what_sglang_asks_for():
 
 
 def test_make_installs_the_lock_that_it_is_told(tmp_path):
-    gpu, cpu = (make(tmp_path / "new", "setup", f"LOCK={lock}").stdout for lock in (GPU, CPU))
+    gpu, cpu = (would(tmp_path / "new", "setup", f"LOCK={lock}").stdout for lock in (GPU, CPU))
     assert gpu.count(f"--constraint {GPU} ") == 2
     assert "--no-deps" not in gpu
     assert cpu.count(f"--constraint {CPU} ") == 2
@@ -76,26 +66,26 @@ def test_make_installs_the_lock_that_it_is_told(tmp_path):
 
 
 def test_without_a_word_the_driver_chooses_the_lock(tmp_path):
-    assert f"--constraint {GPU if DRIVER.exists() else CPU} " in make(tmp_path / "new", "setup").stdout
+    assert f"--constraint {GPU if DRIVER.exists() else CPU} " in would(tmp_path / "new", "setup").stdout
 
 
 @pytest.mark.parametrize(("lock", "other"), [(CPU, GPU), (GPU, CPU)])
 def test_an_environment_keeps_its_lock_until_another_is_named(tmp_path, lock, other):
     environment = made(tmp_path, lock)
-    assert "pip install" not in make(environment, "setup").stdout
-    assert "pip install" not in make(environment, "setup", f"LOCK={lock}").stdout
-    anew = make(environment, "setup", f"LOCK={other}").stdout
+    assert "pip install" not in would(environment, "setup").stdout
+    assert "pip install" not in would(environment, "setup", f"LOCK={lock}").stdout
+    anew = would(environment, "setup", f"LOCK={other}").stdout
     assert f"-m venv --clear {environment}" in anew
     assert anew.count(f"--constraint {other} ") == 2
 
 
 def test_the_lock_is_no_override(tmp_path):
-    done = make(made(tmp_path, GPU), "data", f"LOCK={GPU}", "optim.lr=1")
+    done = would(made(tmp_path, GPU), "data", f"LOCK={GPU}", "optim.lr=1")
     assert "optim.lr=1" in done.stdout
     assert "LOCK" not in done.stdout
 
 
 def test_a_lock_that_is_none_of_the_environments_is_refused(tmp_path):
-    done = make(tmp_path, "setup", "LOCK=constraints-slime.txt")
+    done = would(tmp_path, "setup", "LOCK=constraints-slime.txt")
     assert done.returncode == 2
     assert "write LOCK=constraints.txt, or LOCK=constraints-gpu.txt" in done.stderr

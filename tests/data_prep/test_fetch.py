@@ -9,14 +9,9 @@ from tests.hub import Hub, Repo
 
 @pytest.fixture
 def hub(monkeypatch):
-    import huggingface_hub.constants as constants
-
     hub = Hub()
     hub.repos["datasets/GAIR/LIMI"] = Repo({"limi.json": b"[]", "README.md": b"x"})
-    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    )
+    hub.here(monkeypatch)
     yield hub
     hub.close()
 

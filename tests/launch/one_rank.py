@@ -1,7 +1,6 @@
 """Megatron in the test process, as one rank on the CPU. Its modules are imported through the hook: ask for the fixture `megatron`, and
 import them, and those of `launch.model` that import them, in the test."""
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,11 +18,8 @@ from recipes.config import Recipe
 def one_rank() -> Iterator[None]:
     """This process as a rank of one."""
     cpu.install()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what Megatron does without
-        from megatron.core import parallel_state, tensor_parallel
+    from megatron.core import parallel_state, tensor_parallel
 
-        import launch.megatron.rank  # noqa: F401
     dist.init_process_group("gloo", store=dist.HashStore(), world_size=1, rank=0)  # type: ignore[attr-defined]
     parallel_state.initialize_model_parallel()
     tensor_parallel.model_parallel_cuda_manual_seed(0, inference_rng_tracker=True)

@@ -1,6 +1,7 @@
 """What tests of training share: recipes with their data, and steps on real ranks."""
 
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -14,10 +15,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psutil
 
 from data_prep.dataset import Dataset, prepare
+from launch.limi import main
 from launch.megatron import engine
 from launch.megatron.ranks import Pool, Ranks
 from launch.model import tiny
@@ -72,6 +75,24 @@ def limi(*words: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "launch/limi.py", *words], cwd=REPO, capture_output=True, text=True, timeout=600, **kwargs
     )
+
+
+def called(*words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """The command line called in this process, where a process of its own shows nothing more: for what ends before ranks, a server
+    or a job are started. env: its whole environment."""
+    out, err = io.StringIO(), io.StringIO()
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    with (
+        mock.patch.dict(os.environ, env or {}, clear=env is not None),
+        contextlib.chdir(REPO),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            status = main([*words])
+        finally:
+            signal.signal(signal.SIGTERM, on_sigterm)
+    return subprocess.CompletedProcess(["launch/limi.py", *words], status, out.getvalue(), err.getvalue())
 
 
 def metrics_of(run: Path) -> list[dict[str, Any]]:

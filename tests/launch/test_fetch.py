@@ -15,7 +15,7 @@ from recipes.compose import compose_recipe
 from recipes.errors import ConfigError
 from tests.conftest import REPO
 from tests.hub import COMMIT, Hub, Repo
-from tests.launch.support import limi
+from tests.launch.support import called, limi
 
 MODEL = "org/tiny"
 TOKEN = "hf_secretsecretsecret"
@@ -40,9 +40,10 @@ LEFT = {
 
 
 @pytest.fixture
-def hub():
+def hub(monkeypatch):
     hub = Hub()
     hub.repos[f"models/{MODEL}"] = Repo(FILES | LEFT)
+    hub.here(monkeypatch)
     yield hub
     hub.close()
 
@@ -59,8 +60,8 @@ def environment(hub, **more):
     return clean | ours | {"HF_HUB_DISABLE_TELEMETRY": "1"} | more  # telemetry would ask the hub for more
 
 
-def fetched_by(hub, root, *words, **env):
-    done = limi("fetch", f"cluster.root={root}", f"model.checkpoint={MODEL}", *words, env=environment(hub, **env))
+def fetched_by(hub, root, *words, command=called, **env):
+    done = command("fetch", f"cluster.root={root}", f"model.checkpoint={MODEL}", *words, env=environment(hub, **env))
     assert TOKEN not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert "SIGNED" not in done.stderr
@@ -72,7 +73,7 @@ def files_of(folder):
 
 
 def test_a_model_is_fetched_whole_and_once(hub, tmp_path):
-    done = fetched_by(hub, tmp_path)
+    done = fetched_by(hub, tmp_path, command=limi)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "models" / "org--tiny"
     there = files_of(folder)
@@ -96,7 +97,7 @@ def test_a_model_is_fetched_whole_and_once(hub, tmp_path):
 def test_without_a_token_none_is_sent(hub, tmp_path):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "token").write_text(TOKEN)  # as `hf auth login` leaves it
-    done = fetched_by(hub, tmp_path, HF_TOKEN="", HF_HOME=str(tmp_path / "home"))
+    done = fetched_by(hub, tmp_path, command=limi, HF_TOKEN="", HF_HOME=str(tmp_path / "home"))
     assert done.returncode == 0, done.stderr
     assert not any(known for _, _, known in hub.asked)
 
@@ -216,7 +217,7 @@ def test_no_hub_is_said_at_once(hub, tmp_path):
     done = fetched_by(hub, tmp_path)
     assert done.returncode == 2
     assert f"the hub at {hub.endpoint} could not be reached for the model org/tiny" in done.stderr
-    done = fetched_by(hub, tmp_path, HF_HUB_OFFLINE="1")
+    done = fetched_by(hub, tmp_path, command=limi, HF_HUB_OFFLINE="1")
     assert done.returncode == 2
     assert "HF_HUB_OFFLINE is set, and the model org/tiny is not on this machine" in done.stderr
     assert not list(tmp_path.iterdir())
@@ -269,17 +270,18 @@ def test_a_second_process_does_not_write_the_same_files(hub, repo, tmp_path):
     assert "another process is fetching org/tiny" in done.stderr
 
 
+@pytest.mark.run
 def test_what_is_fetched_is_used_without_the_hub(hub, bases, tmp_path):
     base = bases["qwen3-tiny"]
     sample = (REPO / "data_prep" / "sample" / "train.jsonl").read_bytes()
     hub.repos[f"models/{MODEL}"] = Repo({p.name: p.read_bytes() for p in base.iterdir()})
     hub.repos["datasets/org/data"] = Repo({"train.jsonl": sample, "README.md": b"x"})
     words = [f"cluster.root={tmp_path}", f"model.checkpoint={MODEL}", "data.path=org/data", "data.workers=1"]
-    refused = limi("data", *words, env=environment(hub))
+    refused = called("data", *words, env=environment(hub))
     assert refused.returncode == 2
     assert f"run `make fetch cluster.root={tmp_path} model.checkpoint={MODEL} data.path=org/data" in refused.stderr
 
-    done = limi("fetch", *words, env=environment(hub))
+    done = called("fetch", *words, env=environment(hub))
     assert done.returncode == 0, done.stderr
     assert str(tmp_path / "data-sources" / "org--data") in done.stdout
     hub.close()
@@ -288,7 +290,7 @@ def test_what_is_fetched_is_used_without_the_hub(hub, bases, tmp_path):
     assert packed.returncode == 0, packed.stderr
     assert files_of(tmp_path / "models" / "org--tiny") == before, "a tiny model is not made over it"
 
-    shown = limi("train", *words, "dry_run=true", env=environment(hub))
+    shown = called("train", *words, "dry_run=true", env=environment(hub))
     assert f"data     {tmp_path}/data-sources/org--data/train.jsonl and " in shown.stdout
     assert f"from {tmp_path}/models/org--tiny" in shown.stdout
 
@@ -307,7 +309,7 @@ def test_a_plan_needs_no_fetch(tmp_path):
 
 
 def test_nothing_to_fetch_is_said(hub, tmp_path):
-    done = limi("fetch", f"cluster.root={tmp_path}", env=environment(hub))
+    done = called("fetch", f"cluster.root={tmp_path}", env=environment(hub))
     assert done.returncode == 2
     assert "nothing to fetch" in done.stderr
 

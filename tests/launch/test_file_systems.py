@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.launch.support import finish, limi, metrics_of, start, wait_for_step
+from tests.launch.support import called, finish, metrics_of, start, wait_for_step
 
 
 @contextlib.contextmanager
@@ -96,7 +96,7 @@ def test_a_save_waits_for_a_slow_file_system(disk, uninterrupted):
 
 def test_a_read_only_file_system_is_refused_before_anything_starts(tmp_path):
     with mounted(tmp_path, "-t", "tmpfs", "-o", "ro", "tmpfs"):
-        done = limi("train", f"cluster.root={tmp_path}")
+        done = called("train", f"cluster.root={tmp_path}")
     assert done.returncode == 2, done.stderr
     assert "PreflightError" in done.stderr and "Read-only file system" in done.stderr
     assert "cluster.root=FOLDER you can write to" in done.stderr

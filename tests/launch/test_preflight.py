@@ -15,7 +15,7 @@ from recipes.compose import compose_recipe
 from recipes.errors import ConfigError, DataError, PreflightError
 from recipes.memory import disk
 from tests.launch.checks import GLM, checked, odd, overrides, red
-from tests.launch.support import limi, recipe_of
+from tests.launch.support import called, limi, recipe_of
 
 
 def test_a_good_recipe_is_green_and_every_row_says_what_it_protects_from(root):
@@ -169,11 +169,11 @@ def test_a_check_that_fails_leaves_the_others_standing(root, base):
 
 
 def test_make_check_of_the_embedded_engine(root):
-    done = limi("check", f"cluster.root={root}")
+    done = called("check", f"cluster.root={root}")
     assert done.returncode == 0, done.stderr
     assert "GPU memory" in done.stdout and "flags" not in done.stdout and "nodes" not in done.stdout.split("disk")[1]
     words = ["optim.warmup_steps=5", "optim.warmup_fraction=0.1", "layout.max_tokens_per_gpu=1000"]
-    done = limi("check", f"cluster.root={root}", *words)
+    done = called("check", f"cluster.root={root}", *words)
     assert done.returncode == 2
     assert "PreflightError: 2 of " in done.stderr
     assert "\n  warm-up: " in done.stderr and "\n  micro-batches: " in done.stderr

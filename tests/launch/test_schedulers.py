@@ -19,7 +19,8 @@ from launch import schedulers
 from recipes.compose import compose_recipe
 from recipes.errors import ConfigError
 from tests.conftest import REPO
-from tests.launch.support import UNJUDGED, free_port, limi
+from tests.launch.support import UNJUDGED, called, free_port
+from tests.make import saying
 
 WORDS = [
     "model=glm4.5", "run=My_Run.2", "cluster.root=/shared/a b", "data.path=/it's/[1] $HOME/`ls`/$(ls)/\"q\"/%d/{x}/\\n/ü*",
@@ -164,8 +165,7 @@ def test_the_manifest_asks_for_the_recipes_nodes_and_its_folder():
 
 def test_the_manifests_entry_point_hands_the_words_on_as_typed(tmp_path):
     entrypoint = manifest(*WORDS, ADDRESS)["spec"]["entrypoint"]
-    (tmp_path / "python3").write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n")
-    (tmp_path / "python3").chmod(0o755)
+    saying(tmp_path / "python3")
     env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = subprocess.run(entrypoint, shell=True, env=env, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == ["/shared/a b/checkout/launch/limi.py", "train", *WORDS]
@@ -191,6 +191,6 @@ def test_what_no_scheduler_can_run_is_refused(stage, words, says):
 @pytest.mark.parametrize(("stage", "first"), [("slurm", "#!/bin/bash\n"), ("kuberay", "# For `kubectl apply -f`")])
 def test_only_the_script_is_printed(stage, first):
     words = ["model=glm4.5", "cluster.root=/shared"]
-    done = limi(stage, *words)
+    done = called(stage, *words)
     assert done.returncode == 0 and not done.stderr
     assert done.stdout == getattr(schedulers, stage)(compose_recipe(words)) and done.stdout.startswith(first)

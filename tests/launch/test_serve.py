@@ -13,7 +13,7 @@ from launch import serve
 from recipes.compose import compose_recipe
 from recipes.errors import ConfigError
 from tests.conftest import REPO
-from tests.launch.support import alive, descendants, free_port, limi
+from tests.launch.support import alive, called, descendants, free_port
 
 
 class Answers:
@@ -43,10 +43,10 @@ def test_a_server_that_is_up_is_not_served_again():
 
 def test_a_dry_run_shows_sglang_s_command_line_for_the_named_machine(bases, tmp_path):
     words = [f"checkpoint={bases['glm4.5-tiny']}", "model=glm4.5-tiny", f"cluster.root={tmp_path}", "dry_run=true"]
-    done = limi("serve", *words)
+    done = called("serve", *words)
     assert done.returncode == 0, done.stderr
     assert "SGLANG_USE_CPU_ENGINE=1" in done.stdout and "--tool-call-parser glm45" in done.stdout
-    done = limi("serve", *words, "gpu=h100", "sanity.port=1234")
+    done = called("serve", *words, "gpu=h100", "sanity.port=1234")
     assert "--dtype bfloat16 --tp-size 1 --context-length 8192" in done.stdout and "--port 1234" in done.stdout
     assert "SGLANG_USE_CPU_ENGINE" not in done.stdout
     assert not list(tmp_path.iterdir())

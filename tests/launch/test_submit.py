@@ -21,7 +21,7 @@ from launch.upload import check_size
 from recipes.compose import compose_recipe
 from recipes.errors import ConfigError, PreflightError
 from tests.conftest import REPO
-from tests.launch.support import UNJUDGED, limi, metrics_of, ray_cluster
+from tests.launch.support import UNJUDGED, called, limi, metrics_of, ray_cluster
 
 # 120 steps; a model that learns nothing makes no calls, and so none for the sanity check to find wrong.
 SHORT = [
@@ -269,7 +269,7 @@ def nothing():
 def test_an_address_without_a_cluster(tmp_path, server, says):
     with server() as port:
         started = time.monotonic()
-        done = limi("train", f"cluster.address=http://127.0.0.1:{port}", f"cluster.root={tmp_path}")
+        done = called("train", f"cluster.address=http://127.0.0.1:{port}", f"cluster.root={tmp_path}")
     assert done.returncode == 2
     assert f"cluster.address=http://127.0.0.1:{port} " in done.stderr and says in done.stderr
     assert time.monotonic() - started < 25
@@ -284,7 +284,7 @@ def test_what_is_no_dashboards_address_is_refused(address):
 
 @pytest.mark.parametrize("stage", ["attach", "stop"])
 def test_a_job_is_looked_for_where_the_recipe_says(stage):
-    done = limi(stage, "run=sent")
+    done = called(stage, "run=sent")
     assert done.returncode == 2 and "write cluster.address=http://HEAD:8265" in done.stderr
 
 

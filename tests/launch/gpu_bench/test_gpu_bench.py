@@ -1,8 +1,6 @@
 """`make bench-gpu` without a GPU: what it plans, and all that it measures, really run on little."""
 
 import io
-import subprocess
-import sys
 
 import pytest
 from rich.console import Console
@@ -15,7 +13,7 @@ from recipes.errors import ConfigError, PreflightError, TrainError
 from recipes.memory import Verdict
 from recipes.plan_words import gigabytes
 from recipes.search import Sequences
-from tests.conftest import REPO
+from tests.launch.support import called
 
 SMALL = "model.layers=2 model.hidden=64 model.ffn=128 model.heads=4 model.kv_heads=2 model.head_dim=16 model.vocab=512"
 ROPE = "model.native_context=256 model.rope_factor=2"
@@ -52,13 +50,8 @@ def test_every_row_fits_one_gpu_and_one_call(cluster):
 
 
 def test_the_dry_run_shows_shapes_memory_and_calls_in_order():
-    done = subprocess.run(
-        [sys.executable, "launch/limi.py", "bench-gpu", "dry_run=true"],
-        cwd=REPO,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = called("bench-gpu", "dry_run=true")
+    assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith("| ")]
     assert [line.split(" | ")[0].removeprefix("| ") for line in lines[1:]] == [case.name for case in CASES]
     longest = planned(CASES[1], ["cluster=h200x1"])
@@ -67,7 +60,10 @@ def test_the_dry_run_shows_shapes_memory_and_calls_in_order():
     assert "Nothing here is measured" in done.stdout
 
 
-def test_without_the_gpu_it_says_so():
+@pytest.mark.run
+def test_without_the_gpu_it_says_so(monkeypatch):
+    here = run.environment_here()
+    monkeypatch.setattr(run, "environment_here", lambda: dict(here))
     with pytest.raises(PreflightError, match="wants H100 or H200, and here is no GPU"):
         run.run(compose_recipe([]), Console(file=io.StringIO()))
     with pytest.raises(PreflightError, match="wants H200, and here is no GPU"):
