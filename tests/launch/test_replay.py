@@ -23,6 +23,7 @@ def replay(root, *words):
     return limi("replay", f"cluster.root={root}", "optim.epochs=4", "engine.save_steps=6", "optim.eval_steps=5", *words)
 
 
+@pytest.mark.run
 def test_a_leap_of_the_loss_stops_before_the_update_and_names_its_sequences(leapt):
     run, output = leapt
     record = json.loads((run / "diverged.json").read_text())

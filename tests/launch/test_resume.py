@@ -21,6 +21,7 @@ def rank_processes(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.run
 def test_a_killed_rank_ends_the_run_cleanly_and_it_resumes_exactly(root, uninterrupted):
     run = root / "runs" / "killed"
     process = start(root, "run=killed", "engine.max_retries=0")
@@ -136,6 +137,7 @@ def test_one_step_tensor_for_all_parameters_goes_on_wrongly(root, tmp_path, monk
     assert abs(wrong[1] - uninterrupted[1]) > 1e-2, (wrong, uninterrupted)
 
 
+@pytest.mark.run
 def test_an_interruption_ends_everything_that_was_started(root):
     process = start(root, "run=interrupted")
     wait_for_step(root / "runs" / "interrupted", 2, process)
@@ -158,6 +160,7 @@ def test_a_run_that_is_going_on_is_left_alone(root):
     assert finish(process)[0] == 130
 
 
+@pytest.mark.run
 def test_an_unfinished_run_of_another_recipe_is_refused(root, uninterrupted):
     code, output = finish(start(root, "run=whole", "optim.lr=1e-4"))
     assert code == 2

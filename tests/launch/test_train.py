@@ -27,7 +27,10 @@ def share(check: dict) -> float:
     return int(right) / int(asked)
 
 
-@pytest.fixture(scope="module", params=["qwen3-tiny", pytest.param("glm4.5-tiny", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param("qwen3-tiny", marks=pytest.mark.run), pytest.param("glm4.5-tiny", marks=pytest.mark.slow)],
+)
 def default_run(request, root):
     done = make("train", f"MODEL={request.param}", f"cluster.root={root}")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -122,6 +125,7 @@ def test_masks_shifted_by_one_token_fail_the_default_run(default_run, root, tmp_
     assert "chat template" in done.stderr
 
 
+@pytest.mark.run
 def test_mtp_drop_leaves_the_layer_out_and_says_so_in_the_config(root, tmp_path):
     from launch.megatron.engine import _export
     from launch.run_folder import RunFolder
