@@ -1,11 +1,16 @@
 """Shared by all tests: the reference folder where there is one, and an environment of their own for Ray."""
 
+import functools
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import hydra
 import pytest
+
+from tests.guard import pytest_configure  # noqa: F401
 
 REPO = Path(__file__).resolve().parents[1]
 # Tiny tensors: threads would wait for one another longer than they work. Before torch is imported, and for what tests start.
@@ -19,6 +24,19 @@ def reference() -> Path:
     if not folder:
         pytest.skip("LIMI_REFERENCE is not set")
     return Path(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def composed_once() -> Iterator[None]:
+    """Hydra takes 70 ms for what is a function of its words."""
+
+    @functools.cache
+    def once(name: str, overrides: tuple[str, ...]) -> Any:
+        return hydra.compose(name, [*overrides])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("recipes.compose.compose", lambda name, overrides: once(name, tuple(overrides)))
+        yield
 
 
 @pytest.fixture(scope="session")

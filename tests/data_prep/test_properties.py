@@ -115,6 +115,7 @@ def thinking_of(name, thinking):
 COMMON = dict(deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
 
 
+@pytest.mark.run
 @settings(max_examples=150, **COMMON)
 @given(record=records(nasty), thinking=st.sampled_from([Thinking.supervise, Thinking.context, Thinking.drop]))
 def test_the_proof_holds(named, record, thinking):

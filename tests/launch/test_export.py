@@ -23,6 +23,8 @@ from tests.conftest import REPO
 from tests.launch.recorded import cut, dense, flip, hollow_base, overwrite, records, rewritten
 from tests.launch.support import limi, recipe_of, short_run
 
+pytestmark = pytest.mark.run
+
 QUIET = Console(quiet=True)
 TP, EP = ["layout.tp=2", "layout.sp=true"], ["layout.ep=2"]
 QWEN, GLM = ["model=qwen3-tiny"], ["model=glm4.5-tiny", "layout=data_parallel"]

@@ -51,10 +51,12 @@ def hook(what, **env):
     )
 
 
+@pytest.mark.run
 def test_the_hook_refuses_a_megatron_imported_before_it():
     assert "imported before launch.megatron.cpu.install()" in hook("late").stderr
 
 
+@pytest.mark.run
 def test_a_flash_mla_that_wants_a_driver_is_left_alone(tmp_path):
     (tmp_path / "flash_mla.py").write_text("raise OSError('libcuda.so.1: cannot open shared object file')\n")
     done = hook("flash_mla", PYTHONPATH=str(tmp_path))

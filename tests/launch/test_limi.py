@@ -9,7 +9,7 @@ import socket
 import pytest
 
 from tests.conftest import REPO
-from tests.launch.support import called, limi
+from tests.launch.support import called
 from tests.make import made, make, saying
 
 SAMPLE = (REPO / "data_prep" / "sample" / "train.jsonl").read_text()
@@ -41,7 +41,7 @@ def test_bad_words(tmp_path, words, says):
 
 
 def test_a_bad_word_ends_the_process_without_a_traceback(tmp_path):
-    done = limi(f"cluster.root={tmp_path}", "trian")
+    done = called(f"cluster.root={tmp_path}", "trian")
     assert done.returncode == 2
     assert "the nearest is train" in done.stderr
     assert "Traceback" not in done.stderr
@@ -191,7 +191,7 @@ def test_a_model_that_is_not_here_is_refused_with_what_fetches_it(tmp_path):
         "model.random_init=false",
         f"cluster.root={tmp_path}",
     ]
-    done = limi("train", *words)
+    done = called("train", *words)
     assert done.returncode == 2
     assert (
         "ConfigError: model.checkpoint=Qwen/Qwen3-0.6B is not on this machine; run `make fetch MODEL=qwen3-tiny "

@@ -7,6 +7,8 @@ import pytest
 from launch.megatron import parity
 from tests.launch.support import ranks_of
 
+pytestmark = pytest.mark.run
+
 # Layout that saves, layout that goes on. Tensors reach over two and over four data-parallel ranks.
 PAIRS = [("GLM TP2 SP EP2", "GLM DP2")]
 MORE = [

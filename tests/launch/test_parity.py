@@ -32,6 +32,7 @@ def compare(root, on_one_rank):
     return compare
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("name", QUICK)
 def test_a_layout_follows_one_rank(compare, name):
     found = compare(name)
@@ -88,6 +89,7 @@ def test_every_layout_follows_one_rank(root):
         assert found.within(limits), (name, found)
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("name", ["Qwen3 CP2", "GLM TP2 SP EP2"])
 def test_bf16_in_a_layout_stays_in_its_band_beside_fp32_on_one_rank(root, compare, name):
     found = compare(name, parity.train(POOL, root, [*parity.words_of(name), parity.EPS, "engine.dtype=bf16"]))
@@ -135,6 +137,7 @@ def test_what_differs_is_found():
         parity.difference(run(), run(), parity.Run([1.0], [1.0], {}, {}), run())
 
 
+@pytest.mark.run
 def test_training_leaves_the_routers_expert_bias_bit_for_bit(root):
     import torch
 
@@ -148,6 +151,7 @@ def test_training_leaves_the_routers_expert_bias_bit_for_bit(root):
     assert not torch.equal(weights["model.norm.weight"], base.read("model.norm.weight"))
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("model", ["qwen3-tiny", "glm4.5-tiny"])
 def test_the_first_loss_and_its_gradients_are_those_of_transformers(root, tmp_path, model):
     import torch

@@ -236,7 +236,7 @@ def test_what_no_plan_can_be_made_of_is_not_warned_of(root):
 
 
 def test_make_check_says_what_is_odd_and_passes(root):
-    done = limi("check", f"cluster.root={root}", "optim.batch_size=64", env={**os.environ, "COLUMNS": "400"})
+    done = called("check", f"cluster.root={root}", "optim.batch_size=64", env={**os.environ, "COLUMNS": "400"})
     assert done.returncode == 0, done.stderr
     assert re.search(r"^warn  batch size +optim\.batch_size 64 is more than", done.stdout, re.M)
     assert (

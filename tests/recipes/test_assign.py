@@ -59,11 +59,13 @@ def test_without_a_pipeline_the_bound_is_met(dp):
     assert max(ratios) <= (1.05 if dp < 8 else 1.06)
 
 
+@pytest.mark.run
 def test_with_a_pipeline_bubbles_are_small():
     ratios = [seconds_of(drawn(n, 0), dp, 4) / bound(drawn(n, 0), dp, 4) for dp in (1, 2, 4) for n in (64, 78)]
     assert sum(ratios) / len(ratios) <= 1.20
 
 
+@pytest.mark.run
 def test_the_table_names_every_mode():
     rows = list(assignment_rows(seeds=1))
     assert len(rows) == 6 and all(len(row) == 6 for row in rows)

@@ -11,6 +11,7 @@ QUICK = [
 ]
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
 )

@@ -34,6 +34,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("experiment", ["none", pytest.param("released", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("cluster", CLUSTERS)
 @pytest.mark.parametrize("model", MODELS)

@@ -252,6 +252,7 @@ def test_lines_are_shown_once_they_are_whole(tmp_path):
     assert lines.read() == [{"step": 33}, {"step": 4}]
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(
     ("script", "said"),
     [
