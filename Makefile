@@ -27,7 +27,8 @@ $(error LOCK='$(LOCK)' is not a lock of $(VENV): write LOCK=constraints.txt, or 
 endif
 
 # The real slime on this machine's cores: checkouts at the pinned commits, and a second environment unless SLIME_PYTHON names one.
-ifneq ($(and $(SLIME_ROOT),$(MEGATRON_ROOT)),)
+CHECKOUTS := $(and $(SLIME_ROOT),$(MEGATRON_ROOT))
+ifneq ($(CHECKOUTS),)
 ifeq ($(SLIME_PYTHON),)
 SLIME_READY := .venv-slime/.ready
 SLIME_PYTHON := $(CURDIR)/.venv-slime/bin/python
@@ -167,13 +168,29 @@ bench-gpu: $(READY) ## Measure the embedded engine on one GPU, beside transforme
 lint: $(READY) ## Ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
+# The slowest twenty at the end. Quick tests in two processes; the others, which start many, one after another.
+PYTEST := $(BIN)/python -m pytest --durations=20 --durations-min=0.5
+
+.PHONY: test-quick
+test-quick: lint ## Lint, and the tests that start nothing: within 90 seconds on two cores
+	@$(PYTEST) -m 'not (run or slow or contract)' -n 2 --dist worksteal
+
 .PHONY: test
-test: lint ## Everything that ends within 20 minutes on two cores
-	@$(BIN)/python -m pytest -m 'not slow'
+test: test-quick ## The quick tests, and whole trainings, servers and kills: within ten minutes on two cores
+	@$(PYTEST) -m 'run and not (slow or contract)'
 
 .PHONY: test-all
-test-all: lint ## All tests
-	@$(BIN)/python -m pytest
+test-all: test-quick $(SLIME_READY) ## All tests; those of the contract with slime where SLIME_ROOT and MEGATRON_ROOT are named
+	@$(PYTEST) -m '$(if $(CHECKOUTS),run or slow or contract,(run or slow) and not contract)'
+
+.PHONY: test-contract
+ifneq ($(CHECKOUTS),)
+test-contract: $(READY) $(SLIME_READY)
+	@$(PYTEST) -m contract
+else
+test-contract: ## What needs slime and Megatron-LM: make test-contract SLIME_ROOT=FOLDER MEGATRON_ROOT=FOLDER
+	@echo "test-contract needs slime and Megatron-LM; write SLIME_ROOT=FOLDER MEGATRON_ROOT=FOLDER, their checkouts" >&2; exit 2
+endif
 
 .PHONY: clean
 clean: ## Remove the environment; data, models and runs stay

@@ -151,6 +151,7 @@ DIFFER = {  # FACTS.md, defect 5: which of slime's two masks gives other tokens 
 }  # fmt: skip
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(("family", "case"), DIFFER)
 def test_where_slimes_masks_differ_ours_is_proved(reference, family, case):
     """Defect 5: masks stitched together message by message are not the text that inference sends."""

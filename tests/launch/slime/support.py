@@ -14,10 +14,12 @@ from recipes import lengths, planner
 from recipes.compose import compose_recipe
 from recipes.config import Recipe
 from recipes.search import Sequences
+from tests.guard import wants
 
 
 def pinned() -> tuple[str, dict[str, str]]:
     """A Python that has what slime imports (numpy 1.26), and an environment in which both checkouts are found."""
+    wants("contract", "needs slime and Megatron-LM")
     names = ("SLIME_PYTHON", "SLIME_ROOT", "MEGATRON_ROOT", "LIMI_REFERENCE")
     if missing := [name for name in names if name not in os.environ]:
         pytest.skip(f"{', '.join(missing)} not set")
@@ -27,6 +29,7 @@ def pinned() -> tuple[str, dict[str, str]]:
 
 def on_cpu() -> None:
     """Skips where the real slime cannot run on this machine."""
+    wants("contract", "needs slime and Megatron-LM")
     names = ("SLIME_PYTHON", "SLIME_ROOT", "MEGATRON_ROOT")
     if missing := [name for name in names if name not in os.environ]:
         pytest.skip(f"{', '.join(missing)} not set")

@@ -142,6 +142,7 @@ def config_of(reference, model, tmp_path):
     return tmp_path
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(("model", "words"), CASES, ids=str)
 def test_slime_and_megatron_accept_the_list(reference, tmp_path, model, words):
     found = checked(rendered(f"model={model}", *words), config_of(reference, model, tmp_path))
@@ -202,6 +203,7 @@ def wanted(config):
     return found
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("model", MODELS)
 def test_slimes_transformer_config_is_that_of_the_checkpoints_config(reference, tmp_path, model):
     folder = config_of(reference, model, tmp_path)
@@ -220,6 +222,7 @@ def test_slimes_transformer_config_is_that_of_the_checkpoints_config(reference, 
     assert {name: found[name] for name in degrees} == degrees
 
 
+@pytest.mark.contract
 def test_the_flags_are_those_of_the_pinned_commits(reference):
     found = in_megatron(rendered("model=qwen3-4b"), reference / "hf_configs" / "qwen3-4b")["flags"]
     assert sorted(module._FLAGS) == found

@@ -9,6 +9,8 @@ from recipes.tensors import is_mtp
 from tests.launch.slime.test_on_cpu import GLM, QWEN, trained
 from tests.launch.support import limi
 
+pytestmark = pytest.mark.contract
+
 # A vocabulary of 760 rows is padded to 768.
 LAYOUTS = {
     "Qwen3 TP2": (QWEN, "layout.tp=2 model.vocab=760"),

@@ -13,6 +13,8 @@ from tests.launch.slime.support import on_cpu
 from tests.launch.slime.test_resume import killing, of_run
 from tests.launch.support import limi, ray_cluster
 
+pytestmark = pytest.mark.contract
+
 WORDS = [
     "model=qwen3-tiny", "engine=slime", "run=nodes", "cluster.nodes=2", "cluster.gpus_per_node=1", "optim.epochs=40",
     "optim.eval_steps=100", "engine.save_steps=20", "engine.timeout=300",

@@ -18,6 +18,8 @@ from launch.slime import engine
 from tests.launch.slime.support import on_cpu
 from tests.launch.support import POOL, ranks_of, recipe_of
 
+pytestmark = pytest.mark.contract
+
 QWEN, GLM = ["model=qwen3-tiny"], ["model=glm4.5-tiny", "layout=data_parallel"]
 SP, EP, ALL = "layout.tp=2 layout.sp=true", "layout.ep=2", "layout.tp=2 layout.sp=true layout.pp=2 layout.cp=2"
 # Model, ranks, layout. GLM's band is wider after the first step: rounding sends a token to another expert now and then.

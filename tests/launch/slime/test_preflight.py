@@ -172,6 +172,7 @@ def test_checkouts_are_known_by_commit_and_patch(checkouts, tmp_path):
     assert node._not_applied(tmp_path, megatron) is None
 
 
+@pytest.mark.contract
 def test_the_pinned_checkouts_are_what_is_asked_for():
     _, env = pinned()
     assert node._commit(env["SLIME_ROOT"]) == SLIME
@@ -315,6 +316,7 @@ def test_nothing_is_left_running(on_ray):
     assert [case["left"] for case in on_ray.values()] == [[]] * len(on_ray)
 
 
+@pytest.mark.contract
 @pytest.mark.slow
 def test_slimes_own_environment_is_green(root):
     """The real checkouts and numpy, under the Python that runs slime."""

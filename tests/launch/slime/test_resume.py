@@ -80,6 +80,7 @@ def uninterrupted(root):
     return folder(plan)
 
 
+@pytest.mark.contract
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["MegatronTrainRayActor", "RolloutManager"])
 def test_a_killed_process_is_survived_by_a_retry_that_repeats_the_run(root, uninterrupted, name):
@@ -94,6 +95,7 @@ def test_a_killed_process_is_survived_by_a_retry_that_repeats_the_run(root, unin
     assert not psutil.wait_procs(of_run(run), timeout=20)[1]
 
 
+@pytest.mark.contract
 @pytest.mark.slow
 def test_after_the_command_itself_was_killed_it_goes_on_and_nothing_is_left(root, uninterrupted):
     plan = plan_of(root, "slime-command")
@@ -109,6 +111,7 @@ def test_after_the_command_itself_was_killed_it_goes_on_and_nothing_is_left(root
     assert figures(run) == figures(uninterrupted)
 
 
+@pytest.mark.contract
 @pytest.mark.slow
 def test_it_goes_on_with_other_data_parallelism(root, uninterrupted):
     plan = plan_of(root, "slime-relayout")

@@ -7,6 +7,8 @@ from recipes.errors import TrainError
 from tests.launch.slime.support import on_cpu
 from tests.launch.slime.test_resume import folder, plan_of, train
 
+pytestmark = pytest.mark.contract
+
 SHORT = ["optim.epochs=1", "cluster.gpus_per_node=1", "engine.save_steps=100"]
 
 

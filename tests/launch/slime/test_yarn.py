@@ -12,6 +12,7 @@ from recipes.compose import REPO, compose_recipe, to_yaml
 from tests.launch.slime.support import on_cpu
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("words", [["model=qwen3-32b"], ["model=qwen3-tiny", "model.rope=yarn", "model.native_context=512",
                          "model.rope_factor=4"]], ids=["qwen3-32b", "qwen3-tiny"])  # fmt: skip
 def test_cosines_sines_and_the_attention_factor_are_transformers(tmp_path, words):
