@@ -19,7 +19,7 @@ import pickle
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -155,6 +155,10 @@ def _places(name: str, m: Model) -> Iterable[tuple[str, tuple[int, ...], tuple[i
 _ANOTHER = "it is damaged; copy it anew, or write step=N of another checkpoint"
 
 
+_UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile)
+_STORAGES = {torch.bfloat16: "BFloat16Storage", torch.float16: "HalfStorage", torch.float32: "FloatStorage"}
+
+
 def _record(folder: Path, piece: Piece, part: Part) -> Tensor:
     """The tensor that one `torch.save` wrote, its checksum compared: `torch.load` does not."""
     try:
@@ -166,12 +170,46 @@ def _record(folder: Path, piece: Piece, part: Part) -> Tensor:
                 fault = f"it is {tensor.dtype} {[*tensor.shape]}"
             elif not _same_checksum(view, tensor):
                 fault = "its checksum is not its bytes'"
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         fault = str(error).partition("\n")[0]
     if fault:
-        where = f"byte {piece.offset:,} of '{folder / piece.file}'"
-        raise CheckpointError(f"{part.key} at {where} is not what was written ({fault}): {_ANOTHER}")
+        raise _not_written(part.key, folder, piece, fault)
     return tensor
+
+
+def stream(folder: Path, key: str, piece: Piece, dtype: torch.dtype, elements: int) -> Iterator[Tensor]:
+    """The values of a piece of `key` in order, flat, so many elements at a time: memory is that of these alone.
+
+    Raises `CheckpointError` where its record is not what was written, at the latest with the last of them.
+    """
+    try:
+        with (
+            (folder / piece.file).open("rb") as file,
+            zipfile.ZipFile(_View(file, piece.offset, piece.size)) as archive,
+        ):
+            names = {name.partition("/")[2]: name for name in archive.namelist()}
+            kind, start, shape, strides = _Header(archive.open(names["data.pkl"])).load()
+            in_order = all(
+                count == 1 or step == math.prod(shape[n + 1 :])
+                for n, (count, step) in enumerate(zip(shape, strides, strict=True))
+            )
+            if (kind, start, shape, in_order) != (_STORAGES.get(dtype), 0, piece.shape, True):
+                raise ValueError(f"it is {kind} {[*shape]} from {start} by {[*strides]}")
+            record = archive.getinfo(names["data/0"])
+            if record.file_size != math.prod(shape) * dtype.itemsize:
+                raise ValueError(f"it has {record.file_size:,} bytes")
+            if record.CRC == 0:  # none was written, and zipfile compares what there is
+                del record.CRC
+            with archive.open(record) as values:
+                while content := values.read(elements * dtype.itemsize):
+                    yield torch.frombuffer(bytearray(content), dtype=dtype)
+    except (*_UNREADABLE, KeyError) as error:
+        raise _not_written(key, folder, piece, str(error).partition("\n")[0]) from error
+
+
+def _not_written(key: str, folder: Path, piece: Piece, fault: str) -> CheckpointError:
+    where = f"byte {piece.offset:,} of '{folder / piece.file}'"
+    return CheckpointError(f"{key} at {where} is not what was written ({fault}): {_ANOTHER}")
 
 
 def _same_checksum(view: "_View", tensor: Tensor) -> bool:
@@ -241,6 +279,18 @@ class _Index(pickle.Unpickler):
         if module == "torch" and (name == "Size" or isinstance(getattr(torch, name, None), torch.dtype)):
             return getattr(torch, name)
         return _Plain
+
+
+class _Header(pickle.Unpickler):
+    """What `torch.save` wrote of a tensor beside its values: the kind of its storage, its place there, shape and strides."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return lambda kind, start, shape, strides, *_: (kind, start, shape, strides)
+        return name if module == "torch" else _Plain
+
+    def persistent_load(self, storage: Any) -> Any:
+        return storage[1]
 
 
 class _Plain:

@@ -33,7 +33,13 @@ def check(subject: Subject, console: Console) -> list[Check]:
     recipe = subject.recipe
     base = Path(recipe.model.checkpoint)
     done = files.checks(
-        subject.export, base, recipe, subject.rates, console=console, written=subject.folder / "moved.json"
+        subject.export,
+        base,
+        recipe,
+        subject.rates,
+        subject.checkpoint,
+        console=console,
+        written=subject.folder / "moved.json",
     )
     _write(subject, done)
     for checks in _by_server(subject, console):

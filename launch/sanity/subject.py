@@ -8,7 +8,7 @@ from rich.console import Console
 
 from data_prep.dataset import Dataset
 from launch import plan, prepare
-from launch.checkpoints import step_of
+from launch.checkpoints import step_of, whole
 from launch.metrics import heldout_losses, rates
 from launch.plan import Plan
 from recipes.config import Recipe
@@ -17,7 +17,8 @@ from recipes.config import Recipe
 @dataclass(frozen=True)
 class Subject:
     """recipe: of the training, `model.checkpoint` being the base. folder: where everything that is found is written. rates: the
-    learning rate of every step, None where it is not known. loss: of the held-out data by the trainer, None likewise."""
+    learning rate of every step, None where it is not known. loss: of the held-out data by the trainer, None likewise. checkpoint:
+    the trainer's, of the export's step, None where it is not there."""
 
     recipe: Recipe
     export: Path
@@ -26,6 +27,7 @@ class Subject:
     heldout: Dataset | None
     rates: Sequence[float] | None = None
     loss: float | None = None
+    checkpoint: Path | None = None
 
     @property
     def log(self) -> Path:
@@ -39,6 +41,7 @@ def of_run(made: Plan, export: Path) -> Subject:
     return Subject(
         made.recipe, export, run if step is None else export.with_name(f"{export.name}-sanity"), made.data, made.heldout,
         rates(run)[:step], losses.get(max(losses, default=0) if step is None else step),
+        whole(run).get(made.schedule.num_steps if step is None else step),
     )  # fmt: skip
 
 

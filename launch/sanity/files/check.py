@@ -11,32 +11,60 @@ from rich.console import Console
 
 from data_prep.files import write_text
 from launch.model.safetensors_folder import SafetensorsFolder
-from launch.model.shards import read
+from launch.model.shards import Shards, read
 from launch.sanity.checks import Check
-from launch.sanity.files import beside, moved, shards, tensors
-from recipes.config import Recipe
+from launch.sanity.files import as_trained, beside, misplaced, moved, shards, tensors
+from launch.sanity.files.compare_worker import Seen
+from recipes.config import Model, Recipe
+from recipes.errors import CheckpointError
 from recipes.families.parts import OUTPUT
 
 
 def checks(
-    export: Path, base: Path, recipe: Recipe, rates: Sequence[float] | None, *, console: Console, written: Path
+    export: Path,
+    base: Path,
+    recipe: Recipe,
+    rates: Sequence[float] | None,
+    checkpoint: Path | None,
+    *,
+    console: Console,
+    written: Path,
 ) -> list[Check]:
     """Compares a Hugging Face folder with the one it was trained from, and writes what moved to the file `written`.
 
-    rates: the learning rate of every step, None where it is not known. Raises `CheckpointError` where the base cannot be read.
+    rates: the learning rate of every step, None where it is not known. checkpoint: the trainer's, whose weights the export has,
+    None where it is not there. Raises `CheckpointError` where the base cannot be read.
     """
     m = recipe.model
     of_base, found = SafetensorsFolder(base), read(export)
     training = tensors.reach(recipe.optim, rates)
-    seen = tensors.compare(found, of_base, m, training, console)
+    seen = tensors.compare(found, of_base, m, training, checkpoint is not None, console)
     times = recipe.sanity.max_moved
     own = {name: s for name, s in seen.items() if not (m.tied and name == OUTPUT)}  # a copy is beside the embedding
     text = moved.as_json(moved.cells(own.values(), m), training, times)
     write_text(written, json.dumps(text, indent=2) + "\n")
+    of_trainer, exact = _of_trainer(own, found, checkpoint, m, console)
     return [
         *shards.checks(found, of_base, m),
         *tensors.checks(seen, found, m),
+        of_trainer,
+        misplaced.check(misplaced.find(moved.trained(own, m)), exact),
         *moved.checks(own, training, times, m),
         beside.mtp(seen, found, of_base, m),
         *beside.checks(export, base, m),
     ]
+
+
+def _of_trainer(
+    seen: dict[str, Seen], found: Shards, checkpoint: Path | None, m: Model, console: Console
+) -> tuple[Check, set[str]]:
+    """The check, and the tensors that are the trainer's bit for bit."""
+    if checkpoint is None:
+        return as_trained.not_compared(
+            "its checkpoint is not there, and what it holds is told beside the base alone"
+        ), set()
+    try:
+        trained = as_trained.read(checkpoint, found, m, console)
+    except CheckpointError as error:
+        return as_trained.not_compared(str(error)), set()
+    return as_trained.check(seen, trained, checkpoint, m), as_trained.same(seen, trained)

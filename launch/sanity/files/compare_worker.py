@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from launch.model.safetensors_file import Entry
+from launch.sanity.files.digests import Digest, Sums
+from launch.sanity.files.prints import Prints, Taker, Wanted
 from recipes.errors import CheckpointError
 
-BLOCK = 1 << 17  # elements; a few of them fit a core's cache
-PRINTS = 256  # elements of a tensor's fingerprint
-_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+BLOCK = 1 << 17  # elements, or one row; a few blocks fit a core's cache
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 _BITS = {2: torch.int16, 4: torch.int32}
 
 
@@ -31,11 +32,12 @@ class Stored:
 
 @dataclass(frozen=True)
 class Pair:
-    """A tensor of the export and, where there is one of its name and shape, the base's."""
+    """A tensor of the export and, where there is one of its name and shape, the base's, with what is taken of both."""
 
     name: str
     new: Stored
     base: Stored | None
+    wanted: Wanted
 
     @property
     def size(self) -> int:
@@ -51,21 +53,12 @@ class Reach:
     decay: float
 
 
-@dataclass(frozen=True)
-class Prints:
-    """The same few elements of a matrix: the export's, the base's, and the base's of a square one transposed."""
-
-    new: np.ndarray
-    base: np.ndarray
-    turned: np.ndarray | None
-
-
 @dataclass
 class Beside:
     """A tensor against the base's. changed: elements that differ as bf16. beyond: the largest change less what `Reach.decay`
     allows of it. movable: elements whose bf16 value the sum of the rates can change. rounded: equal to the base rounded to bf16."""
 
-    prints: Prints | None
+    prints: Prints | None = None
     changed: int = 0
     largest: float = 0.0
     beyond: float = 0.0
@@ -79,6 +72,7 @@ class Beside:
 class Seen:
     name: str
     shape: tuple[int, ...]
+    digest: Digest | None = None  # where it is to be compared with the trainer's
     elements: int = 0
     not_finite: int = 0
     zero: bool = True
@@ -90,14 +84,17 @@ def start() -> None:
     torch.set_num_threads(1)
 
 
-def look(reach: Reach, pairs: list[Pair]) -> list[Seen]:
-    return [_look(reach, pair) for pair in pairs]
+def look(reach: Reach, digested: bool, pairs: list[Pair]) -> list[Seen]:
+    """digested: whether the digests are asked for."""
+    return [_look(reach, digested, pair) for pair in pairs]
 
 
-def _look(reach: Reach, pair: Pair) -> Seen:
-    seen = Seen(pair.name, pair.new.entry.shape)
-    if pair.base is not None:
-        seen.base = Beside(_room(pair.new.entry.shape))
+def _look(reach: Reach, digested: bool, pair: Pair) -> Seen:
+    shape = pair.new.entry.shape
+    seen, row = Seen(pair.name, shape), math.prod(shape[1:])
+    taker = Taker(shape, pair.wanted) if pair.base and math.prod(shape) else None
+    sums = Sums(shape) if digested and shape else None
+    seen.base = Beside() if pair.base else None
     olds = _blocks(pair.base) if pair.base else _blocks(pair.new)
     for new, old in zip(_blocks(pair.new), olds, strict=True):
         start, seen.elements = seen.elements, seen.elements + new.numel()
@@ -106,18 +103,27 @@ def _look(reach: Reach, pair: Pair) -> Seen:
         seen.zero &= not bool(new.any())
         if seen.base is not None:
             _compare(seen.base, reach, new, old, finite)
-            if seen.base.prints is not None:
-                _print(seen.base.prints, pair.new.entry.shape, start, new, old)
+        if taker is not None:
+            taker.add(new, old, start)
+        if sums is not None:
+            sums.add(new.view(-1, row), np.arange(start // row, seen.elements // row))
+    if seen.base is not None and taker is not None:
+        seen.base.prints = taker.prints()
+    if sums is not None:
+        seen.digest = sums.digest()
     return seen
 
 
 def _blocks(stored: Stored) -> Iterator[Tensor]:
-    dtype = _DTYPES[stored.entry.dtype]
+    """Of whole rows."""
+    dtype = DTYPES[stored.entry.dtype]
+    row = math.prod(stored.entry.shape[1:])
+    size = row * max(1, BLOCK // max(1, row)) * dtype.itemsize
     left = stored.entry.size
     with stored.path.open("rb") as file:
         file.seek(stored.entry.start)
         while left:
-            content = bytearray(min(left, BLOCK * dtype.itemsize))
+            content = bytearray(min(left, size))
             if file.readinto(content) != len(content):
                 raise CheckpointError(f"'{stored.path}' ended while it was read", "copy it anew")
             left -= len(content)
@@ -143,23 +149,3 @@ def _compare(found: Beside, reach: Reach, new: Tensor, old: Tensor, finite: Tens
 
 def _bits(tensor: Tensor) -> Tensor:
     return tensor.view(_BITS[tensor.element_size()])
-
-
-def _room(shape: tuple[int, ...]) -> Prints | None:
-    """Fingerprints to be filled in; vectors have none, as norms are all alike."""
-    if len(shape) != 2 or not math.prod(shape):
-        return None
-    empty = np.zeros(PRINTS, np.float32)
-    return Prints(empty, empty.copy(), empty.copy() if shape[0] == shape[1] else None)
-
-
-def _print(prints: Prints, shape: tuple[int, ...], start: int, new: Tensor, old: Tensor) -> None:
-    """Fills in the elements of a block. Tensors of a shape have theirs at the same places."""
-    count = math.prod(shape)
-    places = torch.randint(count, (PRINTS,), generator=torch.Generator().manual_seed(count))
-    turned = places % shape[-1] * shape[-1] + places // shape[-1]  # of a square matrix
-    for into, block, at in ((prints.new, new, places), (prints.base, old, places), (prints.turned, old, turned)):
-        if into is None:
-            continue
-        here = (at >= start) & (at < start + block.numel())
-        into[here.numpy()] = block[at[here] - start].float().nan_to_num_(0.0, 0.0, 0.0).numpy()

@@ -11,23 +11,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from launch.sanity.checks import Check, Outcome, judged
-from launch.sanity.files import faults, misplaced
+from launch.sanity.files import faults
 from launch.sanity.files.compare_worker import Reach, Seen
+from launch.sanity.files.place import MTP, NORM, ROUTER_BIAS, place
 from recipes.config import Model
-from recipes.tensors import is_mtp
 
 ENOUGH = 30  # elements expected to have moved: that none did is no chance
-ROUTER_BIAS, MTP, NORM = "router bias", "MTP", "norm"
 _UNTRAINED = (ROUTER_BIAS, MTP)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a tensor belongs. layer: None outside the layers."""
-
-    kind: str
-    layer: int | None
-    expert: int | None = None
 
 
 @dataclass
@@ -53,28 +43,6 @@ class Cell:
         self.largest = max(self.largest, seen.base.largest)
 
 
-def place(name: str, m: Model) -> Place:
-    words = name.split(".")
-    layer = int(words[2]) if words[:2] == ["model", "layers"] else None
-    expert = int(words[words.index("experts") + 1]) if "experts" in words else None
-    if is_mtp(name, m):
-        return Place(MTP, layer)
-    if layer is None and "norm" not in words:
-        return Place("lm_head" if words[0] == "lm_head" else "embedding", None)
-    return Place(_kind(words), layer, expert)
-
-
-def _kind(words: list[str]) -> str:
-    if words[-1] == "e_score_correction_bias":
-        return ROUTER_BIAS
-    if "norm" in words[-2]:
-        return NORM
-    if words[-3:-1] == ["mlp", "gate"]:
-        return "router"
-    group = next((g for g in ("shared_experts", "experts", "mlp") if g in words), "").replace("_", " ")
-    return f"{group} {words[-2].removesuffix('_proj')}".strip()
-
-
 def cells(seen: Iterable[Seen], m: Model) -> list[Cell]:
     found: dict[tuple[str, int | None], Cell] = {}
     for one in seen:
@@ -94,9 +62,14 @@ def as_json(found: Sequence[Cell], training: Reach, times: float) -> dict[str, A
     }
 
 
+def trained(seen: dict[str, Seen], m: Model) -> list[Seen]:
+    """Those with a base's of their name that training moves."""
+    return [s for s in seen.values() if s.base is not None and place(s.name, m).kind not in _UNTRAINED]
+
+
 def checks(seen: dict[str, Seen], training: Reach, times: float, m: Model) -> list[Check]:
     """times: the largest change in sums of rates, `sanity.max_moved`."""
-    compared = [s for s in seen.values() if s.base is not None and place(s.name, m).kind not in _UNTRAINED]
+    compared = trained(seen, m)
     return [
         _far(compared, training, times),
         _everywhere(compared, training, m),
@@ -109,18 +82,14 @@ def _far(compared: Sequence[Seen], training: Reach, times: float) -> Check:
     known = math.isfinite(limit)
 
     def look() -> tuple[str, Sequence[str]]:
-        causes = misplaced.causes(compared)
         # One that is all zero has a check of its own.
         far = {s.name: s.base for s in compared if s.base is not None and s.base.beyond > limit and not s.zero}
-        lines = list(causes.values())
-        lines += [f"{n} moved by {b.largest:.2g}" for n, b in far.items() if n not in causes]
         largest = max((s.base.largest for s in compared if s.base), default=0.0)
-        return f"{largest:.2g} at most" + (f" at rates of {training.rates:.2g} in all" if known else ""), lines
+        figure = f"{largest:.2g} at most" + (f" at rates of {training.rates:.2g} in all" if known else "")
+        return figure, [f"{n} moved by {b.largest:.2g}" for n, b in far.items()]
 
-    shown = (
-        f"{limit:.2g}, {times:g} times the rates" if known else "nothing in another's place; the rates are not known"
-    )
-    return faults.check("how far weights moved", "tensors swapped, shuffled, transposed or overwritten", shown, look)
+    shown = f"{limit:.2g}, {times:g} times the rates" if known else "shown; the rates are not known"
+    return faults.check("how far weights moved", "weights that training cannot have made", shown, look)
 
 
 def _everywhere(compared: Sequence[Seen], training: Reach, m: Model) -> Check:

@@ -10,12 +10,15 @@ from launch import tensor_work
 from launch.model.safetensors_folder import SafetensorsFolder
 from launch.model.shards import WIDTHS, Shards
 from launch.sanity.checks import Check
-from launch.sanity.files import compare_worker, faults
+from launch.sanity.files import bands, compare_worker, faults
 from launch.sanity.files.compare_worker import Pair, Reach, Seen, Stored
+from launch.sanity.files.prints import Wanted
 from recipes.config import Model, Optim
 from recipes.families.parts import OUTPUT
 
 BATCH_BYTES = 256 << 20  # of the export, a worker's task
+_PRINTED = 1 << 21  # elements of fingerprints, all tensors together
+_LEAST_PRINTED = 256  # of one tensor: unlike ones of so many are within 0.25 of a cosine of zero
 
 
 def reach(o: Optim, rates: Sequence[float] | None) -> Reach:
@@ -25,14 +28,22 @@ def reach(o: Optim, rates: Sequence[float] | None) -> Reach:
     return Reach(total, 2**-8 + (0.0 if rates is None else o.weight_decay * total))
 
 
-def compare(shards: Shards, base: SafetensorsFolder, m: Model, training: Reach, console: Console) -> dict[str, Seen]:
-    """What was seen of every tensor whose bytes are there; a bar on a terminal."""
+def compare(
+    shards: Shards, base: SafetensorsFolder, m: Model, training: Reach, digested: bool, console: Console
+) -> dict[str, Seen]:
+    """What was seen of every tensor whose bytes are there, its digest where it is asked for; a bar on a terminal."""
+    there = {name: entry for name, entry in shards.entries.items() if entry.dtype in WIDTHS}
+    most = max(_LEAST_PRINTED, _PRINTED // max(1, len(there)))
     pairs = [
-        Pair(name, Stored(shards.folder / shards.files[name], entry), _beside(name, shards, base, m))
-        for name, entry in shards.entries.items()
-        if entry.dtype in WIDTHS
+        Pair(
+            name,
+            Stored(shards.folder / shards.files[name], entry),
+            _beside(name, shards, base, m),
+            Wanted(bands.bands(name, entry.shape, m), most),
+        )
+        for name, entry in there.items()
     ]
-    work = partial(compare_worker.look, training)
+    work = partial(compare_worker.look, training, digested)
     batches = list(tensor_work.cut(pairs, BATCH_BYTES))
     done = tensor_work.each("Comparing", work, batches, compare_worker.start, console)
     return {seen.name: seen for batch in done for seen in batch}

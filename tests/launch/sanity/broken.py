@@ -21,7 +21,7 @@ from launch.model import hf_folder  # noqa: E402
 from launch.model.safetensors_folder import SafetensorsFolder  # noqa: E402
 
 Tensors = dict[str, Tensor]
-LAYER = "model.layers.1."
+LAYER, HEAD = "model.layers.1.", 24  # of both tiny models, and the rows of a head
 
 
 @dataclass(frozen=True)
@@ -61,19 +61,58 @@ class Folder:
 
 @dataclass(frozen=True)
 class Fault:
-    """check: the one that must fail, and says: a pattern of its message. copied: the manifest is the good export's."""
+    """check: the one that must fail, and says: a pattern of its message. copied: the manifest is the good export's. by_base: a
+    pattern of what `PLACES` says beside the base alone, where weights are in another's place."""
 
     check: str
     says: str
     make: Callable[[Folder], Any]
     copied: bool = False
+    by_base: str | None = None
 
 
-def _swap(one: str, other: str) -> Callable[[Tensors], None]:
+TRAINED, PLACES = "weights as trained", "weights in their places"
+
+
+def misplaced(says: str, by_base: str, change: Callable[[Tensors], Any]) -> Fault:
+    return Fault(TRAINED, says, lambda f: f.tensors(change), by_base=by_base)
+
+
+def swap(one: str, other: str) -> Callable[[Tensors], None]:
     def change(held: Tensors) -> None:
         held[one], held[other] = held[other], held[one]
 
     return change
+
+
+def _heads(name: str, axis: int) -> Callable[[Tensors], None]:
+    """Every head in the place of the next."""
+    return lambda held: held.update({name: held[name].roll(HEAD, axis)})
+
+
+def _fused(held: Tensors) -> None:
+    """For every head of keys its queries, its key and its value, taken for all queries, all keys, all values."""
+    q, k, v = (held[f"{LAYER}self_attn.{c}_proj.weight"] for c in "qkv")
+    groups = len(k) // HEAD
+    whole = torch.cat([part.unflatten(0, (groups, -1)) for part in (q, k, v)], 1).flatten(0, 1)
+    for c, part in zip("qkv", whole.split([len(q), len(k), len(v)]), strict=True):
+        held[f"{LAYER}self_attn.{c}_proj.weight"] = part
+
+
+def _interleaved(held: Tensors) -> None:
+    """Of queries and keys the two rows of a rotated pair side by side."""
+    turned = int(HEAD * (0.5 if "lm_head.weight" in held else 1))
+    for c in "qk":
+        name = f"{LAYER}self_attn.{c}_proj.weight"
+        heads = held[name].unflatten(0, (-1, HEAD))
+        pairs = heads[:, :turned].unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+        held[name] = torch.cat([pairs, heads[:, turned:]], 1).flatten(0, 1)
+
+
+def _gathered(held: Tensors) -> None:
+    """Both halves of a rank, of two, taken for the whole gate and the whole up projection."""
+    gate, up = held[GATE].chunk(2), held[UP].chunk(2)
+    held[GATE], held[UP] = torch.cat([gate[0], up[0]]), torch.cat([gate[1], up[1]])
 
 
 def _set(name: str, value: Callable[[Tensor], Tensor]) -> Callable[[Folder], None]:
@@ -136,7 +175,7 @@ def _nan(tensor: Tensor) -> Tensor:
     return tensor
 
 
-O_PROJ, K_PROJ = (f"{LAYER}self_attn.{n}_proj.weight" for n in "ok")
+O_PROJ, K_PROJ, Q_PROJ = (f"{LAYER}self_attn.{n}_proj.weight" for n in "okq")
 GATE, UP = (f"model.layers.0.mlp.{n}_proj.weight" for n in ("gate", "up"))
 BIAS = f"{LAYER}mlp.gate.e_score_correction_bias"
 
@@ -146,15 +185,37 @@ FAULTS = {
         "tensor names", r"model\.extra is not in the base", lambda f: f.tensors(lambda h: h.update({"model.extra": torch.ones(2)}))
     ),
     "a transposed tensor": Fault("tensor shapes", r"k_proj\.weight is \[96, 48\]", _set(K_PROJ, lambda t: t.T)),
-    "a square tensor transposed": Fault(
-        "how far weights moved", "o_proj.weight is the base's transposed", _set(O_PROJ, lambda t: t.T)),
-    "another dtype": Fault("tensor dtypes", r"o_proj\.weight is F16", _set(O_PROJ, Tensor.half)),
-    "gate and up swapped": Fault("how far weights moved", "gate and up swapped", lambda f: f.tensors(_swap(GATE, UP))),
-    "layers shuffled": Fault(
-        "how far weights moved", "layers shuffled", lambda f: f.tensors(_swap(O_PROJ, O_PROJ.replace("layers.1", "layers.0")))
+    "a square tensor transposed": misplaced(
+        r"o_proj\.weight is the checkpoint's transposed", r"o_proj\.weight is its own transposed",
+        lambda held: held.update({O_PROJ: held[O_PROJ].T}),
     ),
+    "another dtype": Fault("tensor dtypes", r"o_proj\.weight is F16", _set(O_PROJ, Tensor.half)),
+    "gate and up swapped": misplaced(
+        r"up_proj\.weight \(gate and up swapped\)", r"up_proj\.weight \(gate and up swapped\)", swap(GATE, UP)),
+    "keys and values swapped": misplaced(
+        r"v_proj\.weight \(swapped\)", r"v_proj\.weight \(swapped\)", swap(K_PROJ, K_PROJ.replace("k_proj", "v_proj"))),
+    "layers shuffled": misplaced(
+        r"o_proj\.weight \(layers shuffled\)", r"o_proj\.weight \(layers shuffled\)",
+        swap(O_PROJ, O_PROJ.replace("layers.1", "layers.0")),
+    ),
+    "rows of the fused QKV in another order": misplaced(
+        r"k_proj\.weight has rows of its neighbours, in another order", r"[qkv]_proj\.weight has its rows in another order: head",
+        _fused,
+    ),
+    "heads of the queries permuted": misplaced(
+        r"q_proj\.weight has its rows in another order", r"q_proj\.weight has its rows in another order: head", _heads(Q_PROJ, 0)),
+    "heads of the output permuted": misplaced(
+        r"o_proj\.weight has its columns in another order", r"o_proj\.weight has its columns in another order: head",
+        _heads(O_PROJ, 1),
+    ),
+    "rotated rows in another order": misplaced(
+        r"q_proj\.weight has its rows in another order", r"q_proj\.weight is its own with the rows of a pair side by side",
+        _interleaved,
+    ),
+    "parts of gate and up mixed": misplaced(
+        r"up_proj\.weight has rows of its neighbours", r"(up|gate)_proj\.weight has its rows in another order: part", _gathered),
     "noise added to a tensor": Fault(
-        "how far weights moved", r"o_proj\.weight moved by", _set(O_PROJ, lambda t: t + 0.03 * torch.randn(t.shape))
+        TRAINED, r"o_proj\.weight is not the checkpoint's", _set(O_PROJ, lambda t: t + 0.03 * torch.randn(t.shape))
     ),
     "a layer not updated": Fault("every layer moved", "nothing moved in layer 1,", _base_layer),
     "the base instead of the export": Fault("every layer moved", "these are the base's weights", _whole_base),
@@ -203,7 +264,7 @@ TIED = {
 EXPERTS = {
     "a router bias rounded to bf16": Fault("router bias", "the base's rounded to bf16", _set(BIAS, lambda t: t.bfloat16().float())),
     "a router bias that was trained": Fault("router bias", "is off the base's by 1.0e-03", _set(BIAS, lambda t: t + 1e-3)),
-    "experts shuffled": Fault("how far weights moved", "experts shuffled", lambda f: f.tensors(_shuffle)),
+    "experts shuffled": misplaced(r"\(experts shuffled\)", r"\(experts shuffled\)", _shuffle),
     "no MTP layer": Fault("MTP layers", "says num_nextn_predict_layers=1, and the tensors are of 0", _drop("model.layers.3.")),
     "an MTP layer not told": Fault(
         "MTP layers", "predict_layers=0, and the tensors are of 1",

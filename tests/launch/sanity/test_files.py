@@ -4,7 +4,7 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -24,9 +24,10 @@ from tests.launch.support import short_run
 
 QUIET = Console(quiet=True)
 MODELS = ["qwen3-tiny", "glm4.5-tiny"]
-COUNT = {"qwen3-tiny": 18, "glm4.5-tiny": 20}  # of checks
+COUNT = {"qwen3-tiny": 20, "glm4.5-tiny": 22}  # of checks
 STEPS = 4
-SHORT = ["optim.lr=1e-3", "optim.warmup_steps=1", "cluster.gpus_per_node=1", "layout=data_parallel"]
+SHORT = ["optim.warmup_steps=1", "cluster.gpus_per_node=1", "layout=data_parallel"]
+RATE = 6e-3  # of the tiny models' recipe
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,19 @@ class Trained:
     recipe: Recipe
     hf: Path
     rates: list[float]
+    checkpoint: Path | None
 
     @property
     def base(self) -> Path:
         return Path(self.recipe.model.checkpoint)
 
+    @property
+    def alone(self) -> "Trained":
+        """As an export of which nothing is known but its base."""
+        return replace(self, checkpoint=None)
+
     def checks(self, folder: Path, written: Path) -> dict[str, Check]:
-        done = files.checks(folder, self.base, self.recipe, self.rates, console=QUIET, written=written)
+        done = files.checks(folder, self.base, self.recipe, self.rates, self.checkpoint, console=QUIET, written=written)
         return {c.name: c for c in done}
 
 
@@ -48,13 +55,28 @@ def train(root, model, seed=0, *words) -> Trained:
     """A few real steps, exported by the ranks and, from their checkpoint, by the command."""
     name = f"files-{model}-{seed}{'-'.join(re.sub(r'[^a-z0-9]', '', w) for w in words)}"
     plan, run = short_run(root, STEPS, f"model={model}", *SHORT, f"seed={seed}", f"run={name}", *words)
-    export(plan.recipe, run.checkpoint(STEPS), run.root / "again", QUIET)
-    return Trained(plan.recipe, run.hf, plan.summary()["steps"]["learning_rates"][:STEPS])
+    checkpoint = run.checkpoint(STEPS)
+    export(plan.recipe, checkpoint, run.root / "again", QUIET)
+    rates = plan.summary()["steps"]["learning_rates"][:STEPS]
+    return Trained(plan.recipe, run.hf, rates, checkpoint)
 
 
 @pytest.fixture(scope="module")
 def trained(root):
     return {model: train(root, model) for model in MODELS}
+
+
+@pytest.fixture(scope="module")
+def fast(root):
+    """Trained at so many times the recipe's rate, where it is first asked for."""
+    runs = {}
+
+    def run(model, times):
+        if (model, times) not in runs:
+            runs[model, times] = train(root, model, 0, f"optim.lr={RATE * times:g}")
+        return runs[model, times]
+
+    return run
 
 
 def bad(checks):
@@ -103,6 +125,8 @@ CASES = [
         for n in ["NaN", "a layer not updated", "gate and up swapped", "a wrong rope base", *broken.EXPERTS]
     ),
 ]
+# What a fault of the tensors may show in beside its own check.
+TENSORS = {broken.TRAINED, broken.PLACES, "how far weights moved"}
 
 
 @pytest.mark.parametrize(("model", "name"), CASES)
@@ -115,21 +139,68 @@ def test_a_fault_is_named_by_its_check_and_all_others_are_made(trained, model, n
     found = bad(checks)
     assert checks[fault.check].outcome is Outcome.failed, found
     assert re.search(fault.says, checks[fault.check].detail), found
-    # A copy that lost something shows in the manifest too, and what it lost cannot be looked at; anything else fails one check.
+    # A copy that lost something shows in the manifest too, and what it lost cannot be looked at.
     along = {"manifest", "every layer moved", "tensor names"} if fault.copied else set()
-    assert found.keys() - along == {fault.check} - along
+    assert found.keys() - along - TENSORS == {fault.check} - along - TENSORS
     assert len(checks) == COUNT[model]
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 
+EVERY = [(model, times) for model in MODELS for times in (1, 5, 30)]
+
+
+@pytest.mark.parametrize(
+    ("model", "times"), [pytest.param(*case, marks=pytest.mark.slow if case[1] > 1 else []) for case in EVERY]
+)
+def test_a_fault_is_caught_by_its_check_at_any_rate_and_a_good_export_passes(fast, bases, model, times, tmp_path):
+    """Each of them, beside the trainer's checkpoint; in another's place beside the base alone too, or it is said that it cannot
+    be told."""
+    good, other = fast(model, times), bases[next(m for m in MODELS if m != model)]
+    assert not bad(good.checks(good.hf, tmp_path / "moved.json"))
+    alone = good.alone.checks(good.hf, tmp_path / "moved.json")
+    assert bad(alone).keys() == {broken.TRAINED, broken.PLACES}
+    assert {alone[name].outcome for name in (broken.TRAINED, broken.PLACES)} == {Outcome.warned}
+    told = 0
+    for name, fault in broken.of(good.hf).items():
+        folder = broken.make(fault, good.hf, good.base, other, tmp_path / name)
+        checks = good.checks(folder, tmp_path / "moved.json")
+        assert checks[fault.check].outcome is Outcome.failed, name
+        assert re.search(fault.says, checks[fault.check].detail), (name, checks[fault.check])
+        if fault.by_base is None:
+            continue
+        places = good.alone.checks(folder, tmp_path / "moved.json")[broken.PLACES]
+        assert places.outcome is not Outcome.passed, (name, places)
+        if places.outcome is Outcome.failed:
+            assert re.search(fault.by_base, places.detail), (name, places)
+            told += 1
+        else:
+            assert "cannot be told" in places.figure and times == 30, (name, places)
+    assert told or times == 30
+
+
+def test_queries_and_keys_of_one_shape_that_are_swapped_are_found(root, tmp_path):
+    good = train(root, "qwen3-tiny", 0, "model.kv_heads=4", f"model.checkpoint={root}/models/as-many-keys")
+    folder = broken.make(
+        broken.misplaced("", "", broken.swap(broken.Q_PROJ, broken.K_PROJ)),
+        good.hf,
+        good.base,
+        good.base,
+        tmp_path / "hf",
+    )
+    for known, name in ((good, broken.TRAINED), (good.alone, broken.PLACES)):
+        check = known.checks(folder, tmp_path / "moved.json")[name]
+        assert check.outcome is Outcome.failed
+        assert re.search(r"q_proj\.weight is the \w+'s .*k_proj\.weight \(swapped\)", check.detail)
+
+
 def test_without_rates_nothing_is_said_of_how_far_and_swaps_are_found_all_the_same(trained, tmp_path):
-    good = trained["qwen3-tiny"]
+    good = replace(trained["qwen3-tiny"].alone, rates=None)
     folder = broken.make(broken.FAULTS["gate and up swapped"], good.hf, good.base, good.base, tmp_path / "hf")
-    for where, outcome in ((good.hf, Outcome.passed), (folder, Outcome.failed)):
-        done = files.checks(where, good.base, good.recipe, None, console=QUIET, written=tmp_path / "moved.json")
-        far = next(c for c in done if c.name == "how far weights moved")
-        assert far.outcome is outcome
-        assert "not known" in far.limit
+    for where, outcome in ((good.hf, Outcome.warned), (folder, Outcome.failed)):
+        checks = good.checks(where, tmp_path / "moved.json")
+        assert checks[broken.PLACES].outcome is outcome
+        assert checks["how far weights moved"].outcome is Outcome.passed
+        assert checks["how far weights moved"].limit == "shown; the rates are not known"
     assert json.loads((tmp_path / "moved.json").read_text())["limit"] is None
 
 
@@ -138,8 +209,9 @@ def test_rates_too_small_for_bf16_are_odd_and_no_fault(trained, tmp_path):
     folder = broken.make(
         broken.FAULTS["the base instead of the export"], good.hf, good.base, good.base, tmp_path / "hf"
     )
-    done = files.checks(folder, good.base, good.recipe, [1e-9], console=QUIET, written=tmp_path / "moved.json")
-    assert {c.name: c.outcome for c in done if c.outcome is not Outcome.passed} == {"every layer moved": Outcome.warned}
+    checks = replace(good.alone, rates=[1e-9]).checks(folder, tmp_path / "moved.json")
+    outcomes = {name: c.outcome for name, c in checks.items() if c.outcome is not Outcome.passed}
+    assert outcomes == {"every layer moved": Outcome.warned, broken.TRAINED: Outcome.warned}
 
 
 def test_several_workers_and_many_blocks_see_what_one_does(trained, tmp_path, monkeypatch):
@@ -169,7 +241,8 @@ recipe, folder = from_yaml(Path(sys.argv[1])), Path(sys.argv[2])
 tensors.BATCH_BYTES = 1 << 40  # one process does it all
 found = read(folder)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-seen = tensors.compare(found, SafetensorsFolder(folder), recipe.model, tensors.reach(recipe.optim, None), Console(quiet=True))
+reach = tensors.reach(recipe.optim, None)
+seen = tensors.compare(found, SafetensorsFolder(folder), recipe.model, reach, True, Console(quiet=True))
 assert len(seen) == len(found.files)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
@@ -190,6 +263,6 @@ def test_a_worker_s_memory_is_that_of_a_few_blocks(tmp_path):
 def test_the_limit_is_the_recipe_s(trained, tmp_path):
     good = trained["qwen3-tiny"]
     strict = Trained(
-        compose_recipe(["sanity.max_moved=1", f"cluster.root={good.recipe.cluster.root}"]), good.hf, [1e-5]
+        compose_recipe(["sanity.max_moved=1", f"cluster.root={good.recipe.cluster.root}"]), good.hf, [1e-5], None
     )
     assert "how far weights moved" in bad(strict.checks(good.hf, tmp_path / "moved.json"))

@@ -1,0 +1,49 @@
+"""The parts of a tensor that can be put in another order as a whole: heads, and what tensor parallelism gives a rank."""
+
+from dataclasses import dataclass
+
+from launch.sanity.files.place import place
+from recipes.config import Model
+
+_PARTS = 8  # of what ranks share; as many as a node has of them
+
+
+@dataclass(frozen=True)
+class Bands:
+    """Equal parts of a tensor, side by side along an axis, 0 being rows. part: what one is called. family: tensors of one family are
+    cut out of one, and their parts may be mixed up. turned: rows of each head that positions turn in pairs, of `head` rows."""
+
+    count: int
+    axis: int
+    part: str
+    family: str
+    head: int = 0
+    turned: int = 0
+
+
+def bands(name: str, shape: tuple[int, ...], m: Model) -> Bands:
+    """Of a tensor of an export; a single one where it has no such parts."""
+    kind = place(name, m).kind
+    owner, last, ends = name.rsplit(".", 2) if name.count(".") > 1 else ("", "", "")
+    group, _, of = kind.rpartition(" ")
+    turned = int(m.head_dim * m.rope_fraction)
+    if not group and of in ("q", "k", "v"):
+        return Bands(
+            m.heads if of == "q" else m.kv_heads, 0, "head", f"{owner}.qkv.{ends}", m.head_dim, turned * (of != "v")
+        )
+    if last in ("q_norm", "k_norm"):
+        return Bands(1, 0, "", name, m.head_dim, turned)
+    if group and of in ("gate", "up"):
+        return Bands(_even(shape[0]), 0, "part", f"{owner}.{ends}")
+    known = {
+        "o": lambda: Bands(m.heads, 1, "head", name),
+        "router": lambda: Bands(shape[0], 0, "expert", name),
+        "embedding": lambda: Bands(_even(shape[0]), 0, "part", name),
+        "lm_head": lambda: Bands(_even(shape[0]), 0, "part", name),
+        "down": lambda: Bands(_even(shape[1]), 1, "part", name),
+    }
+    return known[of]() if of in known and len(shape) == 2 else Bands(1, 0, "", name)
+
+
+def _even(length: int) -> int:
+    return _PARTS if length % _PARTS == 0 else 1
