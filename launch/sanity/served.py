@@ -1,13 +1,24 @@
 """What the served export does, step by step: what it says on prompts it was trained on and on others, and what the base says."""
 
 import json
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from data_prep.chat import load_tokenizer
 from data_prep.files import write_text
 from launch.sanity.behaviour import answers, parsers, prompts
-from launch.sanity.behaviour.turns import GREEDY, SAMPLED, Answer, Turn, ask, longest_answer, spread, turns
+from launch.sanity.behaviour.turns import (
+    GREEDY,
+    SAMPLED,
+    Answer,
+    Turn,
+    ask,
+    longest_answer,
+    spread,
+    turns,
+    usual_answer,
+)
 from launch.sanity.checks import Check, Outcome, judged
 from launch.sanity.likelihood import checks as likelihood_checks
 from launch.sanity.likelihood import retention
@@ -18,6 +29,8 @@ from launch.sanity.loop import loop
 from launch.sanity.server import weights
 from launch.sanity.server.client import Client
 from launch.sanity.subject import Subject
+
+_OF_BASE = 32  # prompts: of a base that answers none of them, fewer than one in ten are answered, at 95%
 
 Progress = Callable[[], None]  # called for every request that was answered
 Step = tuple[str, int, Callable[[Progress], list[Check]]]  # its name and how many requests it makes
@@ -34,14 +47,14 @@ class Served:
         most = subject.recipe.sanity.prompts
         self._trained = spread(list(turns(subject.data)), most)
         self._new = spread(list(turns(subject.heldout)), most) if subject.heldout else []
-        self._tokens = longest_answer(subject.data)
+        self._usual = usual_answer(subject.data)
         self._answered: list[Answer] = []  # greedily
         self._right: list[Turn] = []  # those of the training data that it answers rightly
         self._scores: Scores | None = None
 
     def steps(self) -> Iterator[Step]:
         """In order; each may be run though another failed, as long as the server answers."""
-        calling, sequences = self._calling(), self._sequences()
+        sequences = self._sequences()
         yield "served", 1, self._served
         yield "held-out loss", sequences, self._likelihood
         yield "answers", len(self._trained) + 2 * len(self._new), self._answers
@@ -50,10 +63,16 @@ class Served:
         yield "streaming", 1, self._streaming
         yield "closed loop", 1, self._closed_loop
         if self.client.own:
-            yield "the base", len(calling) + sequences, self._base
+            yield "the base", len(self._of_base()) + sequences, self._base
 
     def _calling(self) -> list[Turn]:
         return [t for t in self._trained if t.expected]
+
+    def _of_base(self) -> list[Turn]:
+        """What the base is asked: it is compared, and not judged. One that was not trained never stops."""
+        calling = self._calling()
+        drawn = random.Random(self.recipe.seed).sample(range(len(calling)), min(_OF_BASE, len(calling)))
+        return [calling[n] for n in sorted(drawn)]
 
     def _sequences(self) -> int:
         return len(self.subject.heldout.ids) if self.subject.heldout else 0
@@ -104,7 +123,7 @@ class Served:
         ]
 
     def _ask(self, asked: list[Turn], sampling: dict[str, float], progress: Progress) -> list[Answer]:
-        return ask(self.client, asked, self._tokens, sampling, progress)
+        return ask(self.client, asked, self._usual, sampling, progress)
 
     def _prompts(self, progress: Progress) -> list[Check]:
         done = prompts.parity(self.client, self._trained + self._new, self._answered, self._decode)
@@ -117,22 +136,21 @@ class Served:
         return done
 
     def _streaming(self, progress: Progress) -> list[Check]:
-        done = parsers.streaming(self.client, self._right, self._tokens)
+        done = parsers.streaming(self.client, self._right, self._usual)
         progress()
         return [done]
 
     def _closed_loop(self, progress: Progress) -> list[Check]:
-        done = loop.check(
-            self.client, self.subject.data, self.subject.heldout, self._tokens, self.recipe.sanity.min_finished
-        )
+        tokens = longest_answer(self.subject.data)
+        done = loop.check(self.client, self.subject.data, self.subject.heldout, tokens, self.recipe.sanity.min_finished)
         progress()
         return done
 
     def _base(self, progress: Progress) -> list[Check]:
         """The same server with the base's weights, so that before and after training stand side by side."""
         weights.load(self.client, self.recipe.model.checkpoint)
-        before = self._ask(self._calling(), GREEDY, progress)
-        done = [answers.right_calls("the base on trained prompts", before, None)]
+        before = self._ask(self._of_base(), GREEDY, progress)
+        done = [answers.beside_base(before, self._answered, len(self._calling()))]
         if self._scores is not None:
             base = self._measured(progress)
             done += likelihood_checks.beside_base(self._compared(self._scores, base), base, self.recipe)

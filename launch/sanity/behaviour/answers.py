@@ -4,11 +4,12 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from jsonschema import Draft202012Validator
 
 from data_prep.chat import FAMILIES
-from launch.sanity.behaviour.turns import Answer
+from launch.sanity.behaviour.turns import WITHIN, Answer
 from launch.sanity.checks import Check, judged, share
 from recipes.config import Family
 
@@ -24,17 +25,28 @@ _MORE_CALLS = 2  # times the most recorded, in a turn
 
 
 def right_calls(name: str, answers: Sequence[Answer], least: float | None) -> Check:
-    """Share of the prompts answered with exactly the trajectory's calls, names and arguments."""
+    """Share of the prompts answered with exactly the trajectory's calls, names and arguments. What did not come within the tokens that
+    an answer may have did not come."""
     asked = [a for a in answers if a.turn.expected]
     wrong = [str(a) for a in asked if not a.right]
-    return share(name, "an agent that does not act", len(asked) - len(wrong), len(asked), least, wrong[:1])
+    return share(name, "an agent that does not act", len(asked) - len(wrong), len(asked), least, wrong[:1], WITHIN)
+
+
+def beside_base(before: Sequence[Answer], after: Sequence[Answer], of: int) -> Check:
+    """What the base answers to a sample of the prompts, and the trained model to the same. of: how many there are."""
+    asked = {id(a.turn) for a in before}
+    same = [a.right for a in after if id(a.turn) in asked]
+    shown = right_calls("the base on trained prompts", before, None)
+    figure = f"{shown.figure}, the trained model {sum(same)} of {len(same)}" if same else shown.figure
+    sample = f"{len(before)} of the {of} prompts, drawn by the seed: enough to show what training brought"
+    return replace(shown, figure=figure, detail=f"{sample}. {shown.detail}".strip())
 
 
 def stops(answers: Sequence[Answer], least: float) -> Check:
-    """Whether answers end by a stop token. One that does not is cut at twice the longest recorded turn."""
+    """Whether answers end by a stop token within the tokens that they may have."""
     endless = [str(a) for a in answers if not a.stopped]
     return share("stop token", "an agent that runs on after its call", len(answers) - len(endless), len(answers), least,
-                 endless[:1])  # fmt: skip
+                 endless[:1], WITHIN)  # fmt: skip
 
 
 def bursts(name: str, counts: Iterable[tuple[int, object]], recorded: Sequence[int]) -> Check:

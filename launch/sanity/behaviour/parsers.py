@@ -50,14 +50,15 @@ def _on_text(
     return share(f"{name} {parser}", protects_from, len(turns) - len(faults), len(turns), 1, faults)
 
 
-def streaming(client: Client, turns: Sequence[Turn], tokens: int) -> Check:
+def streaming(client: Client, turns: Sequence[Turn], usual: int) -> Check:
     """A greedy answer in pieces, put together, is the whole one. Asked one by one, as sums in a batch may differ by its size.
 
-    turns: that the model answers rightly; of malformed calls parsers leave one thing in a stream and another in the whole.
+    turns: that the model answers rightly; of malformed calls parsers leave one thing in a stream and another in the whole. usual:
+    tokens of nine of ten recorded turns.
     """
     asked, faults = spread(turns, _STREAMED), []
     for turn in asked:
-        body = turn.request(tokens, {"temperature": 0})
+        body = turn.request(turn.most(usual), {"temperature": 0})
         choice = client.post("/v1/chat/completions", body)["choices"][0]
         whole = answer(turn, choice["message"], choice["finish_reason"])
         pieces = assembled(client.stream("/v1/chat/completions", body | {"stream": True}))

@@ -14,7 +14,8 @@ from launch.sanity.server.client import Client
 AT_ONCE = 16  # requests in flight
 SAMPLED = {"temperature": 0.6, "top_p": 0.95}  # what the model cards of Qwen3 and GLM-4.5 advise
 GREEDY = {"temperature": 0.0}
-_LEAST_TOKENS = 128
+WITHIN = "within twice the recorded length"
+_LEAST_TOKENS, _LEAST_SHORT = 128, 64
 
 Calls = list[tuple[str, Any]]  # name and arguments
 
@@ -46,6 +47,10 @@ class Turn:
     @property
     def expected(self) -> Calls:
         return [(c["function"]["name"], c["function"]["arguments"]) for c in self.message.get("tool_calls", [])]
+
+    def most(self, usual: int) -> int:
+        """Tokens that an answer may have: twice as many as the recorded one or as nine of ten, whichever is longer."""
+        return max(_LEAST_SHORT, 2 * len(self.said), 2 * usual)
 
     def request(self, tokens: int, sampling: dict[str, Any]) -> dict[str, Any]:
         """The body of a chat completion of at most that many tokens."""
@@ -104,18 +109,26 @@ def spread(all_turns: Sequence[Turn], most: int) -> list[Turn]:
 
 
 def longest_answer(data: Dataset) -> int:
-    """Tokens that an answer may have: twice the longest recorded turn. One who goes on has lost its stop token."""
-    longest = max(end - start for row in range(len(data.ids)) for start, end in data.spans(row))
-    return max(_LEAST_TOKENS, 2 * longest)
+    """Tokens that an answer to any prompt may have: twice the longest recorded turn. One who goes on has lost its stop token."""
+    return max(_LEAST_TOKENS, 2 * max(_lengths(data)))
+
+
+def usual_answer(data: Dataset) -> int:
+    """Tokens that nine of ten recorded turns have at most."""
+    return int(np.quantile(_lengths(data), 0.9, method="inverted_cdf"))
+
+
+def _lengths(data: Dataset) -> list[int]:
+    return [end - start for row in range(len(data.ids)) for start, end in data.spans(row)]
 
 
 def ask(
-    client: Client, asked: Sequence[Turn], tokens: int, sampling: dict[str, Any], progress: Callable[[], None]
+    client: Client, asked: Sequence[Turn], usual: int, sampling: dict[str, float], progress: Callable[[], None]
 ) -> list[Answer]:
-    """Answers through the chat endpoint, several at a time, in order."""
+    """Answers through the chat endpoint, several at a time, in order; usual: tokens of nine of ten recorded turns."""
 
     def one(turn: Turn) -> Answer:
-        body = turn.request(tokens, sampling) | {"return_prompt_token_ids": True}
+        body = turn.request(turn.most(usual), sampling) | {"return_prompt_token_ids": True}
         choice = client.post("/v1/chat/completions", body)["choices"][0]
         progress()
         return answer(turn, choice["message"], choice["finish_reason"], choice["prompt_token_ids"])

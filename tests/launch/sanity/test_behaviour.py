@@ -38,14 +38,28 @@ def test_calls_that_are_not_the_record_s_are_counted(more):
     wrong = [*GOOD, of(turn(PLAN), **more)]
     check = answers.right_calls("calls on trained prompts", wrong, 0.9)
     assert fails(check, "calls on trained prompts", "abc, message 1: expected [('read', {'path': 'plan.txt'})], got")
-    assert check.figure == "1 of 2 (50%)" and check.limit == "at least 90%"
+    assert check.figure == "1 of 2 (50%)" and check.limit == "at least 90%, within twice the recorded length"
     assert answers.right_calls("calls", wrong, 0.5).outcome is Outcome.passed
     assert answers.right_calls("calls", wrong, None).outcome is Outcome.passed
+
+
+def test_the_base_is_compared_on_what_it_was_asked_and_that_is_said():
+    asked = [turn(PLAN, request=str(n)) for n in range(4)]
+    after = [of(asked[0]), of(asked[1], calls=[]), of(asked[2]), of(asked[3])]
+    before = [of(asked[2], finish_reason="length"), of(asked[1], calls=[])]
+    check = answers.beside_base(before, after, 4)
+    assert (check.name, check.outcome) == ("the base on trained prompts", Outcome.passed)
+    assert check.figure == "0 of 2 (0%), the trained model 1 of 2"
+    assert check.limit == "shown, within twice the recorded length"
+    assert check.detail.startswith("2 of the 4 prompts, drawn by the seed: enough to show what training brought. abc,")
+    assert answers.beside_base(before, [], 4).figure == "0 of 2 (0%)", "where the trained model was not asked"
+    assert answers.beside_base([], [], 0).figure == "none to judge"
 
 
 def test_a_runaway_is_caught_by_its_stop_token():
     runs = [*GOOD, of(turn(PLAN), finish_reason="length", content="I read it. I read")]
     assert fails(answers.stops(runs, 1), "stop token", "(length)")
+    assert answers.stops(runs, 0.9).limit == "at least 90%, within twice the recorded length"
     assert answers.stops(runs, 0.6).outcome is Outcome.passed
     assert answers.stops([of(turn(), finish_reason="abort")], 0.95).outcome is Outcome.failed
 

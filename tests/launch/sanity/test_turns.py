@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launch.sanity.behaviour import parsers, prompts
-from launch.sanity.behaviour.turns import answer, ask, longest_answer, parsed, spread, turns
+from launch.sanity.behaviour.turns import answer, ask, longest_answer, parsed, spread, turns, usual_answer
 from launch.sanity.checks import Outcome
 from recipes.config import Family
 from recipes.errors import SanityError
@@ -37,6 +37,17 @@ def test_the_longest_answer_is_twice_the_longest_turn_and_never_too_short():
 
     assert longest_answer(data([(3, 10)], [(5, 405), (410, 411)])) == 800
     assert longest_answer(data([(3, 10)])) == 128
+
+
+def test_an_answer_may_be_twice_its_recorded_turn_or_what_nine_of_ten_are():
+    def data(*lengths):
+        return SimpleNamespace(ids=lengths, spans=lambda row: [(5, 5 + lengths[row])])
+
+    assert usual_answer(data(*range(10, 110, 10))) == 90 and usual_answer(data(*[30] * 9, 500)) == 30
+    assert usual_answer(data(7)) == 7
+    said = dataclasses.replace(turn(), tokens=np.arange(60), begin=10)
+    assert [said.most(usual) for usual in (7, 49, 50, 51, 200)] == [100, 100, 100, 102, 400]
+    assert turn().most(7) == 64, "never too short"
 
 
 class Server:
@@ -227,11 +238,12 @@ def test_a_stream_that_says_something_else_is_caught():
 
 def test_answers_come_in_the_order_asked_and_each_is_counted():
     def echo(body):
+        assert body["max_tokens"] == 200
         said = {"content": f" {body['messages'][0]['content']}\n", "reasoning_content": None, "tool_calls": None}
         return {"choices": [{"message": said, "finish_reason": "stop", "prompt_token_ids": [9]}]}
 
     seen, asked = [], [turn(request=str(n)) for n in range(40)]
-    found = ask(Server(completions=echo), asked, 10, {"temperature": 0.5}, lambda: seen.append(1))
+    found = ask(Server(completions=echo), asked, 100, {"temperature": 0.5}, lambda: seen.append(1))
     assert [a.content for a in found] == [str(n) for n in range(40)] and len(seen) == 40
     assert found[0].prompt == [9] and found[0].calls == []
 
