@@ -45,7 +45,7 @@ def serve(recipe: Recipe, console: Console) -> None:
     own, folder = checkpoints.exported(recipe)
     own.sanity.port = recipe.sanity.port or _port()
     log = Path(recipe.cluster.root) / "serve" / f"{own.run}-{own.sanity.port}.log"
-    server = Server(own, folder, log, thinks(folder))
+    server = Server(own, folder, log, thinks(folder), "serve")
     log.parent.mkdir(parents=True, exist_ok=True)
     console.print(f"starting SGLang with {folder}: {log}")
     try:

@@ -271,7 +271,9 @@ class Sanity:
     url: str | None = None  # http://HOST:PORT of a SGLang that is up already and is left as it is; null starts one here
     port: int | None = None  # the server's port on loopback; a free one where null, for `serve` 30000 where it is free
     tp: int | None = None  # GPUs that share the model; where null the fewest of one node that hold it
-    timeout: int = MISSING  # longest wait for the server to answer
+    timeout: int = (
+        MISSING  # seconds of silence after which a server is given up; while anything comes of it, it is waited for
+    )
     nll_tolerance: float = MISSING  # held-out loss, server against trainer, both in fp32
     nll_tolerance_bf16: float = MISSING  # of a trainer in bf16, whose sums are rounded
     prompts: int = MISSING  # most turns that are asked of the training and of the held-out data, evenly over it

@@ -1,12 +1,15 @@
 """The server that is asked: a SGLang of our own, started on loopback, waited for and always ended; or one that is up already."""
 
 import contextlib
+import json
+import shlex
 import signal
 import socket
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import IO
 
@@ -15,10 +18,14 @@ import psutil
 from launch.processes import end, end_session, end_with_parent, in_session
 from launch.sanity.server import serving
 from launch.sanity.server.client import Client
+from launch.sanity.server.silence import Silence
+from recipes.compose import local_root
 from recipes.config import Recipe
 from recipes.errors import PreflightError, SanityError
 
-_HEALTH_S = 5.0  # for one answer to /health
+_HEALTH_S = 20.0  # SGLang's own, within which it says that it is not healthy
+_LOADS = "/v1/loads"
+_BUSY = 0.02  # of a limit in silence: who waits for nothing takes less of the processors
 
 
 def free_port(wanted: int | None) -> int:
@@ -45,26 +52,38 @@ def running(recipe: Recipe, checkpoint: Path, log: Path, thinks: bool) -> Iterat
         with Server(recipe, checkpoint, log, thinks) as server:
             yield server
         return
-    if not Client(recipe.sanity.url, _HEALTH_S).healthy():
+    client = Client(recipe.sanity.url, recipe.sanity.timeout, again("sanity", recipe, checkpoint))
+    if not client.healthy():
         raise PreflightError(
-            f"sanity.url={recipe.sanity.url} does not answer /health with 200 within {_HEALTH_S:g} s",
+            f"sanity.url={recipe.sanity.url} does not answer /health with 200",
             "wait until it is up, or write sanity.url=null, which starts one",
         )
-    yield Client(recipe.sanity.url, recipe.sanity.timeout)
+    yield client
+
+
+def again(stage: str, recipe: Recipe, checkpoint: Path) -> str:
+    """The command of a stage alone, `sanity` or `serve`, on this checkpoint, to which more can be given; it trains nothing."""
+    if not (checkpoint.parent / "config.yaml").is_file():
+        words = [word for word in recipe.words if not word.startswith("sanity.timeout=")]
+    else:
+        words = [f"run={recipe.run}"] if checkpoint.name == "hf" else [f"checkpoint={checkpoint}"]
+        if recipe.cluster.root != local_root():
+            words.append(f"cluster.root={recipe.cluster.root}")
+    return " ".join(["make", stage, *map(shlex.quote, words)])
 
 
 class Server(Client):
     """`with Server(recipe, checkpoint, log, thinks) as server:` answers requests inside the block; its processes are gone
-    after it. Raises `PreflightError` where this machine cannot serve the model, and `SanityError` with the log's tail where the
-    server does not come up or ends early."""
+    after it. stage: that a message says to run again. Raises `PreflightError` where this machine cannot serve the
+    model, and `SanityError` with the log's tail where the server does not come up or ends early."""
 
     own = True
 
-    def __init__(self, recipe: Recipe, checkpoint: Path, log: Path, thinks: bool) -> None:
+    def __init__(self, recipe: Recipe, checkpoint: Path, log: Path, thinks: bool, stage: str = "sanity") -> None:
         serving.check_machine(recipe, checkpoint)
         self.recipe, self.checkpoint, self.log, self.thinks = recipe, checkpoint, log, thinks
         self.port = free_port(recipe.sanity.port)
-        super().__init__(f"http://127.0.0.1:{self.port}", recipe.sanity.timeout)
+        super().__init__(f"http://127.0.0.1:{self.port}", recipe.sanity.timeout, again(stage, recipe, checkpoint))
         self._process: subprocess.Popen[bytes] | None = None
         self._log_file: IO[bytes] | None = None
 
@@ -100,18 +119,46 @@ class Server(Client):
             ) from error
 
     def _wait(self) -> None:
-        deadline = time.monotonic() + self.timeout
-        while time.monotonic() < deadline:
+        silence = Silence(self._starting)
+        while silence.seconds() < self.timeout:
             if (ended := self._ended(0)) is not None:
                 raise SanityError(f"{ended}", f"the end of {self.log}:\n{self.tail()}")
-            if Client(self.url, min(_HEALTH_S, max(0.1, deadline - time.monotonic()))).healthy():
+            if Client(self.url, min(_HEALTH_S, self.timeout)).healthy():
                 self._refuse_stranger()
                 return
             time.sleep(0.2)
         raise SanityError(
-            f"SGLang did not come up within sanity.timeout={self.timeout:g} s",
-            f"raise it, or read {self.log}:\n{self.tail()}",
+            f"SGLang did not come up: it was at work on nothing, and wrote nothing, for sanity.timeout={self.timeout:g} s",
+            f"on a slow machine write `{self.again} sanity.timeout={2 * self.timeout:g}`{self.about(0)}",
         )
+
+    def _starting(self) -> object:
+        """Its log's size, how often it took `_BUSY` of the limit of processors' time, the megabytes that it read from disks."""
+        seconds = 0.0
+        for process in self._processes():
+            with contextlib.suppress(psutil.Error):
+                times = process.cpu_times()
+                seconds += times.user + times.system
+        return self.log.stat().st_size, seconds // (_BUSY * self.timeout), self._read_mb()
+
+    def _signs(self) -> object:
+        """How many tokens it holds and has read, how many requests it works on, and the megabytes that it read from disks: of an
+        answer that is long, of a queue, and of weights. Its processors are busy even when it is not."""
+        figures: object = None
+        with contextlib.suppress(OSError, HTTPException, ValueError, LookupError, TypeError):
+            connection = HTTPConnection("127.0.0.1", self.port, timeout=min(_HEALTH_S, self.timeout))
+            with contextlib.closing(connection):
+                connection.request("GET", _LOADS)
+                loads = json.loads(connection.getresponse().read())["loads"]
+            figures = [{k: v for k, v in one.items() if k.startswith(("num_", "total_"))} for one in loads]
+        return figures, self._read_mb()
+
+    def _read_mb(self) -> int:
+        total = 0
+        for process in self._processes():
+            with contextlib.suppress(psutil.Error):
+                total += process.io_counters().read_bytes
+        return total >> 20
 
     def _refuse_stranger(self) -> None:
         """Another process can take a port that was free, and answer in the place of ours."""
@@ -155,15 +202,26 @@ class Server(Client):
         raise SanityError(f"{self._ended(None)}", f"the end of {self.log}:\n{self.tail()}")
 
     def stop(self) -> None:
-        """Ends all processes of the server: SIGTERM, two seconds, SIGKILL. A second Ctrl-C does not cut it short."""
+        """Ends all processes of the server: SIGTERM, two seconds, SIGKILL; and waits until they are gone, which on a busy machine
+        takes a while. A second Ctrl-C does not cut it short."""
         with _undisturbed():
             if self._process is not None:
                 left = self._processes()
                 end_session(self._process, patience=2.0)
-                end({*left, *self._processes()}, patience=0)
+                left += self._processes()
+                end(left, patience=0)
+                deadline = time.monotonic() + self.timeout
+                while any(map(_runs, left)) and time.monotonic() < deadline:
+                    time.sleep(0.05)
                 self._process = None
             if self._log_file is not None:
                 self._log_file.close()
+
+
+def _runs(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 @contextlib.contextmanager

@@ -8,14 +8,13 @@ from recipes.errors import SanityError
 # SGLang keeps a request for a moment after its answer, and then changes the weights without emptying the cache made by those before.
 _SETTLES = 0.5
 _BUSY = "cache was not flushed"
-_PATIENCE = 60.0
 
 
 def load(client: Client, checkpoint: str) -> None:
     """The server's weights become the checkpoint's, and its cache is empty. Nothing may be in flight.
 
-    Raises `SanityError` where they cannot be loaded, or the server is still busy after a minute."""
-    deadline = time.monotonic() + _PATIENCE
+    Raises `SanityError` where they cannot be loaded, or the server is still busy after `client.timeout` seconds."""
+    deadline = time.monotonic() + client.timeout
     while True:
         time.sleep(_SETTLES)
         try:

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -30,11 +31,18 @@ def as_sglang(path, body):
     }[path]
 
 
+SLOW_S = 7.0  # longer than tests let a server be silent
+
+
 class Handler(BaseHTTPRequestHandler):
-    fault, only = "", None
+    fault, only, working = "", None, False
+    one_at_a_time = threading.Lock()
 
     def do_GET(self):
-        if self.only == self.path:
+        if self.path == "/v1/loads":
+            tokens = int(10 * time.monotonic()) if Handler.working else 7
+            self.say(200, json.dumps({"loads": [{"timestamp": time.time(), "num_used_tokens": tokens}]}).encode())
+        elif self.only == self.path:
             getattr(self, self.fault)()
         else:
             self.say(200, json.dumps(INFO.get(self.path, {"get": True})).encode())
@@ -56,8 +64,44 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    def writes(self):
+        self.good()
+
+    computes = writes
+
     def good(self):
         self.say(200, json.dumps({"pid": os.getpid()}).encode())
+
+    def slow(self):
+        """A long answer, of which the server's figures alone tell that it is on its way."""
+        Handler.working = True
+        time.sleep(SLOW_S)
+        Handler.working = False
+        self.good()
+
+    def trickle(self):
+        """A byte at a time."""
+        content = json.dumps({"pid": os.getpid()}).encode().ljust(14)
+        self.send_response(200)
+        self.end_headers()
+        for byte in content:
+            self.wfile.write(bytes([byte]))
+            time.sleep(SLOW_S / len(content))
+
+    def queue(self):
+        with self.one_at_a_time:
+            time.sleep(1.0)
+        self.good()
+
+    def slow_stream(self):
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        for n in range(int(SLOW_S)):
+            self.wfile.write(b'data: {"n": %d}\n\n' % n)
+            self.wfile.flush()
+            time.sleep(1.0)
+        self.wfile.write(b"data: [DONE]\n\n")
 
     def error(self):
         self.say(500, b'{"message": "out of memory in layer 7"}')
@@ -139,6 +183,12 @@ def main(port, fault, only=None):
     print("children", *[child.pid for child in children], flush=True)
     if fault == "never_up":
         time.sleep(600)
+    ready = time.monotonic() + SLOW_S
+    while fault == "writes" and time.monotonic() < ready:
+        print("Loading safetensors checkpoint shards", flush=True)
+        time.sleep(0.5)
+    while fault == "computes" and time.monotonic() < ready:
+        pass
     if fault == "stays_silent":  # listens, and accepts nothing
         with socket.create_server(("127.0.0.1", port)):
             time.sleep(600)

@@ -6,6 +6,7 @@ import json
 import math
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -323,7 +324,7 @@ def test_scores_of_the_real_server_are_those_of_transformers_for_either_weights(
     recipe, _, heldout = recipe_of(root, f"model={model}")
     other, _, _ = recipe_of(root, f"model={model}", "seed=1")
     scores = []
-    with Server(recipe, recipe.model.checkpoint, tmp_path / "log", True) as server:
+    with Server(recipe, Path(recipe.model.checkpoint), tmp_path / "log", True) as server:
         scores.append(measure(server, heldout, lambda: None))
         weights.load(server, other.model.checkpoint)
         scores.append(measure(server, heldout, lambda: None))
