@@ -26,6 +26,7 @@ from launch.megatron.ranks import Pool, Ranks
 from launch.model import tiny
 from launch.plan import Plan
 from launch.run_folder import RunFolder
+from launch.sanity.server.silence import Silence
 from recipes.compose import compose_recipe
 from recipes.config import Recipe
 from recipes.schedule import MicroBatch, Schedule
@@ -72,9 +73,40 @@ class OneByOne(Schedule):
 
 def limi(*words: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
     """The command line, as a user types it."""
-    return subprocess.run(
-        [sys.executable, "launch/limi.py", *words], cwd=REPO, capture_output=True, text=True, timeout=600, **kwargs
-    )
+    return while_it_moves([sys.executable, "launch/limi.py", *words], **kwargs)
+
+
+def while_it_moves(
+    command: Sequence[str], hangs_after: float = 300.0, **kwargs: Any
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command from the checkout, however long a busy machine takes for it. One that takes none of the processors' time for so
+    many seconds hangs: it is ended, with what it started."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process, hung = subprocess.Popen(command, cwd=REPO, stdout=out, stderr=err, text=True, **kwargs), False
+        quiet = Silence(lambda: _tenths(process.pid))
+        while process.poll() is None:
+            if hung := quiet.seconds() > hangs_after:
+                for one in [*descendants(process.pid), process]:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        one.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.2)
+        said = []
+        for file in (out, err):
+            file.seek(0)
+            said.append(file.read())
+    assert not hung, f"{command} hung: {said}"
+    return subprocess.CompletedProcess(command, process.returncode, *said)
+
+
+def _tenths(pid: int) -> int:
+    """Of seconds of the processors' time, by a process and what it started."""
+    seconds = 0.0
+    with contextlib.suppress(psutil.Error):
+        for one in [psutil.Process(pid), *descendants(pid)]:
+            times = one.cpu_times()
+            seconds += times.user + times.system
+    return int(10 * seconds)
 
 
 def called(*words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

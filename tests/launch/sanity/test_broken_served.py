@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,9 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.files import sha256
-from tests.conftest import REPO
 from tests.launch.sanity import broken
-from tests.launch.support import limi, recipe_of
+from tests.launch.support import limi, recipe_of, while_it_moves
 
 pytestmark = pytest.mark.slow
 
@@ -57,6 +55,7 @@ def copy_of(run, name):
     copy.mkdir()
     for record in ("config.yaml", "plan.json", "metrics.jsonl"):
         shutil.copyfile(run / record, copy / record)
+    shutil.copytree(run / "checkpoints", copy / "checkpoints")
     return copy
 
 
@@ -158,7 +157,7 @@ def test_a_stop_token_that_was_never_trained_is_a_runaway_and_named(tmp_path):
     shutil.copytree(data.folder, tmp_path / "right")
     without_stop_tokens(data)
     words = [sys.executable, "tests/launch/train_only.py", f"cluster.root={tmp_path}", "run=runaway", "optim.epochs=40"]
-    trained = subprocess.run(words, cwd=REPO, capture_output=True, text=True, timeout=600)
+    trained = while_it_moves(words)
     assert trained.returncode == 0, trained.stdout + trained.stderr
     shutil.rmtree(data.folder)
     shutil.move(tmp_path / "right", data.folder)
