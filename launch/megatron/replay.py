@@ -45,9 +45,9 @@ def _compared(root: Path, step: int, found: dict[str, Any]) -> str:
         recorded.setdefault(diverged["step"], diverged["problem"])
     if step not in recorded:
         return "the run has no figures of it"
-    return (
-        "the same in the run, bit for bit" if recorded[step] == metrics.shown(found) else f"{recorded[step]} in the run"
-    )
+    # After the figures of a step that diverged stands what was wrong with them.
+    same = f"{recorded[step]}, ".startswith(f"{metrics.shown(found)}, ")
+    return "the same in the run, bit for bit" if same else f"{recorded[step]} in the run"
 
 
 def _table(plan: Plan, rows: list[tuple[int, dict[str, Any]]]) -> Table:
