@@ -27,7 +27,7 @@ def instead(name: str, value: str) -> str:
         return _nearest_is(meant, value)
     if entry := entry or _FOREIGN.get(nearest(plain.rpartition(".")[2], _FOREIGN) or ""):
         return _as_here(entry, value)
-    if name.isupper():
+    if re.fullmatch(r"[A-Z][A-Z0-9_]*", name):
         given = "..." if SECRET.search(name) else shown(value)
         return f"a variable of the environment stands before the command: {name}={given} make ..."
     return _listed(plain)

@@ -1,7 +1,6 @@
 """The options of the recipe: their names and types, the groups and their choices, and what each may be set to."""
 
 import re
-import shlex
 from dataclasses import fields, is_dataclass
 from pathlib import Path, PurePath
 from typing import Any, get_origin
@@ -71,7 +70,7 @@ def _choice_instead(group: str, value: str) -> str:
     if near := nearest(value, choices(group)):
         return write(f"{group}={near}")
     if group == "data" and ("/" in value or PurePath(value).suffix):
-        return f"write data=NAME {shlex.quote(f'data.path={value}')}, NAME being the form it has"
+        return f"{write('data=NAME', f'data.path={value}')}, NAME being the form it has"
     return f"write {group}=NAME, one of them"
 
 
@@ -86,7 +85,7 @@ def _model_of(checkpoint: str) -> str:
     inside = [model for model in models if _letters(model) in named]
     if inside:
         return write(f"model={max(inside, key=len)}", f"model.checkpoint={checkpoint}")
-    return f"write model=NAME {shlex.quote(f'model.checkpoint={checkpoint}')}, NAME being one with its dimensions"
+    return f"{write('model=NAME', f'model.checkpoint={checkpoint}')}, NAME being one with its dimensions"
 
 
 def _letters(name: str) -> str:

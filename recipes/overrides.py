@@ -45,9 +45,14 @@ def _parted(word: str) -> tuple[str, str]:
             f"'{shown(word)}' is {len(several)} words in one",
             f"{write(*several)}, each a word of its own, without quotes around them all",
         )
-    if any(unicodedata.category(c) == "Cc" for c in word):
-        raise _control_character(word)
     name, equals, value = word.partition("=")
+    # Inside text, as in the name of a folder, they are the user's; at its end they are what a file of another system leaves.
+    textual = is_option(name) and holds_text(NAMES.get(name)) and name not in GROUPS
+    if any(map(_is_control, name + (value[:1] + value[-1:] if textual else value))):
+        raise ConfigError(
+            f"'{shown(word)}' has a line break or another control character in it",
+            instead("".join(c for c in name if not _is_control(c)), "".join(c for c in value if not _is_control(c))),
+        )
     if not equals:
         raise without_value(word)
     if name.strip() != name and is_option(name.strip()):
@@ -75,13 +80,8 @@ def _is_known(name: str) -> bool:
     return bool(is_option(name) or foreign(name) or same_key(name, NAMES))
 
 
-def _control_character(word: str) -> ConfigError:
-    problem = f"'{shown(word)}' has a line break or another control character in it"
-    name, _, value = word.strip().partition("=")
-    plain_name, plain_value = ("".join(c for c in part if unicodedata.category(c) != "Cc") for part in (name, value))
-    if is_option(plain_name) and plain_value != value and holds_text(NAMES.get(plain_name)):
-        return ConfigError(problem, f"write {plain_name}=TEXT on one line")
-    return ConfigError(problem, instead(plain_name, plain_value))
+def _is_control(c: str) -> bool:
+    return unicodedata.category(c) == "Cc"
 
 
 def _listed(name: str, value: str) -> list[str]:

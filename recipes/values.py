@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from recipes.config import Recipe, Rope
 from recipes.errors import ConfigError
+from recipes.kinds import shown, write
 
 SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$", re.I)
 
@@ -16,19 +17,22 @@ def check_values(r: Recipe) -> None:
     """Raises `ConfigError` for the first value that no run could have, with the value, the limit and what to type."""
     if not re.fullmatch(r"[\w.-]{1,100}", r.run) or r.run.startswith("."):
         raise ConfigError(
-            f"run='{r.run}': a run's name is 1 to 100 letters, digits, '.', '_' and '-'", "write run=my-run"
+            f"run='{shown(r.run)}': a run's name is 1 to 100 letters, digits, '.', '_' and '-'", "write run=my-run"
         )
     if not os.path.isabs(r.cluster.root):
         raise ConfigError(
-            f"cluster.root='{r.cluster.root}' is not absolute", f"write cluster.root={Path(r.cluster.root).absolute()}"
+            f"cluster.root='{shown(r.cluster.root)}' is not absolute",
+            write(f"cluster.root={Path(r.cluster.root).absolute()}"),
         )
     if r.cluster.address is not None and not re.fullmatch(r"https?://[^/\s]+/?", r.cluster.address):
         raise ConfigError(
-            f"cluster.address='{r.cluster.address}' is not that of a Ray dashboard",
+            f"cluster.address='{shown(r.cluster.address)}' is not that of a Ray dashboard",
             "write cluster.address=http://HEAD:8265",
         )
     if r.sanity.url is not None and not _is_server(r.sanity.url):
-        raise ConfigError(f"sanity.url='{r.sanity.url}' is not that of a server", "write sanity.url=http://HOST:30000")
+        raise ConfigError(
+            f"sanity.url='{shown(r.sanity.url)}' is not that of a server", "write sanity.url=http://HOST:30000"
+        )
     least: dict[str, float] = {
         "optim.epochs": 1, "optim.batch_size": 1, "optim.copies": 1, "optim.warmup_steps": 0, "optim.eval_steps": 1,
         "model.native_context": 1, "layout.loss_chunk": 1,

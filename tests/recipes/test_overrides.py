@@ -34,7 +34,8 @@ def read(word):
         ("optim.lr", "'{}' is not name=value", "write optim.lr=X, a number"),
         ("optim.lr=1e-5 # slow", "{} is not a number", "write optim.lr=1e-5"),
         ("optim.lr=1e-5\r", r"'optim.lr=1e-5\r' has a line break or another control character in it", "write optim.lr=1e-5"),
-        ("run=a\nb", r"'run=a\nb' has a line break or another control character in it", "write run=TEXT on one line"),
+        ("data.path=/x\r", r"'data.path=/x\r' has a line break or another control character in it", "write data.path=/x"),
+        ("run=a\nb", r"run='a\nb': a run's name is 1 to 100 letters, digits, '.', '_' and '-'", "write run=my-run"),
         # Lists
         (
             "optim.lr=1e-5,2e-5",
@@ -154,7 +155,7 @@ def test_a_wrong_word_is_refused(word, problem, fix):
 
 @pytest.mark.parametrize("word", ["model=qwen3-4b", "data.path=/x", "data.heldout=null", "engine.wandb=limi", "dry_run=YES",
     "optim.lr=2E-5", "optim.lr=.00001", "optim.lr='1e-5'", "optim.epochs=1_000", "cluster.env.X=", "run='first'",
-    "optim.warmup_steps=${optim.epochs}", "data.path=${run}/a b,c=d", "data.path=C:\\", "data.path='a\\'b'",
+    "data.path=/two\nlines", "optim.warmup_steps=${optim.epochs}", "data.path=${run}/a b,c=d", "data.path=C:\\", "data.path='a\\'b'",
 ])  # fmt: skip
 def test_a_right_word_is_taken(word):
     compose_recipe([word])
