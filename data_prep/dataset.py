@@ -118,19 +118,17 @@ def prepare(recipe: Recipe, path: str, option: str = "data.path") -> Dataset:
     """
     source = local(path, recipe.cluster.root, option)
     checkpoint = Path(recipe.model.checkpoint)
-    files = sorted(source.glob("*.json")) if source.is_dir() else [source]
+    files = _files(source)
     if not files:
         raise DataError(f"no *.json in the folder '{source}'", f"write {option}=FILE or FOLDER")
     check_tokenizer(checkpoint)
     here = Path(__file__).parent
     inputs = {
         "format": FORMAT,
-        "source": {f.name: sha256(f) for f in files} if source.is_dir() else sha256(source),
+        "source": source_hashes(source),
         "tokenizer": tokenizer_hashes(checkpoint),
         "family": recipe.model.family.value,
-        "options": {
-            k: v.value if isinstance(v, Enum) else v for k, v in asdict(recipe.data).items() if k not in _NOT_CONTENT
-        },
+        "options": options(recipe),
         "libraries": {name: version(name) for name in _LIBRARIES},
         "code": {str(p.relative_to(here)): sha256(p) for p in sorted([*here.glob("*.py"), *here.glob("sources/*.py")])},
     }
@@ -156,6 +154,20 @@ def prepare(recipe: Recipe, path: str, option: str = "data.path") -> Dataset:
                 plot.lengths(scratch / "lengths.svg", made.lengths, made.supervised)
             write_text(scratch / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     return _accepted(open_dataset(folder), recipe.data.max_rejected, f"{option}={path}")
+
+
+def _files(source: Path) -> list[Path]:
+    return sorted(source.glob("*.json")) if source.is_dir() else [source]
+
+
+def source_hashes(source: Path) -> str | dict[str, str]:
+    """SHA-256 of a file of trajectories; of a folder's files by name."""
+    return {f.name: sha256(f) for f in _files(source)} if source.is_dir() else sha256(source)
+
+
+def options(recipe: Recipe) -> dict[str, Any]:
+    """The fields of `data` that decide what a packed data set holds, by name."""
+    return {k: v.value if isinstance(v, Enum) else v for k, v in asdict(recipe.data).items() if k not in _NOT_CONTENT}
 
 
 def tokenizer_hashes(checkpoint: Path) -> dict[str, str]:

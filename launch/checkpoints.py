@@ -66,11 +66,21 @@ def pick(run: Path, step: int | None) -> tuple[int, Path]:
 def whole(run: Path) -> dict[int, Path]:
     """{completed steps: folder}."""
     folder = run / "checkpoints"
-    found = {int(p.parent.name.removeprefix("step_")): p.parent for p in folder.glob(f"step_*/{RECORD}")}
     latest = latest_iteration(folder)
-    # slime counts its steps from 0, and names a checkpoint by the last one.
-    of_slime = {int(p.parent.name.removeprefix("iter_")): p.parent for p in folder.glob("iter_*/.metadata")}
-    return found | {last + 1: path for last, path in of_slime.items() if last <= latest or (path / RECORD).is_file()}
+    recorded = [p.parent for p in folder.glob(f"step_*/{RECORD}")]
+    of_slime = [p.parent for p in folder.glob("iter_*/.metadata")]
+    found = {completed(path.name): path for path in (*recorded, *of_slime)}
+    return {
+        step: path
+        for step, path in found.items()
+        if step is not None and (step - 1 <= latest or (path / RECORD).is_file())
+    }
+
+
+def completed(name: str) -> int | None:
+    """Steps behind a checkpoint of this name; None where no engine gave it. slime's is that of the last one, counted from 0."""
+    engine, _, number = name.partition("_")
+    return {"step": int(number), "iter": int(number) + 1}.get(engine) if number.isdecimal() else None
 
 
 def latest_iteration(folder: Path) -> int:
@@ -82,10 +92,14 @@ def latest_iteration(folder: Path) -> int:
         return -1
 
 
+def steps(run: Path) -> int:
+    """Of the whole run, by its plan."""
+    return int(json.loads((run / "plan.json").read_text())["steps"]["count"])
+
+
 def target(run: Path, step: int) -> Path:
     """Where the export of a step goes: `hf/` after the last step of the run's plan, `hf-stepNNNNNN/` before."""
-    steps = json.loads((run / "plan.json").read_text())["steps"]["count"]
-    return run / ("hf" if step == steps else f"{_EARLIER}{step:06}")
+    return run / ("hf" if step == steps(run) else f"{_EARLIER}{step:06}")
 
 
 def step_of(export: Path) -> int | None:

@@ -4,11 +4,13 @@ import itertools
 import os
 import shlex
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from rich.console import Console
 
 from recipes.compose import run_folder, to_yaml
 from recipes.config import EngineName, Recipe
+from recipes.errors import LimiError
 from recipes.layout import data_parallel, world_size
 
 
@@ -28,6 +30,8 @@ def show(stage: Callable[[Recipe, Console], None], recipe: Recipe, console: Cons
         f"  data     {recipe.data.path} and {recipe.data.heldout or 'nothing held out'}, packed into {recipe.data.out}"
     )
     trains = stage.__name__ == "train"
+    if trains:
+        console.print(f"  run      {recipe.run} {_foreseen(recipe)}")
     if trains and recipe.engine.name is EngineName.slime:
         _show_job(recipe, console)
     elif trains:
@@ -40,6 +44,24 @@ def show(stage: Callable[[Recipe, Console], None], recipe: Recipe, console: Cons
             f"{recipe.optim.epochs} epochs of steps of {recipe.optim.batch_size} trajectories"
         )
         console.print(f"  write    {run_folder(recipe)}")
+
+
+def _foreseen(recipe: Recipe) -> str:
+    """What `make train` would do from what is in the run's folder."""
+    from launch import run_state, same_run
+
+    root = run_folder(recipe)
+    if recipe.cluster.address and not Path(recipe.cluster.root).is_dir():
+        return f"goes on from what is in '{root}' of the cluster, which this machine does not see"
+    if recipe.anew:
+        return "trains from the first step" + (f", and '{root}' moves aside" if root.is_dir() else "")
+    try:
+        there = run_state.of(recipe)
+        if there.completed:
+            same_run.refuse_another(recipe)
+    except LimiError as error:
+        return f"is refused: {error}"
+    return there.next
 
 
 def _show_server(recipe: Recipe, console: Console) -> None:

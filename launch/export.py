@@ -54,9 +54,11 @@ def export(recipe: Recipe, checkpoint: Path, target: Path, console: Console) -> 
         batches = list(tensor_work.cut(groups, BATCH_BYTES))
         for _ in tensor_work.each("Exporting", work, batches, export_worker.start, console):
             pass
-        hf_folder.finish(scratch, weight_map, m)
+        hf_folder.finish(scratch, weight_map, m, checkpoint.name)
         sync_tree(scratch)  # before the earlier one goes
-        shutil.rmtree(target, ignore_errors=True)
+        if target.exists():
+            target.rename(target.with_name(f".{target.name}.earlier"))
+    shutil.rmtree(target.with_name(f".{target.name}.earlier"), ignore_errors=True)
     seconds = time.perf_counter() - started
     console.print(f"{target}: {size / 1e9:.3g} GB in {seconds:.1f} s, {size / 1e9 / seconds:.3g} GB/s")
 

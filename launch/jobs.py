@@ -167,6 +167,6 @@ class Log:
                     raise TrainError(
                         f"the cluster has not told of job {self.job_id} for {GONE_S:.0f} s ({error})",
                         "where the cluster is "
-                        "back, `make attach` shows it again, and the same command goes on from the last checkpoint",
+                        "back, `make attach` shows it again, and `make train` goes on from the last checkpoint",
                     ) from error
                 time.sleep(1)

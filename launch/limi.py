@@ -33,6 +33,7 @@ def main(words: list[str]) -> int:
         name, overrides = command_line.parted(words)
         stage = stages.STAGES[name]
         recipe = compose_recipe(overrides, name)
+        stages.refuse_anew(stage, recipe)
         if stage is not stages.fetch:
             recipe = fetched(recipe)
         console = Console(soft_wrap=True, markup=False, highlight=False)

@@ -11,6 +11,7 @@ from data_prep.files import write_text
 from recipes import plan_summary, planner
 from recipes.compose import from_yaml
 from recipes.config import Recipe, Sampling
+from recipes.errors import ConfigError, DataError
 from recipes.layout import world_size
 from recipes.planner import RunPlan
 from recipes.schedule import Rehearsal, Schedule, schedule_of
@@ -70,7 +71,21 @@ class Plan:
 
 
 def of_run(root: Path) -> Plan:
-    """The plan of a run folder, from its `config.yaml` and `plan.json`."""
-    folders = json.loads((root / "plan.json").read_text())
-    data, heldout = (folders[name] and open_dataset(Path(folders[name]["folder"])) for name in ("data", "heldout"))
-    return Plan(from_yaml(root / "config.yaml"), data, heldout, folders["rehearsal"])
+    """The plan of a run folder, from its `config.yaml` and `plan.json`.
+
+    Raises `ConfigError` where no run has begun there, and `DataError` where its packed data is gone.
+    """
+    if not (root / "plan.json").is_file():
+        raise ConfigError(f"no run has begun in '{root}'", "write run=NAME of one that has")
+    made = json.loads((root / "plan.json").read_text())
+    data, heldout = (made[name] and _packed(Path(made[name]["folder"])) for name in ("data", "heldout"))
+    return Plan(from_yaml(root / "config.yaml"), data, heldout, made["rehearsal"])
+
+
+def _packed(folder: Path) -> Dataset:
+    if not folder.is_dir():
+        raise DataError(
+            f"the packed data of the run, '{folder}', is gone",
+            "put it back, or run `make data` with the words of the run, which packs it there again",
+        )
+    return open_dataset(folder)

@@ -1,8 +1,9 @@
 """Contract 5: what a run leaves under `runs/NAME/`, and how it goes on after an interruption.
 
 `config.yaml, plan.json, metrics.jsonl, tensorboard/, checkpoints/, hf/, moved.json, likelihood.json, sanity.json, sglang.log,
-report.html`. A checkpoint counts when it has its record, which is written when every rank has written its part: `step_000100` of
-the embedded engine, which gets its name then, `iter_0000099`, Megatron-LM's name for it, of slime.
+report.html, checked.json`; `run_state.py` tells how far it has come. A checkpoint counts when it has its record, which is written
+when every rank has written its part: `step_000100` of the embedded engine, which gets its name then, `iter_0000099`, Megatron-LM's
+name for it, of slime.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TextIO
@@ -31,7 +32,8 @@ class RunFolder:
         self.recipe = recipe
         self.root = run_folder(recipe)
         self.hf = self.root / "hf"
-        self.fixed = _fixed(recipe, data, heldout)
+        keys = {"data": data.manifest["key"], "heldout": heldout and heldout.manifest["key"]}
+        self.fixed: dict[str, Any] = {**fixed(recipe), **keys}
         self._lock: TextIO | None = None
 
     def open(self, mend: Callable[[], None] = lambda: None) -> tuple[int, Path | None, str | None]:
@@ -39,16 +41,10 @@ class RunFolder:
 
         mend: what else puts an earlier start's checkpoints in order, once no other process is at them.
 
-        A checkpoint whose files are not those that were written is moved aside, and the one before it taken. A finished run of
-        this name is moved aside. Raises `ConfigError` where an unfinished one has another recipe,
-        and `PreflightError` where another process is at it.
+        A checkpoint whose files are not those that were written is moved aside, and the one before it taken. Raises `ConfigError`
+        where a run of another recipe is there, and `PreflightError` where another process is at it.
         """
-        note = None
         self.take()
-        if (self.root / "report.html").exists():
-            aside = self.root.with_name(f"{self.root.name}.{time.strftime('%Y%m%d-%H%M%S')}")
-            self.root.rename(aside)
-            note = f"the finished run of this name is now {aside}"
         self.root.mkdir(parents=True, exist_ok=True)
         for leftover in (self.root / "checkpoints").glob(".*"):
             if leftover.is_dir():
@@ -57,7 +53,7 @@ class RunFolder:
                 leftover.unlink()
         mend()
         damaged = self._set_aside_damaged()
-        step, last = 0, None
+        step, last, note = 0, None, None
         if checkpoints := self.checkpoints():
             last = checkpoints[-1]
             record = json.loads((last / RECORD).read_text())
@@ -79,6 +75,13 @@ class RunFolder:
             checkpoint.rename(aside)
             said.append(f"{checkpoint} is damaged ({fault}) and is now {aside.name}")
         return said
+
+    def set_aside(self) -> Path | None:
+        """Gives the folder a name with the time, so that the run begins with its first step; that name, None where there was none."""
+        self.take()
+        if not self.root.is_dir():
+            return None
+        return self.root.rename(self.root.with_name(f"{self.root.name}.{time.strftime('%Y%m%d-%H%M%S')}"))
 
     def take(self) -> None:
         """Holds the run's name for this process; the lock goes with the process, however it ends."""
@@ -113,10 +116,9 @@ class RunFolder:
         for checkpoint in reversed(self.checkpoints()):
             if damage(checkpoint) is not None:
                 continue
-            record = json.loads((checkpoint / RECORD).read_text())
-            self.compare(record["fixed"])
-            if record["step"] < step:
-                return int(record["step"]), checkpoint
+            completed = int(json.loads((checkpoint / RECORD).read_text())["step"])
+            if completed < step:
+                return completed, checkpoint
         return 0, None
 
     def checkpoint(self, step: int) -> Path | None:
@@ -171,11 +173,20 @@ class RunFolder:
     def compare(self, there: Mapping[str, Any]) -> None:
         """Raises `ConfigError` where `there`, of an earlier start, is not what this one must keep."""
         different = [f"{k}={there.get(k)} there, {v} here" for k, v in self.fixed.items() if there.get(k) != v]
-        if different:
-            raise ConfigError(
-                f"'{self.root}' holds an unfinished run of another recipe ({'; '.join(different)})",
-                "write run=OTHER, or remove that folder",
+        if there.get("data") != self.fixed["data"] or there.get("heldout") != self.fixed["heldout"]:
+            different.append(
+                "keys of packed sets, made of trajectories, options, tokenizer, and the code that packs them"
             )
+        if different:
+            raise another_recipe(self.root, different)
+
+
+def another_recipe(root: Path, different: Sequence[str]) -> ConfigError:
+    """different: name, value there and value here of each that a run keeps."""
+    return ConfigError(
+        f"'{root}' holds a run of another recipe ({'; '.join(different)})",
+        "write run=OTHER, or anew=true, which moves that folder aside and trains from the first step",
+    )
 
 
 def _name(step: int) -> str:
@@ -211,25 +222,18 @@ def damage(checkpoint: Path) -> str | None:
     return f"{different[0]} is not the file that was written" if different else None
 
 
-def _fixed(r: Recipe, data: Dataset, heldout: Dataset | None) -> dict[str, Any]:
-    """What a run must not change when it goes on, flat: everything that decides the steps and the numbers."""
+def fixed(r: Recipe) -> dict[str, Any]:
+    """What of the recipe a run must not change, flat: everything but the data that decides the steps and the numbers."""
     optim = {f"optim.{k}": getattr(v, "value", v) for k, v in vars(r.optim).items()}
     model = {f"model.{k}": getattr(v, "value", v) for k, v in vars(r.model).items() if k != "mtp"}
-    return {
-        "seed": r.seed,
-        **optim,
-        **model,
-        "engine.dtype": r.engine.dtype.value,
-        "data": data.manifest["key"],
-        "heldout": heldout and heldout.manifest["key"],
-    }
+    return {"seed": r.seed, **optim, **model, "engine.dtype": r.engine.dtype.value}
 
 
 def held(r: Recipe) -> int:
-    """Bytes of the checkpoints and the export that an unfinished run of this name has on the disk: what it goes on with, and
-    replaces. A finished one's stay."""
+    """Bytes of the checkpoints and the export that a run of this name has on the disk: what it goes on with, and replaces. With
+    `anew` they stay."""
     root = run_folder(r)
-    if (root / "report.html").exists():
+    if r.anew:
         return 0
     return sum(sum(sizes(root / name).values()) for name in ("checkpoints", "hf"))
 

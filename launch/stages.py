@@ -2,7 +2,9 @@
 
 import functools
 import json
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from rich import box
@@ -126,18 +128,26 @@ def train(recipe: Recipe, console: Console) -> None:
 
 
 def replay(recipe: Recipe, console: Console) -> None:
-    """Repeats one step of a run, `step`, whole and sequence by sequence."""
-    from launch import checklist, machine, prepare
+    """Repeats one step of a run, `step`, whole and sequence by sequence; the recipe is the run's own."""
+    from launch import checklist, checkpoints, machine, prepare
     from launch.megatron import replay
+    from launch.plan import of_run
     from launch.run_folder import RunFolder
 
-    checklist.refuse([machine.machine(recipe)])
-    plan = prepare.plan(recipe, console)
+    own = checkpoints.own_recipe(recipe)
+    if own.engine.name is not EngineName.megatron:
+        raise ConfigError(
+            f"run={own.run} was trained through slime, and a replay is the embedded engine's",
+            "write run=NAME of a run that it trained",
+        )
+    checklist.refuse([machine.machine(own)])
+    prepare.base(own, console)
+    plan = replace(of_run(run_folder(own)), recipe=own)
     if recipe.step is None or recipe.step > plan.schedule.num_steps:
         raise ConfigError(
             f"step={recipe.step}: the run has steps 1 to {plan.schedule.num_steps}", "write step=N (make: STEP=N)"
         )
-    replay.replay(plan, RunFolder(recipe, plan.data, plan.heldout), recipe.step, console)
+    replay.replay(plan, RunFolder(own, plan.data, plan.heldout), recipe.step, console)
 
 
 @_on_cluster
@@ -154,17 +164,13 @@ def export(recipe: Recipe, console: Console) -> None:
 @_on_cluster
 def sanity(recipe: Recipe, console: Console) -> None:
     """Checks an export, of `checkpoint` or of the run: its files, then what SGLang makes of it."""
-    from launch import checkpoints, report
-    from launch.sanity import check, page, subject
+    from launch import checkpoints, train
+    from launch.sanity import check, subject
 
+    started = time.perf_counter()
     own, folder = checkpoints.exported(recipe)
     check.say_unserved(own, folder, console)
-    one = subject.of_export(own, folder, console)
-    done = check.check(one, console)
-    console.print(check.table(done))
-    of_run = one.folder == one.export.parent  # the last of its run
-    console.print(f"report: {report.write(one.recipe, one.folder) if of_run else page.write(one)}")
-    check.refuse_failed(done, one)
+    train.check(subject.of_export(own, folder, console), console, started)
 
 
 def serve(recipe: Recipe, console: Console) -> None:
@@ -243,3 +249,13 @@ STAGES: dict[str, Stage] = {
     "slurm": slurm,
     "kuberay": kuberay,
 }
+
+
+def refuse_anew(stage: Stage, recipe: Recipe) -> None:
+    """Raises `ConfigError` where the recipe says `anew` to a stage that trains no run; one that a scheduler repeats would do so
+    each time."""
+    if recipe.anew and stage is not train:
+        raise ConfigError(
+            f"anew=true is of `make train` alone, which trains a run again from its first step; {stage.__name__} does not",
+            "leave out anew=true",
+        )

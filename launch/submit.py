@@ -133,7 +133,8 @@ def _meant(console: Console) -> str:
 def _report(job: Job, recipe: Recipe) -> None:
     """Ends as the job ended."""
     if job.status is JobStatus.STOPPED:
-        raise KeyboardInterrupt(f"Job {job.id} was stopped; the same command goes on from its last checkpoint.")
+        again = "the same command without anew=true" if recipe.anew else "the same command"
+        raise KeyboardInterrupt(f"Job {job.id} was stopped; {again} goes on from its last checkpoint.")
     if job.status is JobStatus.FAILED:
         raise TrainError(f"job {job.id} of run={recipe.run}: {job.message}")
 

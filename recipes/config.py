@@ -294,6 +294,7 @@ class Recipe:
     words: list[str] = field(default_factory=list)  # the command line's, which a submitted job gets as they are
     seed: int = MISSING
     dry_run: bool = False  # print the resolved recipe and what would run
+    anew: bool = False  # `train` from the first step; what is in the run's folder moves aside
     limit_s: int = 540  # of one call of `bench-gpu`, which goes on in the next
     id: str | None = None  # of the trajectory that `inspect` shows
     checkpoint: str | None = None  # Hugging Face folder that `sanity` and `serve` take; the run's export where null

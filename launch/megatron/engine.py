@@ -1,10 +1,9 @@
-"""The embedded engine's driver: every step of the schedule on all ranks, checkpoints, and the export."""
+"""The embedded engine's driver: every step of the schedule on all ranks, and checkpoints."""
 
 import collections
 import contextlib
 import json
 import math
-import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,19 +12,18 @@ from typing import Any
 
 from rich.console import Console
 
-from data_prep.files import whole_folder, write_text
+from data_prep.files import write_text
 from launch import metrics, progress
 from launch.megatron.ranks import Ranks
-from launch.model import hf_folder
 from launch.plan import Plan
 from launch.retries import retrying
 from launch.run_folder import RunFolder
-from recipes.config import Recipe
+from recipes.compose import make_command
 from recipes.errors import DivergedError
 
 
 def train(plan: Plan, run: RunFolder, console: Console) -> bool:
-    """Trains from the last whole checkpoint (or the base) to the last step, and exports to `hf/`; whether it came so far.
+    """Trains from the last whole checkpoint (or the base) to the last step; whether it came so far.
 
     After a rank died or hung it starts again from the last checkpoint, `engine.max_retries` times at most, and not where the
     same step failed in the same way twice. SIGTERM, by which a scheduler takes its machines back, lets the step end, saves,
@@ -37,20 +35,20 @@ def train(plan: Plan, run: RunFolder, console: Console) -> bool:
 
 
 def _attempt(plan: Plan, run: RunFolder, console: Console) -> bool:
+    total = plan.schedule.num_steps
     completed, checkpoint, note = run.open()
     if note:
         console.print(note)
+    if completed == total:
+        return True
     plan.write(run.root / "plan.json")
     with started(plan, checkpoint, console) as ranks:
         log = metrics.Metrics(run.root, completed)
-        with contextlib.closing(log), progress.training(console, plan.schedule.num_steps, completed) as advance:
+        with contextlib.closing(log), progress.training(console, total, completed) as advance:
             done = _steps(plan, run, ranks, log, completed, advance)
-        if done < plan.schedule.num_steps:
-            console.print(f"SIGTERM: saved after step {done} of {plan.schedule.num_steps}; the same command goes on")
-            return False
-        with console.status("Exporting to Hugging Face format"):
-            _export(plan.recipe, run, ranks)
-    return True
+    if done < total:
+        console.print(f"SIGTERM: saved after step {done} of {total}; the same command goes on")
+    return done == total
 
 
 @contextlib.contextmanager
@@ -127,15 +125,5 @@ def _diverged(plan: Plan, run: RunFolder, ranks: Ranks, step: int, error: Diverg
     names = ", ".join(dict.fromkeys(plan.data.ids[s] for s in of_step))
     return DivergedError(
         f"step {step + 1}: {error.problem}. Nothing was updated, and the state before the step is saved. It trained on {names}",
-        f"see it sequence by sequence with `make replay STEP={step + 1}` and the same words, or {error.fix}",
+        f"see it sequence by sequence with {make_command('replay', plan.recipe, f'STEP={step + 1}')}, or {error.fix}",
     )
-
-
-def _export(recipe: Recipe, run: RunFolder, ranks: Ranks) -> None:
-    """Writes `hf/` whole: tensors from the ranks, everything else from the base."""
-    shutil.rmtree(run.hf, ignore_errors=True)
-    with whole_folder(run.hf) as scratch:
-        weight_map: dict[str, str] = {}
-        for written in ranks.call("export", str(scratch)):
-            weight_map |= written
-        hf_folder.finish(scratch, hf_folder.name_shards(scratch, weight_map), recipe.model)

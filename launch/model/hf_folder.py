@@ -1,10 +1,12 @@
-"""What makes files of tensors a Hugging Face folder: their names, the index, `config.json`, the base's tokenizer, every hash."""
+"""What makes files of tensors a Hugging Face folder: their names, the index, `config.json`, the base's tokenizer, and the record
+of what it was made from, with every file's hash."""
 
 import json
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from data_prep.files import sha256, write_text
 from recipes.checkpoint_config import exported
@@ -12,7 +14,8 @@ from recipes.config import Model
 
 FILE_BYTES = 4 << 30  # about as large is a file of tensors
 INDEX = "model.safetensors.index.json"
-MANIFEST = "export.json"  # the SHA-256 of every other file, as it was written
+# Written last: the name of the checkpoint that was exported, `model.mtp`, and every other file's SHA-256 and bytes.
+MANIFEST = "export.json"
 _KEPT_FILES = (
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json", "vocab.json", "merges.txt",
     "generation_config.json",
@@ -24,17 +27,8 @@ def file_name(number: int, of: int) -> str:
     return f"model-{number:05}-of-{of:05}.safetensors"
 
 
-def name_shards(folder: Path, weight_map: dict[str, str]) -> dict[str, str]:
-    """Renames files as Hugging Face does; {tensor: new name}. weight_map: {tensor: file}."""
-    files = sorted(set(weight_map.values()))
-    names = {old: file_name(i, len(files)) for i, old in enumerate(files, 1)}
-    for old, new in names.items():
-        (folder / old).rename(folder / new)
-    return {tensor: names[old] for tensor, old in weight_map.items()}
-
-
-def finish(folder: Path, weight_map: dict[str, str], m: Model) -> None:
-    """Writes what belongs beside the tensors. weight_map: {tensor: file}."""
+def finish(folder: Path, weight_map: dict[str, str], m: Model, checkpoint: str) -> None:
+    """Writes what belongs beside the tensors. weight_map: {tensor: file}. checkpoint: the name of what they are of."""
     base = Path(m.checkpoint)
     size = sum(_tensor_bytes(folder / name) for name in set(weight_map.values()))
     index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
@@ -44,7 +38,34 @@ def finish(folder: Path, weight_map: dict[str, str], m: Model) -> None:
     for name in _KEPT_FILES:
         if (base / name).is_file():
             shutil.copyfile(base / name, folder / name)
-    write_text(folder / MANIFEST, json.dumps({"files": hashes(folder)}, indent=2) + "\n")
+    files = hashes(folder)
+    sizes = {name: (folder / name).stat().st_size for name in files}
+    record = {"checkpoint": checkpoint, "mtp": m.mtp.value, "files": files, "bytes": sizes}
+    write_text(folder / MANIFEST, json.dumps(record, indent=2) + "\n")
+
+
+def manifest(folder: Path) -> dict[str, Any] | None:
+    """What an export says of itself; None where there is none that can be read."""
+    try:
+        found = json.loads((folder / MANIFEST).read_text())
+        return found if {"checkpoint", "mtp", "files", "bytes"} <= found.keys() else None
+    except (FileNotFoundError, ValueError, AttributeError):
+        return None
+
+
+def damage(folder: Path, *, read: bool) -> str | None:
+    """What of an export is not as it was written: by the files' names and sizes, and where they are `read` by their SHA-256."""
+    written = manifest(folder)
+    if written is None:
+        return f"its {MANIFEST} cannot be read"
+    for name, size in written["bytes"].items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if (folder / name).stat().st_size != size:
+            return f"{name} is not the file that was written"
+    there = hashes(folder) if read else {}
+    different = [name for name in there.keys() & written["files"].keys() if there[name] != written["files"][name]]
+    return f"{min(different)} is not the file that was written" if different else None
 
 
 def hashes(folder: Path) -> dict[str, str]:

@@ -120,5 +120,6 @@ def refuse_failed(done: list[Check], subject: Subject) -> None:
     ]
     if failed:
         raise SanityError(
-            f"{len(failed)} of {len(done)} checks failed; {subject.folder / 'sanity.json'}\n" + "\n".join(failed)
+            f"{len(failed)} of {len(done)} checks failed; {subject.folder / 'sanity.json'}\n" + "\n".join(failed),
+            "the same command makes the check again, with other words of sanity where they help, and trains nothing",
         )

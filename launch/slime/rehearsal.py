@@ -4,6 +4,7 @@ otherwise show in hour three."""
 import json
 import shutil
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -17,7 +18,7 @@ from launch.run_folder import RunFolder, sizes
 from launch.slime import checkpoints, engine, job
 from launch.slime.arguments import on_cpu
 from recipes.compose import run_folder
-from recipes.errors import TrainError
+from recipes.errors import ConfigError, TrainError
 from recipes.memory import Load, gpu_memory, memory_limit
 
 NAME = "rehearsal.json"
@@ -50,6 +51,7 @@ def rehearse(plan: Plan, console: Console) -> Rehearsed:
     plan = Plan(recipe, plan.data, None, rehearsal=True)
     run = RunFolder(recipe, plan.data, None)
     run.take()
+    _refuse_a_run(root)
     shutil.rmtree(root, ignore_errors=True)
     run.open()
     plan.write(root / "plan.json")
@@ -64,6 +66,16 @@ def rehearse(plan: Plan, console: Console) -> Rehearsed:
         raise
     finally:
         shutil.rmtree(root / "checkpoints", ignore_errors=True)
+
+
+def _refuse_a_run(root: Path) -> None:
+    """Raises `ConfigError` where what would be removed is no rehearsal's."""
+    path = root / "plan.json"
+    if path.is_file() and not json.loads(path.read_text())["rehearsal"]:
+        raise ConfigError(
+            f"'{root}' holds a run, and a rehearsal of run={root.name.removesuffix('-rehearsal')} is written there",
+            "write run=OTHER for the rehearsal",
+        )
 
 
 def _rehearsed(plan: Plan, run: RunFolder, console: Console) -> Rehearsed:

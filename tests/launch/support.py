@@ -18,12 +18,14 @@ from typing import Any
 from unittest import mock
 
 import psutil
+from rich.console import Console
 
 from data_prep.dataset import Dataset, prepare
+from data_prep.files import whole_folder
+from launch import export
 from launch.limi import main
-from launch.megatron import engine
 from launch.megatron.ranks import Pool, Ranks
-from launch.model import tiny
+from launch.model import hf_folder, tiny
 from launch.plan import Plan
 from launch.run_folder import RunFolder
 from launch.sanity.server.silence import Silence
@@ -59,8 +61,23 @@ def short_run(root: Path, steps: int, *words: str) -> tuple[Plan, RunFolder]:
             ranks.call("train_step", step)
         with run.new_checkpoint(steps) as folder:
             ranks.call("save", str(folder), steps)
-        engine._export(plan.recipe, run, ranks)
+        saved = run.checkpoint(steps)
+        assert saved is not None
+        with whole_folder(run.hf) as scratch:
+            files = {name: file for written in ranks.call("export", str(scratch)) for name, file in written.items()}
+            hf_folder.finish(scratch, files, plan.recipe.model, saved.name)
     return plan, run
+
+
+def exported(plan: Plan, ranks: Ranks, target: Path, steps: int = 1) -> Path:
+    """`target`, the export of a checkpoint after so many steps."""
+    for step in range(steps):
+        ranks.call("train_step", step)
+    checkpoint = target.with_name(f"step_{steps:06}")
+    checkpoint.mkdir(parents=True)
+    ranks.call("save", str(checkpoint), steps)
+    export.export(plan.recipe, checkpoint, target, Console(quiet=True))
+    return target
 
 
 @dataclass(frozen=True)

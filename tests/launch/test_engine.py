@@ -2,24 +2,22 @@
 
 import io
 import json
-from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from launch.megatron import engine
-from launch.megatron.engine import _export
 from launch.model.safetensors_folder import SafetensorsFolder
 from launch.plan import Plan
 from launch.run_folder import RunFolder
-from tests.launch.support import POOL, metrics_of, ranks_of, recipe_of
+from tests.launch.support import POOL, exported, metrics_of, ranks_of, recipe_of
 
 
 @pytest.mark.slow
 def test_an_export_carries_the_yarn_it_was_trained_with(root, tmp_path):
     words = ["cluster.gpus_per_node=1", "model.native_context=512", "model.rope=yarn", "model.rope_factor=4"]
     with ranks_of(root, *words) as (plan, ranks):
-        _export(plan.recipe, SimpleNamespace(hf=tmp_path / "hf"), ranks)
+        exported(plan, ranks, tmp_path / "hf")
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert config["rope_parameters"] == {
         "rope_theta": 1e4, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512,
@@ -41,4 +39,4 @@ def test_without_held_out_trajectories_it_trains_all_the_same(root):
     lines = metrics_of(run.root)
     assert [line["step"] for line in lines] == list(range(1, plan.schedule.num_steps + 1))
     assert not any("heldout_loss" in line for line in lines)
-    assert SafetensorsFolder(run.hf).files
+    assert run.checkpoint(plan.schedule.num_steps)

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from tests.conftest import REPO
+from tests.launch.states import content
 from tests.launch.support import UNJUDGED, ray_cluster
 
 
@@ -32,7 +33,13 @@ def test_a_job_trains_in_place_and_stopping_it_ends_everything(head):
     short = ["optim.epochs=1", *UNJUDGED]
     done = submit(env, "--working-dir", ".", "--", "launch/limi.py", "model=qwen3-tiny", *short)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (home / "limi" / "runs" / "qwen3-tiny" / "report.html").is_file()
+    run = home / "limi" / "runs" / "qwen3-tiny"
+    assert (run / "report.html").is_file()
+    before = content(run)
+    again = submit(env, "--working-dir", ".", "--", "launch/limi.py", "model=qwen3-tiny", *short)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "qwen3-tiny is finished (" in again.stdout
+    assert content(run) == before, "a job that is submitted again trains nothing again"
     submit(env, "--no-wait", "--submission-id", "stopped", "--working-dir", ".", "--", "launch/limi.py", "run=stopped")
     metrics = home / "limi" / "runs" / "stopped" / "metrics.jsonl"
     deadline = time.monotonic() + 120

@@ -5,6 +5,10 @@ import math
 
 import pytest
 
+from data_prep.files import write_text
+from launch.run_state import Reached
+from recipes.compose import to_yaml
+from tests.launch.states import run_in
 from tests.launch.support import finish, limi, metrics_of, start
 
 # A rate that throws the weights far off in one step; from step 2 on the loss is tens of times the first.
@@ -20,7 +24,7 @@ def leapt(root):
 
 
 def replay(root, *words):
-    return limi("replay", f"cluster.root={root}", "optim.epochs=4", "engine.save_steps=6", "optim.eval_steps=5", *words)
+    return limi("replay", f"cluster.root={root}", *words)
 
 
 @pytest.mark.run
@@ -29,7 +33,10 @@ def test_a_leap_of_the_loss_stops_before_the_update_and_names_its_sequences(leap
     record = json.loads((run / "diverged.json").read_text())
     assert "DivergedError: step 2: loss " in output
     assert "engine.spike=5.0 times the largest loss" in output
-    assert "make replay STEP=2" in output
+    assert (
+        f"see it sequence by sequence with `make replay run=leap STEP=2 cluster.root={run.parents[1]}`, or write"
+        in output
+    )
     assert record["step"] == 2 and len(record["sequences"]) == 4
     assert all(s["id"] in output for s in record["sequences"])
     assert [p.name for p in (run / "checkpoints").iterdir()] == ["step_000001"]
@@ -40,13 +47,42 @@ def test_a_leap_of_the_loss_stops_before_the_update_and_names_its_sequences(leap
 def test_a_replay_repeats_the_step_bit_for_bit_and_sequence_by_sequence(root, leapt):
     run, _ = leapt
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
-    done = replay(root, "run=leap", "step=2", *LEAP)
+    done = replay(root, "run=leap", "step=2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 steps before step 2" in done.stdout
     assert "the same in the run, bit for bit" in done.stdout
     for sequence in json.loads((run / "diverged.json").read_text())["sequences"]:
         assert sequence["id"] in done.stdout
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before, "a replay writes nothing"
+
+
+def test_a_replay_takes_the_run_s_own_recipe_and_no_word_that_would_change_it(root, leapt):
+    refused = replay(root, "run=leap", "step=2", "optim.lr=0.1")
+    assert refused.returncode == 2
+    assert (
+        f"optim.lr: the recipe is the run's own, '{root}/runs/leap/config.yaml'; leave out all but run, step"
+        in refused.stderr
+    )
+    beyond = replay(root, "run=leap", "step=21")
+    assert beyond.returncode == 2 and "step=21: the run has steps 1 to 20" in beyond.stderr
+
+
+@pytest.mark.parametrize(
+    ("state", "engine", "says"),
+    [
+        (Reached.nothing, "engine=megatron", "no run has begun in '"),
+        (
+            Reached.begun,
+            "engine=slime",
+            "was trained through slime, and a replay is the embedded engine's; write run=NAME",
+        ),
+    ],
+)
+def test_what_has_no_steps_to_repeat_is_refused(root, state, engine, says):
+    recipe, run = run_in(state, root, f"run=unreplayed-{state.name}", engine)
+    write_text(run.root / "config.yaml", to_yaml(recipe))
+    done = replay(root, f"run={recipe.run}", "step=1")
+    assert done.returncode == 2 and says in done.stderr
 
 
 @pytest.mark.slow

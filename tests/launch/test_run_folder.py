@@ -52,21 +52,32 @@ def test_a_refused_start_changes_nothing(root):
     save(run, 10)
     run._lock.close()
     config = (run.root / "config.yaml").read_text()
-    with pytest.raises(ConfigError, match=r"optim\.lr=0\.006 there, 0\.5 here"):
+    with pytest.raises(
+        ConfigError, match=r"optim\.lr=0\.006 there, 0\.5 here\); write run=OTHER, or anew=true, which moves"
+    ):
         opened(root, "run=kept", "optim.lr=0.5")
     assert (run.root / "config.yaml").read_text() == config
 
 
-def test_a_finished_run_is_moved_aside(root):
+def test_a_run_moves_aside_whole_when_it_is_told_to_and_not_before(root):
     run, _ = opened(root, "run=done")
     save(run, 10)
     (run.root / "report.html").write_text("")
     run._lock.close()
-    again, (step, last, note) = opened(root, "run=done")
-    assert (step, last) == (0, None)
-    moved = next(root.glob("runs/done.*"))
-    assert str(moved) in note
-    assert (moved / "checkpoints" / "step_000010" / "weights").read_text() == "10"
+    again, (step, last, _) = opened(root, "run=done")
+    assert (step, last.name) == (10, "step_000010"), "a page is no mark"
+    aside = again.set_aside()
+    assert [aside] == [*root.glob("runs/done.*")] and not again.root.exists()
+    assert (aside / "checkpoints" / "step_000010" / "weights").read_text() == "10"
+    assert again.set_aside() is None
+    assert again.open() == (0, None, None)
+
+
+def test_a_run_that_is_being_trained_does_not_move_aside(root):
+    run, _ = opened(root, "run=held")
+    with pytest.raises(PreflightError, match="run=held is being trained by another process"):
+        RunFolder(*recipe_of(root, "run=held")).set_aside()
+    assert run.root.is_dir()
 
 
 def spoil_content(folder):

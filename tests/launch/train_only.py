@@ -1,4 +1,4 @@
-"""Training without export's sanity check, as a process of its own that a test may kill: `train_only.py name=value ...`"""
+"""Training and export without the sanity check, as a process of its own that a test may kill: `train_only.py name=value ...`"""
 
 import sys
 from pathlib import Path
@@ -11,14 +11,14 @@ from launch import limi, prepare, stages  # noqa: E402
 
 
 def train(recipe, console):
-    """Data and training."""
-    import importlib
-
+    """Data, training and export, whatever is there."""
+    from launch import train
     from launch.run_folder import RunFolder
 
-    engine = importlib.import_module(f"launch.{recipe.engine.name.value}.engine")
     plan = prepare.plan(recipe, console)
-    engine.train(plan, RunFolder(recipe, plan.data, plan.heldout), console)
+    run = RunFolder(recipe, plan.data, plan.heldout)
+    if train.trained(plan, run, console):
+        train.export(recipe, run, console)
 
 
 if __name__ == "__main__":

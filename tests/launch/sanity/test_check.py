@@ -207,6 +207,7 @@ def test_every_failed_check_is_named_and_no_other(subject):
     assert lines == [
         "bad: figure of bad (limit: limit of bad). seen: <s>",
         "worse: figure of worse (limit: limit of worse).",
+        "the same command makes the check again, with other words of sanity where they help, and trains nothing",
     ]
     sanity.refuse_failed(DONE[:2], subject)
 

@@ -11,13 +11,12 @@ import torch
 from safetensors import safe_open
 
 from data_prep.dataset import Dataset
-from launch.megatron import engine
-from launch.run_folder import RunFolder
 from launch.sanity.server.server import running
+from recipes.compose import run_folder
 from recipes.config import Recipe
 from recipes.tensors import is_mtp
 from tests.launch.one_rank import logits_of
-from tests.launch.support import ranks_of
+from tests.launch.support import exported, ranks_of
 
 pytestmark = pytest.mark.slow
 
@@ -46,12 +45,8 @@ def trained(root, request):
         "cluster.gpus_per_node=1", "layout=data_parallel",
     ]  # fmt: skip
     with ranks_of(root, *words) as (plan, ranks):
-        for step in range(STEPS):
-            ranks.call("train_step", step)
-        folder = RunFolder(plan.recipe, plan.data, plan.heldout)
-        folder.root.mkdir(parents=True, exist_ok=True)
-        engine._export(plan.recipe, folder, ranks)
-        return Trained(plan.recipe, folder.hf, plan.heldout, ranks.call("heldout_loss")[0])
+        hf = exported(plan, ranks, run_folder(plan.recipe) / "hf", STEPS)
+        return Trained(plan.recipe, hf, plan.heldout, ranks.call("heldout_loss")[0])
 
 
 def logprobs(logits, tokens):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from launch.megatron import engine
+from launch import export
 from launch.model.safetensors_folder import SafetensorsFolder
 from launch.model.shards import read
 from launch.run_folder import RunFolder
@@ -47,10 +47,10 @@ def _rows(root: Path, model: str, times: int, steps: tuple[int, ...]) -> None:
                 continue
             with run.new_checkpoint(step + 1) as folder:
                 ranks.call("save", str(folder), step + 1)
-            engine._export(plan.recipe, run, ranks)
-            told = _told(plan.recipe, run.hf)
             saved = run.checkpoint(step + 1)
             assert saved is not None
+            export.export(plan.recipe, saved, run.hf, QUIET)
+            told = _told(plan.recipe, run.hf)
             by = _caught(plan.recipe, run.hf, saved, root / f"broken-{model}-{times}-{step}")
             print(f"| {model} | {times} × | {step + 1} | {told} | {by} |", flush=True)
 
