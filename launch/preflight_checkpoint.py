@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from launch import preflight_tensors
 from launch.checklist import Found, Row, check
-from launch.fetch import local_checkpoint
+from launch.fetch import RECORD, local_checkpoint
 from launch.model.hf_folder import INDEX
 from launch.model.shards import Shards, read
 from recipes.checkpoint_config import differences, remedy
@@ -72,10 +72,17 @@ def weights(folder: Path, known: Known) -> Found:
     if there.faults:
         return Found(text, limit, again)
     if there.beside:
-        return Found(text, limit, f"remove {', '.join(there.beside)} from {folder}")
+        return Found(text, limit, _apart(folder, ", ".join(there.beside)))
     known.shards = there
     size = sum(e.size for e in there.entries.values())
     return Found(f"*.safetensors: {len(names)}, {gigabytes(size)} GB", limit)
+
+
+def _apart(folder: Path, files: str) -> str:
+    """How to take files out of the folder: what was fetched must stay whole, or it is fetched again."""
+    if (folder / RECORD).is_file():
+        return f"copy {folder} without {files}, and write model.checkpoint=FOLDER of the copy"
+    return f"move {files} out of {folder}"
 
 
 def _instead(folder: Path) -> str:

@@ -9,6 +9,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from launch import preflight_checkpoint
+from launch.fetch import RECORD
 from launch.model.hf_folder import INDEX
 from recipes.compose import compose_recipe
 from tests.launch.checks import GLM, overrides
@@ -114,16 +115,22 @@ def test_weights_that_are_not_whole_are_refused(base):
     assert weights(base).found == "no *.safetensors"
 
 
-def test_files_beside_the_index_are_to_be_removed(base):
+def test_files_beside_the_index_are_to_be_taken_out(base):
+    (base / RECORD).unlink()
     shutil.copyfile(base / "mtp-3.safetensors", base / "model-00001-of-00004.safetensors")
     row = weights(base)
     assert row.found.endswith(" more are in two shards, model-00001-of-00004.safetensors and mtp-3.safetensors")
-    assert row.mend == f"remove model-00001-of-00004.safetensors from {base}"
+    assert row.mend == f"move model-00001-of-00004.safetensors out of {base}"
+    (base / RECORD).write_text("{}")  # of a fetch
+    assert weights(base).mend == (
+        f"copy {base} without model-00001-of-00004.safetensors, and write model.checkpoint=FOLDER of the copy"
+    )
     (base / "model-00001-of-00004.safetensors").unlink()
     assert not weights(base).red
 
 
 def test_shards_of_two_downloads_are_told(base):
+    (base / RECORD).unlink()
     index = json.loads((base / INDEX).read_text())
     names = {
         "mtp-3.safetensors": "model-00001-of-00002.safetensors",
@@ -137,7 +144,7 @@ def test_shards_of_two_downloads_are_told(base):
     shutil.copyfile(base / "model-00001-of-00002.safetensors", base / "model-00003-of-00004.safetensors")
     row = weights(base)
     assert row.found.startswith("shards of 2 downloads, of 00002 and of 00004 files; ")
-    assert row.mend == f"remove model-00003-of-00004.safetensors from {base}"
+    assert row.mend == f"move model-00003-of-00004.safetensors out of {base}"
     (base / "model-00001-of-00002.safetensors").unlink()
     row = weights(base)
     assert "model-00001-of-00002.safetensors is missing" in row.found and row.mend.startswith(f"download {base} again")
