@@ -21,6 +21,8 @@ from data_prep.fetch import check_tokenizer
 from data_prep.sequences import Encoded, Turn
 from data_prep.template import ChatTemplate
 from data_prep.trajectory import Code, Rejected, Trajectory
+from recipes import json_file
+from recipes.checkpoint_config import AGAIN
 from recipes.config import Family, Thinking
 from recipes.errors import DataError
 
@@ -59,15 +61,43 @@ FAMILIES = {
 
 
 def load_tokenizer(checkpoint: Path) -> PreTrainedTokenizerBase:
-    """The checkpoint's own tokenizer and chat template, from its files alone. Raises `DataError` where they are missing."""
+    """The checkpoint's own tokenizer and chat template, from its files alone. Raises `DataError` where they are missing or broken."""
     check_tokenizer(checkpoint)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False, local_files_only=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # broken files make transformers and tokenizers raise anything
+        _refuse_broken(checkpoint)
+        raise DataError(
+            f"no tokenizer can be made of '{checkpoint}': {type(error).__name__}: {error}", AGAIN
+        ) from error
     # A tokenizer.json can say to cut every text short, which `tokenizer(text)` overrules each time it is called.
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     if not tokenizer.chat_template:
         raise DataError(f"'{checkpoint}' has no chat template", "add its chat_template.jinja")
     return tokenizer
+
+
+def _refuse_broken(checkpoint: Path) -> None:
+    """Raises `DataError` for the first of a tokenizer's files that nobody could read."""
+    for name in (
+        "config.json",
+        "tokenizer_config.json",
+        "tokenizer.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+    ):
+        if (checkpoint / name).is_file():
+            json_file.read(checkpoint / name, AGAIN, DataError)
+    for path in checkpoint.rglob("*.jinja"):
+        raw = path.read_bytes()
+        try:
+            raw.decode()
+        except UnicodeDecodeError as error:
+            line = raw.count(b"\n", 0, error.start) + 1
+            raise DataError(
+                f"'{path}' is not UTF-8 in line {line}, and a chat template belongs there", AGAIN
+            ) from error
 
 
 class Chat:
@@ -214,7 +244,10 @@ class Chat:
     def _opening_of_a_turn(self) -> str:
         """What a prompt ends with: the opening of the assistant's turn."""
         messages = [{"role": "user", "content": "a"}]
-        history, prompt = self.template.render(messages, []), self.prompt(messages, [])
+        try:
+            history, prompt = self.template.render(messages, []), self.prompt(messages, [])
+        except Rejected as error:
+            raise DataError(f"'{self.template.name}': {error.problem}", AGAIN) from error
         opening = prompt.removeprefix(history)
         if not prompt.startswith(history) or not opening.startswith(self.family.roles):
             raise DataError(

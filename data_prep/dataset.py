@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 
 from data_prep.fetch import check_tokenizer, local
 from data_prep.files import sha256, whole_folder, write_text
+from recipes import json_file
 from recipes.config import Recipe
 from recipes.errors import DataError
 
@@ -139,12 +140,6 @@ def prepare(recipe: Recipe, path: str, option: str = "data.path") -> Dataset:
         from data_prep import plot
         from data_prep.pack import FILES, PROOF, pack
 
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(
-                f"data.out='{recipe.data.out}': {error.strerror}", "write data.out=FOLDER you can write to"
-            ) from error
         with whole_folder(folder) as scratch:
             counts = pack(scratch, recipe, source, sum(f.stat().st_size for f in files))
             hashes = {name: sha256(scratch / name) for name in FILES}
@@ -177,10 +172,12 @@ def tokenizer_hashes(checkpoint: Path) -> dict[str, str]:
 
 def open_dataset(folder: Path) -> Dataset:
     """Opens a packed data set; its files must be the ones its manifest names."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    for name, digest in manifest["files"].items():
-        if not (folder / name).is_file() or sha256(folder / name) != digest:
-            raise DataError(f"{folder / name} is not the file its manifest names", f"remove {folder} to make it again")
+    again = f"remove {folder} to make it again"
+    manifest = json_file.read(folder / "manifest.json", again, DataError)
+    with json_file.shape(folder / "manifest.json", again, DataError):
+        for name, digest in manifest["files"].items():
+            if not (folder / name).is_file() or sha256(folder / name) != digest:
+                raise DataError(f"{folder / name} is not the file its manifest names", again)
     return Dataset(folder, manifest)
 
 

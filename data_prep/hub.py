@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from data_prep.files import sha256, write_text
 from data_prep.hub_errors import explained, token
+from recipes import json_file
 from recipes.errors import PreflightError
 
 _PARTIAL = ".partial"  # in the folder, until all is whole: the commit, and unfinished files
@@ -60,15 +61,20 @@ class Repository:
     folder: Path
     record: Path
 
+    @property
+    def _again(self) -> str:
+        return f"remove '{self.record}': the next fetch proves every file anew"
+
     def read(self) -> dict[str, Any] | None:
         """The record, or None where the repository has not been fetched whole."""
-        return json.loads(self.record.read_text()) if self.record.is_file() else None
+        return json_file.read(self.record, self._again) if self.record.is_file() else None
 
     def files(self) -> list[Path] | None:
         """What was fetched, or None where it is not whole; a file that went missing or was cut since is seen."""
         if (record := self.read()) is None:
             return None
-        sizes = {self.folder / name: file["size"] for name, file in record["files"].items()}
+        with json_file.shape(self.record, self._again):
+            sizes = {self.folder / name: int(file["size"]) for name, file in record["files"].items()}
         return [*sizes] if all(p.is_file() and p.stat().st_size == size for p, size in sizes.items()) else None
 
 

@@ -6,9 +6,10 @@ Workers hold one record at a time and the writer a few million tokens, so memory
 import json
 import os
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,8 +58,12 @@ def pack(folder: Path, recipe: Recipe, path: Path, total: int) -> dict[str, int]
     counts = dict.fromkeys(("records", "kept", "rejected", "sequences", "tokens", "supervised"), 0)
     seen = Seen()
     records = source(recipe.data.source).records(path)
-    with _Writer(folder) as writer, _progress(path.name, total) as advance:
-        for record, packed in _packed(recipe, records, total):
+    with (
+        _Writer(folder) as writer,
+        _progress(path.name, total) as advance,
+        closing(_packed(recipe, records, total)) as all_packed,
+    ):
+        for record, packed in all_packed:
             line = seen.identify(packed)
             writer.write(packed)
             counts["records"] += 1
@@ -160,7 +165,7 @@ def _lists(arrays: list[np.ndarray]) -> pa.Array:
     return pa.ListArray.from_arrays(offsets, np.concatenate(arrays))
 
 
-def _packed(recipe: Recipe, records: Iterator[Record], total: int) -> Iterator[tuple[Record, Packed]]:
+def _packed(recipe: Recipe, records: Iterator[Record], total: int) -> Generator[tuple[Record, Packed]]:
     """Every record and what became of it, in order; by this process or by several."""
     workers = recipe.data.workers or (1 if total < _SMALL else len(os.sched_getaffinity(0)))
     if workers == 1:
@@ -169,21 +174,19 @@ def _packed(recipe: Recipe, records: Iterator[Record], total: int) -> Iterator[t
         packer = Packer(recipe)
         yield from ((record, packer.pack(record)) for record in records)
         return
-    processes = pool(workers, "transformers.models.auto.tokenization_auto", _start_worker, recipe)
     waiting: deque[tuple[Record, Future[Packed]]] = deque()
     try:
-        for record in records:
-            waiting.append((record, processes.submit(_pack, record)))
-            if len(waiting) > 4 * workers:
+        with pool(workers, "transformers.models.auto.tokenization_auto", _start_worker, recipe) as processes:
+            for record in records:
+                waiting.append((record, processes.submit(_pack, record)))
+                if len(waiting) > 4 * workers:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            while waiting:
                 first, future = waiting.popleft()
                 yield first, future.result()
-        while waiting:
-            first, future = waiting.popleft()
-            yield first, future.result()
     except BrokenProcessPool as error:
         raise DataError("a worker was ended from outside (out of memory?)", "write data.workers=1") from error
-    finally:
-        processes.shutdown(cancel_futures=True)
 
 
 _worker: "Packer | LimiError"

@@ -7,13 +7,16 @@ and whether the sandbox lets a template have an attribute. What is rendered is t
 
 import contextlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, Template, TemplateError
+from jinja2 import Environment, Template, TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from data_prep.trajectory import Code, Rejected
+from recipes.checkpoint_config import AGAIN
+from recipes.errors import DataError
 
 _DICT_ATTRIBUTES = frozenset(dir(dict))
 # Reading a method of a text that formats is wrapped by the sandbox each time.
@@ -27,6 +30,12 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self._compiled: dict[str, Template] = {}
         self._json: dict[tuple[int, str], tuple[Any, str]] = {}
+
+    @property
+    def name(self) -> Path:
+        """The file that the template is in."""
+        own = Path(self._tokenizer.name_or_path, "chat_template.jinja")
+        return own if own.is_file() else own.with_name("tokenizer_config.json")
 
     def forget(self) -> None:
         """Lets go of the texts remembered for the last trajectory."""
@@ -61,7 +70,10 @@ class ChatTemplate:
             raise Rejected(Code.template, f"the chat template fails: {error}") from error
 
     def _compile(self, source: str) -> Template:
-        environment = _compile_jinja_template(source).environment.overlay()
+        try:
+            environment = _compile_jinja_template(source).environment.overlay()
+        except TemplateSyntaxError as error:
+            raise DataError(f"'{self.name}', line {error.lineno}: {error.message}", AGAIN) from error
         environment.getattr = _remembering_getattr(environment)
         environment.filters = {**environment.filters, "tojson": self._remembering(environment.filters["tojson"])}
         return environment.from_string(source)

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from launch.os_errors import named
+from recipes.config import Recipe
 from recipes.errors import LimiError, PreflightError, sentence
 
 NOT_KNOWN = "not known without what is red"
@@ -71,6 +73,9 @@ def _looked(look: Callable[..., Found], arguments: Sequence[object]) -> Found:
         return look(*arguments)
     except LimiError as error:
         return Found(error.problem, mend=error.fix or error.problem)
+    except OSError as error:
+        fault = named(error, next((a for a in arguments if isinstance(a, Recipe)), None))
+        return Found(fault.problem, mend=fault.fix or fault.problem)
     except Exception as error:  # whatever a machine may have in store: the other checks go on
         return Found(
             f"{type(error).__name__}: {error}", mend="the check itself could not be made: mend what its error names"

@@ -1,9 +1,10 @@
 """The run that a command names: its own recipe, its whole checkpoints, whichever engine wrote them, and its exports."""
 
-import json
 from pathlib import Path
 
+from launch.plan import BACK, read_plan
 from launch.run_folder import RECORD
+from recipes import json_file
 from recipes.compose import from_yaml, run_folder
 from recipes.config import Recipe
 from recipes.errors import CheckpointError, ConfigError
@@ -94,7 +95,9 @@ def latest_iteration(folder: Path) -> int:
 
 def steps(run: Path) -> int:
     """Of the whole run, by its plan."""
-    return int(json.loads((run / "plan.json").read_text())["steps"]["count"])
+    plan = read_plan(run)
+    with json_file.shape(run / "plan.json", BACK):
+        return int(plan["steps"]["count"])
 
 
 def target(run: Path, step: int) -> Path:

@@ -1,6 +1,5 @@
 """Models of the Hugging Face hub on this machine: fetched once into `models/ORG--NAME` of `cluster.root`."""
 
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from rich.table import Table
 from data_prep import hub
 from data_prep.fetch import data_set, is_hub_id, local
 from launch import commands
+from recipes.checkpoint_config import read_config
 from recipes.config import Recipe
 from recipes.errors import ConfigError, PreflightError
 
@@ -52,7 +52,7 @@ def is_wanted(name: str) -> bool:
 
 
 def _refuse_code(there: hub.Repository) -> None:
-    config = json.loads((there.folder / "config.json").read_text())
+    config = read_config(there.folder)
     if "auto_map" in config:
         raise PreflightError(
             f"config.json of {there.id} has auto_map={config['auto_map']}: it wants Python code from its repository to run, "

@@ -3,10 +3,11 @@
 
 The same file is a Ray job's entry point: `ray job submit --working-dir . -- launch/limi.py model=qwen3-tiny`. Inside a
 job it trains in place. Exit status: 0 done, 1 a check failed or training ended early, 2 the input is wrong, 130
-interrupted.
+interrupted, 141 nobody reads the output.
 """
 
-import errno
+from __future__ import annotations  # an older Python reads this file too, and is told that it is one
+
 import signal
 import sys
 from pathlib import Path
@@ -15,21 +16,57 @@ from types import FrameType
 # Python puts this file's folder first on the path; the packages are one above it.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from rich.console import Console  # noqa: E402
+from launch import environment  # noqa: E402
+from recipes.errors import LimiError, PreflightError, SanityError, TrainError  # noqa: E402
 
-from recipes.errors import LimiError, SanityError, TrainError  # noqa: E402
-
-_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR)
+_INTERRUPTED = "Interrupted; the same command goes on from what is whole: a data set, a checkpoint."
 
 
 def main(words: list[str]) -> int:
-    signal.signal(signal.SIGTERM, _stop)
-    errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
-    try:
-        from launch import command_line, dry_run, stages
-        from launch.fetch import fetched
-        from recipes.compose import compose_recipe
+    failed = _failed(words)
+    if failed is None:
+        return 0
+    if isinstance(failed, KeyboardInterrupt):
+        _say(str(failed) or _INTERRUPTED, "yellow")
+        return 130
+    _say(f"{type(failed).__name__}: {failed}", "red")
+    return 1 if isinstance(failed, (SanityError, TrainError)) else 2
 
+
+def _failed(words: list[str]) -> LimiError | KeyboardInterrupt | None:
+    """Runs the stage to its end; what ended it early."""
+    try:
+        environment.check_python(words)
+        from launch import terminal
+
+        with terminal.streams():
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has SIGHUP
+                    signal.signal(number, _stop)
+            _run(words)
+    except (LimiError, KeyboardInterrupt) as error:
+        return error
+    except ImportError as error:
+        return environment.lacking(error, words)
+    except MemoryError:
+        return PreflightError(
+            "this machine's memory is used up", "end other programs, or take a smaller model or data set"
+        )
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # nothing is left to interrupt
+            signal.signal(number, signal.SIG_IGN)
+    return None
+
+
+def _run(words: list[str]) -> None:
+    from rich.console import Console
+
+    from launch import command_line, dry_run, os_errors, stages
+    from launch.fetch import fetched
+    from recipes.compose import compose_recipe
+
+    recipe = None
+    try:
         name, overrides = command_line.parted(words)
         stage = stages.STAGES[name]
         recipe = compose_recipe(overrides, name)
@@ -41,25 +78,22 @@ def main(words: list[str]) -> int:
             dry_run.show(stage, recipe, console)
         else:
             stage(recipe, console)
-    except LimiError as error:
-        errors.print(f"{type(error).__name__}: {error}", style="red")
-        return 1 if isinstance(error, SanityError | TrainError) else 2
     except OSError as error:
-        if error.errno not in _CANNOT_WRITE:
-            raise
-        errors.print(f"PreflightError: {error}; make room or write cluster.root=FOLDER you can write to", style="red")
-        return 2
-    except KeyboardInterrupt as interrupt:
-        errors.print(
-            str(interrupt) or "Interrupted; the same command goes on from what is whole: a data set, a checkpoint.",
-            style="yellow",
-        )
-        return 130
-    return 0
+        raise os_errors.named(error, recipe) from error
+
+
+def _say(text: str, style: str) -> None:
+    try:
+        from rich.console import Console
+    except ImportError:
+        print(text, file=sys.stderr)
+    else:
+        Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print(text, style=style)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    """SIGTERM, as `ray job stop` sends it, ends a stage as Ctrl-C does, everything started here first; the embedded engine saves."""
+    """SIGTERM, as `ray job stop` sends it, or SIGHUP of a closed terminal ends a stage as Ctrl-C does, everything started here
+    first; the embedded engine saves."""
     raise KeyboardInterrupt
 
 

@@ -8,9 +8,12 @@ import json
 from pathlib import Path
 from typing import Any, TextIO
 
-from data_prep.files import write_text
+from data_prep.files import write_text, writing
+from recipes import json_file
 
 NAME = "metrics.jsonl"
+_FIGURES = ("loss", "heldout_loss", "grad_norm", "lr", "tokens")
+MEND = "take that line out, or bring the file back as it was"
 
 
 class Metrics:
@@ -18,12 +21,13 @@ class Metrics:
         """Opens the run's metrics to go on after `completed` steps."""
         self.path = root / NAME
         keep(self.path, completed)
-        self._file: TextIO = self.path.open("a")
+        self._file: TextIO = self.path.open("a", encoding="utf-8")
         self._board = _Board(root / "tensorboard")
 
     def add(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+        with writing(self.path):
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
+            self._file.flush()
         self._board.add(line)
 
     def close(self) -> None:
@@ -33,15 +37,20 @@ class Metrics:
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics file. A last line cut short by a crash is left out: its step will run again."""
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    found = json_file.lines(path, MEND)
+    with json_file.shape(path, MEND):
+        for line in found:
+            numbers = [line["step"], *(line[name] for name in _FIGURES if name in line)]
+            if not all(isinstance(n, int | float) for n in numbers):
+                raise TypeError(f"no number in {line}")
+    return found
 
 
 def keep(path: Path, completed: int) -> None:
     """Leaves the lines of the first `completed` steps; those of later ones will be written again."""
     kept = [m for m in read(path) if m["step"] <= completed] if path.exists() and completed else []
     text = "".join(json.dumps(m) + "\n" for m in kept)
-    if not path.exists() or path.read_text() != text:
+    if not path.exists() or path.read_bytes() != text.encode():
         write_text(path, text)  # whole: the lines of earlier steps come only once
 
 
@@ -63,7 +72,9 @@ def losses(root: Path) -> list[float]:
 
 def rates(root: Path) -> list[float]:
     """The learning rates of the run's steps, in order."""
-    return [m["lr"] for m in read(root / NAME) if "loss" in m]
+    lines = read(root / NAME)
+    with json_file.shape(root / NAME, MEND):
+        return [m["lr"] for m in lines if "loss" in m]
 
 
 def heldout_losses(path: Path) -> dict[int, float]:

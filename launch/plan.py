@@ -8,7 +8,7 @@ from typing import Any
 
 from data_prep.dataset import Dataset, open_dataset
 from data_prep.files import write_text
-from recipes import plan_summary, planner
+from recipes import json_file, plan_summary, planner
 from recipes.compose import from_yaml
 from recipes.config import Recipe, Sampling
 from recipes.errors import ConfigError, DataError
@@ -16,6 +16,8 @@ from recipes.layout import world_size
 from recipes.planner import RunPlan
 from recipes.schedule import Rehearsal, Schedule, schedule_of
 from recipes.search import Sequences
+
+BACK = "bring that file back as it was"  # what to do about a broken file of a run
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,18 @@ class Plan:
 def of_run(root: Path) -> Plan:
     """The plan of a run folder, from its `config.yaml` and `plan.json`.
 
-    Raises `ConfigError` where no run has begun there, and `DataError` where its packed data is gone.
+    Raises `ConfigError` where no run has begun there, `CheckpointError` where its plan cannot be read, and `DataError` where its
+    packed data is gone.
     """
     if not (root / "plan.json").is_file():
         raise ConfigError(f"no run has begun in '{root}'", "write run=NAME of one that has")
-    made = json.loads((root / "plan.json").read_text())
-    data, heldout = (made[name] and _packed(Path(made[name]["folder"])) for name in ("data", "heldout"))
-    return Plan(from_yaml(root / "config.yaml"), data, heldout, made["rehearsal"])
+    written = read_plan(root)
+    with json_file.shape(root / "plan.json", BACK):
+        folders = [written[name] and Path(written[name]["folder"]) for name in ("data", "heldout")]
+        rehearsal = bool(written["rehearsal"])
+    data, heldout = (_packed(folder) if folder else None for folder in folders)
+    assert data is not None, "a plan has training data"
+    return Plan(from_yaml(root / "config.yaml"), data, heldout, rehearsal)
 
 
 def _packed(folder: Path) -> Dataset:
@@ -89,3 +96,8 @@ def _packed(folder: Path) -> Dataset:
             "put it back, or run `make data` with the words of the run, which packs it there again",
         )
     return open_dataset(folder)
+
+
+def read_plan(root: Path) -> dict[str, Any]:
+    """The `plan.json` of a run folder, as `Plan.write` wrote it. Raises `CheckpointError` where it cannot be read."""
+    return json_file.read(root / "plan.json", BACK)

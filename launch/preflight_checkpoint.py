@@ -1,17 +1,17 @@
 """What is checked of the checkpoint that training starts from."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from launch import preflight_tensors
 from launch.checklist import Found, Row, check
 from launch.fetch import RECORD, local_checkpoint
-from launch.model.hf_folder import INDEX
+from launch.model.hf_folder import INDEX, check_kept
 from launch.model.shards import Shards, read
-from recipes.checkpoint_config import differences, remedy
+from recipes import json_file
+from recipes.checkpoint_config import AGAIN, differences, read_config, remedy
 from recipes.config import Recipe
 from recipes.errors import ConfigError
 from recipes.plan_words import gigabytes
@@ -50,7 +50,8 @@ def model(r: Recipe) -> Found:
             f"no config.json in '{r.model.checkpoint}'{_instead(Path(r.model.checkpoint))}",
             f"write model.checkpoint=FOLDER of a Hugging Face checkpoint of {r.model.name}",
         )
-    found = differences(r.model, _json(here / "config.json"))
+    check_kept(here)
+    found = differences(r.model, read_config(here))
     if not found:
         return Found("as in the checkpoint's config.json", "no difference")
     return Found("\n".join(fault.problem for fault in found), "no difference", remedy(r.model, found))
@@ -113,7 +114,9 @@ def tensors(r: Recipe, shards: Shards, other: str = "") -> Found:
 def code(folder: Path) -> Found:
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.py"))
     settings = ("config.json", "tokenizer_config.json")
-    mapped = [name for name in settings if (folder / name).is_file() and "auto_map" in _json(folder / name)]
+    mapped = [
+        name for name in settings if (folder / name).is_file() and "auto_map" in json_file.read(folder / name, AGAIN)
+    ]
     if not files and not mapped:
         return Found("none", "no *.py, no auto_map")
     text = [*files, *(f"auto_map in {name}" for name in mapped)]
@@ -136,7 +139,3 @@ def tokenizer(r: Recipe, packed: dict[str, "Dataset"]) -> Found:
         mend = "write model.checkpoint= of the checkpoint it was packed with, or pack it for this one: make data, with the same words"
         return Found("; ".join(wrong), "those of the data set", mend)
     return Found(", ".join(here), "those of the data set")
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))

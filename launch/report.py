@@ -1,7 +1,6 @@
 """`report.html`: one self-contained page of a run: recipe, data, curves, sanity table."""
 
 import html
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,9 @@ from data_prep.chat import load_tokenizer
 from data_prep.dataset import open_dataset
 from data_prep.files import write_text
 from launch import metrics
+from launch.plan import BACK, read_plan
 from launch.sanity import page as sanity
-from recipes import page
+from recipes import json_file, page
 from recipes.config import Recipe
 
 
@@ -19,25 +19,30 @@ def write(recipe: Recipe, root: Path) -> Path:
     """Writes the page from what the run folder `root` holds and returns its path."""
     lines = metrics.read(root / "metrics.jsonl")
     steps = [m for m in lines if "loss" in m]
-    plan = json.loads((root / "plan.json").read_text())
-    ranks = plan["cluster"]["nodes"] * plan["cluster"]["gpus_per_node"]
+    plan = read_plan(root)
+    with json_file.shape(root / "plan.json", BACK):
+        ranks, count = plan["cluster"]["nodes"] * plan["cluster"]["gpus_per_node"], plan["steps"]["count"]
+        data_rows = _data_rows(plan, recipe)
+    with json_file.shape(root / metrics.NAME, metrics.MEND):
+        training = [
+            _plot(steps, metrics.heldout_losses(root / metrics.NAME)),
+            page.table(["", "first", "last"], _first_and_last(steps, lines)),
+            _speed(steps),
+        ]
     body = [
         f"<h1>{html.escape(recipe.run)}</h1>",
-        f'<p class="sub">{html.escape(recipe.model.name)}, {plan["steps"]["count"]} steps on {ranks} ranks: '
-        f"{sanity.verdict(root)}</p>",
+        f'<p class="sub">{html.escape(recipe.model.name)}, {count} steps on {ranks} ranks: {sanity.verdict(root)}</p>',
         "<h2>Training</h2>",
-        _plot(steps, metrics.heldout_losses(root / "metrics.jsonl")),
-        page.table(["", "first", "last"], _first_and_last(steps, lines)),
-        _speed(steps),
+        *training,
         "<h2>Sanity check</h2>",
         *sanity.section(root),
         "<h2>Data</h2>",
-        page.table(["", "training", "held out"], _data_rows(plan, recipe)),
+        page.table(["", "training", "held out"], data_rows),
         "<h2>Training text</h2>",
         '<p class="sub">What is supervised is marked; the shortest and the longest sequence.</p>',
         *_sequences(plan, recipe, root),
         "<h2>Recipe</h2>",
-        f"<pre>{html.escape((root / 'config.yaml').read_text())}</pre>",
+        f"<pre>{html.escape((root / 'config.yaml').read_text(encoding='utf-8'))}</pre>",
     ]
     path = root / "report.html"
     write_text(path, page.page(recipe.run, body))
@@ -64,7 +69,7 @@ def _data_rows(plan: dict[str, Any], recipe: Recipe) -> list[list[str]]:
     names = {"records": "trajectories", "sequences": "sequences", "tokens": "tokens", "supervised": "supervised tokens"}
     unseen = plan["heldout"] or dict.fromkeys(names, 0)
     rows = [[label, f"{plan['data'][key]:,}", f"{unseen[key]:,}"] for key, label in names.items()]
-    manifest = json.loads((Path(plan["data"]["folder"]) / "manifest.json").read_text())
+    manifest = open_dataset(Path(plan["data"]["folder"])).manifest
     return [
         ["source", html.escape(recipe.data.path), html.escape(recipe.data.heldout or "none")],
         *rows,

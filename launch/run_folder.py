@@ -19,6 +19,7 @@ from typing import Any, TextIO
 
 from data_prep.dataset import Dataset
 from data_prep.files import sha256, sync_tree, write_text
+from recipes import json_file
 from recipes.compose import run_folder, to_yaml
 from recipes.config import Recipe
 from recipes.errors import CheckpointError, ConfigError, PreflightError
@@ -56,7 +57,7 @@ class RunFolder:
         step, last, note = 0, None, None
         if checkpoints := self.checkpoints():
             last = checkpoints[-1]
-            record = json.loads((last / RECORD).read_text())
+            record = read_record(last)
             self.compare(record["fixed"])
             step, note = int(record["step"]), f"going on from {last}"
         if damaged:
@@ -116,14 +117,14 @@ class RunFolder:
         for checkpoint in reversed(self.checkpoints()):
             if damage(checkpoint) is not None:
                 continue
-            completed = int(json.loads((checkpoint / RECORD).read_text())["step"])
+            completed = int(read_record(checkpoint)["step"])
             if completed < step:
                 return completed, checkpoint
         return 0, None
 
     def checkpoint(self, step: int) -> Path | None:
         """The checkpoint of `step` completed steps, where there is one."""
-        return next((c for c in self.checkpoints() if json.loads((c / RECORD).read_text())["step"] == step), None)
+        return next((c for c in self.checkpoints() if read_record(c)["step"] == step), None)
 
     @contextlib.contextmanager
     def new_checkpoint(self, step: int) -> Iterator[Path]:
@@ -210,11 +211,19 @@ def _files(checkpoint: Path) -> dict[str, Path]:
     return {str(p.relative_to(checkpoint)): p for p in files}
 
 
+def read_record(checkpoint: Path) -> dict[str, Any]:
+    """A checkpoint's record. Raises `CheckpointError` where it cannot be read."""
+    path, away = checkpoint / RECORD, f"move '{checkpoint}' away: the other checkpoints stay"
+    record = json_file.read(path, away)
+    with json_file.shape(path, away):
+        return {**record, "step": int(record["step"]), "fixed": dict(record["fixed"]), "files": dict(record["files"])}
+
+
 def damage(checkpoint: Path) -> str | None:
     """What of a checkpoint is not as it was written."""
     try:
-        written = json.loads((checkpoint / RECORD).read_text())["files"]
-    except (ValueError, KeyError):
+        written = read_record(checkpoint)["files"]
+    except CheckpointError:
         return f"its {RECORD} cannot be read"
     by_size = any(isinstance(value, int) for value in written.values())
     there: Mapping[str, str | int] = sizes(checkpoint) if by_size else _hashes(checkpoint)
@@ -241,12 +250,7 @@ def held(r: Recipe) -> int:
 def check_room(recipe: Recipe, needed: float) -> None:
     """Refuses to start where `cluster.root` has not room for `needed` bytes."""
     root = Path(recipe.cluster.root)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PreflightError(
-            f"cluster.root='{root}': {error.strerror}", "write cluster.root=FOLDER you can write to"
-        ) from error
+    root.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(root).free
     if free < needed:
         raise PreflightError(

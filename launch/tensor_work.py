@@ -59,19 +59,17 @@ def each(
                 yield _in_one_thread(work, batch)
                 bar.update(task, advance=size)
             return
-        processes = pool(workers, "torch", start)
         try:
-            done = {processes.submit(work, batch): size for batch, size in zip(batches, sizes, strict=True)}
-            for one in as_completed(done):
-                yield one.result()
-                bar.update(task, advance=done[one])
+            with pool(workers, "torch", start) as processes:
+                done = {processes.submit(work, batch): size for batch, size in zip(batches, sizes, strict=True)}
+                for one in as_completed(done):
+                    yield one.result()
+                    bar.update(task, advance=done[one])
         except BrokenProcessPool as error:
             raise CheckpointError(
                 f"one of {workers} workers was ended from outside (out of memory?)",
                 "make room and run the same command again",
             ) from error
-        finally:
-            processes.shutdown(cancel_futures=True)
 
 
 def _in_one_thread(work: Callable[[list[Item]], Result], batch: list[Item]) -> Result:

@@ -5,12 +5,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 from rich.console import Console
 
 from launch import checklist, checkpoints, preflight, preflight_checkpoint, prepare, run_state, same_run
 from launch import plan as plans
 from launch.machine import machine
+from launch.model.hf_folder import check_kept
 from launch.plan import Plan
 from launch.run_folder import RunFolder, check_room, held
 from launch.run_state import Reached
@@ -81,6 +83,7 @@ def _embedded_plan(recipe: Recipe, console: Console) -> Plan:
     prepare.base(recipe, console)
     rows = preflight_checkpoint.rows(recipe)
     checklist.refuse(rows)
+    check_kept(Path(recipe.model.checkpoint))
     plan = prepare.plan(recipe, console)
     check_context(recipe.model, max(plan.data.lengths))
     checklist.warn([*rows, *preflight.oddities(plan.planned)], console)

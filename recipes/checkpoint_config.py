@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from recipes import json_file
 from recipes.config import Family, Model, Mtp, Rope
 from recipes.errors import ConfigError, Fault
 
@@ -35,6 +36,8 @@ _FIXED_YARN: dict[str, tuple[Any, ...]] = {
     "beta_fast": (32,), "beta_slow": (1,), "truncate": (True,), "attention_factor": (None,), "mscale": (None,),
     "mscale_all_dim": (None,),
 }  # fmt: skip
+# What to do about a file of a checkpoint that is not as it was published.
+AGAIN = "copy it anew, or write model.checkpoint=FOLDER of a whole checkpoint"
 # Names, ids and habits of libraries.
 _IGNORED = {
     "architectures", "torch_dtype", "dtype", "transformers_version", "bos_token_id", "eos_token_id", "pad_token_id",
@@ -50,16 +53,22 @@ def check_checkpoint(m: Model) -> None:
         raise ConfigError(
             f"no config.json in '{m.checkpoint}'", "write model.checkpoint=FOLDER of a Hugging Face checkpoint"
         )
-    if found := differences(m, json.loads(path.read_text(encoding="utf-8"))):
+    if found := differences(m, read_config(path.parent)):
         lines = "\n".join(f"  {fault.problem}" for fault in found)
         raise ConfigError(f"'{path}' is not the model of the recipe:\n{lines}", remedy(m, found))
 
 
+def read_config(checkpoint: Path) -> dict[str, Any]:
+    """The `config.json` of a Hugging Face folder. Raises `CheckpointError` where it cannot be read."""
+    return json_file.read(checkpoint / "config.json", AGAIN)
+
+
 def remedy(m: Model, found: list[Fault]) -> str:
-    """What to type for a checkpoint with these differences: the overrides that take its values, or another checkpoint."""
-    overrides = [fault.fix for fault in found if fault.fix]
+    """What to type for a checkpoint with these differences: the overrides that take its values, where they take all, or another
+    checkpoint."""
+    overrides = [fault.fix for fault in found]
     other = f"model.checkpoint=FOLDER of a {m.name}"
-    return f"write {' '.join(overrides)}, or {other}" if overrides else f"write {other}"
+    return f"write {' '.join(overrides)}, or {other}" if all(overrides) else f"write {other}"
 
 
 def exported(m: Model, base: dict[str, Any]) -> dict[str, Any]:
@@ -94,10 +103,11 @@ def differences(m: Model, config: dict[str, Any]) -> list[Fault]:
         if name not in config:
             found.append(Fault(f"{name} is missing, the recipe says {ours}={_shown(value)}"))
         elif config[name] != value:
-            found.append(_unlike(name, _shown(config[name]), _shown(value), ours))
+            found.append(_unlike(name, config[name], _shown(value), ours))
     found += rope_differences(m, config) + _not_allowed(config, _FIXED)
-    if {*(config.get("layer_types") or [])} - {"full_attention"}:
-        found.append(Fault(f"layer_types holds {sorted({*config['layer_types']})}, only full_attention can be trained"))
+    kinds = config.get("layer_types") or []
+    if other := [k for k in (kinds if isinstance(kinds, list) else [kinds]) if k != "full_attention"]:
+        found.append(Fault(f"layer_types holds {_shown(other[0])}, only full_attention can be trained"))
     if m.family is Family.qwen3 and not m.qk_norm:
         found.append(Fault("qwen3 always has QK norms", "model.qk_norm=true"))
     if m.family is Family.qwen3:
@@ -127,8 +137,9 @@ def rope_differences(m: Model, config: dict[str, Any]) -> list[Fault]:
 
 
 def _unlike(name: str, theirs: Any, ours: Any, override: str) -> Fault:
-    """theirs: the checkpoint's value."""
-    return Fault(f"{name} is {theirs}, the recipe says {ours}", f"{override}={theirs}")
+    """theirs: the checkpoint's value, which can be the recipe's too where it is a number, or true or false, and no text or list."""
+    fix = f"{override}={_shown(theirs)}" if isinstance(theirs, int | float) else ""
+    return Fault(f"{name} is {_shown(theirs)}, the recipe says {ours}", fix)
 
 
 def _yarn(m: Model, rope: dict[str, Any]) -> list[Fault]:
@@ -136,7 +147,7 @@ def _yarn(m: Model, rope: dict[str, Any]) -> list[Fault]:
         return [Fault(f"rope_type is {kind!r}, only 'default' and 'yarn' can be trained")]
     found = []
     if m.rope is not Rope.yarn:
-        found.append(_unlike("rope_type", "yarn", m.rope.value, "model.rope"))
+        found.append(Fault(f"rope_type is yarn, the recipe says {m.rope.value}", "model.rope=yarn"))
     for name, ours in _YARN.items():
         value = getattr(m, ours)
         if name not in rope:

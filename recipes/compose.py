@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
+from recipes.conf_files import check_conf, check_yaml
 from recipes.config import Recipe
 from recipes.errors import ConfigError
 from recipes.kinds import shown
@@ -55,7 +56,10 @@ def compose_recipe(words: Sequence[str], stage: str = "train") -> Recipe:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             raw = compose("limi", checked)
         recipe = cast(Recipe, OmegaConf.to_object(raw))
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
+        check_conf(CONF)  # an edited file is named with its line
+        if isinstance(error, OSError) and not isinstance(error, HydraException):
+            raise
         raise _explained(error, words) from error
     recipe.words = list(words)
     check_values(recipe)
@@ -85,12 +89,15 @@ def _explained(error: BaseException, words: Sequence[str]) -> ConfigError:
             f"{shown(word)}: ${{...}} in it names nothing that has a value",
             "write the value itself, ${optim.lr} for that of an option, or ${oc.env:NAME} for a variable of the environment",
         )
-    first = text.splitlines()[0].split(". To append")[0]
-    return ConfigError(f"{key[1]}: {first}" if key else " ".join(text.split()))
+    composed = re.match(r"In '(.+)': \w+ raised while composing config:\n", text)  # of a value in that file
+    first = text[composed.end() if composed else 0 :].splitlines()[0].split(". To append")[0]
+    where = f" (hydra_conf/{composed[1]}.yaml)" if composed else ""
+    return ConfigError(f"{key[1]}: {first}{where}" if key else " ".join(text.split()))
 
 
 def from_yaml(path: Path) -> Recipe:
     """The recipe that `to_yaml` wrote. Raises `ConfigError` where another version wrote it, or it was edited."""
+    check_yaml(path)
     try:
         return cast(Recipe, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.load(path))))
     except (OmegaConfBaseException, YAMLError) as error:

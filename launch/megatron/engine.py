@@ -26,8 +26,8 @@ def train(plan: Plan, run: RunFolder, console: Console) -> bool:
     """Trains from the last whole checkpoint (or the base) to the last step; whether it came so far.
 
     After a rank died or hung it starts again from the last checkpoint, `engine.max_retries` times at most, and not where the
-    same step failed in the same way twice. SIGTERM, by which a scheduler takes its machines back, lets the step end, saves,
-    and leaves the rest to the next start.
+    same step failed in the same way twice. SIGTERM, by which a scheduler takes its machines back, and SIGHUP of a closed
+    terminal let the step end, save, and leave the rest to the next start.
 
     Raises `TrainError` where it cannot go on; the checkpoints stay.
     """
@@ -45,9 +45,9 @@ def _attempt(plan: Plan, run: RunFolder, console: Console) -> bool:
     with started(plan, checkpoint, console) as ranks:
         log = metrics.Metrics(run.root, completed)
         with contextlib.closing(log), progress.training(console, total, completed) as advance:
-            done = _steps(plan, run, ranks, log, completed, advance)
+            done, signalled = _steps(plan, run, ranks, log, completed, advance)
     if done < total:
-        console.print(f"SIGTERM: saved after step {done} of {total}; the same command goes on")
+        console.print(f"{signalled}: saved after step {done} of {total}; the same command goes on")
     return done == total
 
 
@@ -62,23 +62,28 @@ def started(plan: Plan, checkpoint: Path | None, console: Console) -> Iterator[R
         yield ranks
 
 
-class _Sigterm:
-    """A context in which SIGTERM is noted and ends nothing."""
+class _Ending:
+    """A context in which SIGTERM and SIGHUP end nothing. came: the name of the last that came, None where none did."""
 
-    def __enter__(self) -> "_Sigterm":
-        self.came = False
-        self._before = signal.signal(signal.SIGTERM, self._note)
+    def __enter__(self) -> "_Ending":
+        self.came: str | None = None
+        numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.came = True
+        self.came = signal.Signals(number).name
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
 
-def _steps(plan: Plan, run: RunFolder, ranks: Ranks, log: metrics.Metrics, completed: int, advance: Any) -> int:
-    """Runs the steps that are left, or up to SIGTERM; returns the number of those completed, the last of them saved."""
+def _steps(
+    plan: Plan, run: RunFolder, ranks: Ranks, log: metrics.Metrics, completed: int, advance: Any
+) -> tuple[int, str | None]:
+    """Runs the steps that are left, or up to SIGTERM or SIGHUP; returns the number of those completed, the last of them saved, and
+    the signal."""
     recipe, total = plan.recipe, plan.schedule.num_steps
     recent = collections.deque(metrics.losses(run.root), maxlen=10)
 
@@ -89,7 +94,7 @@ def _steps(plan: Plan, run: RunFolder, ranks: Ranks, log: metrics.Metrics, compl
 
     if completed == 0:
         evaluate(0)
-    with _Sigterm() as sigterm:
+    with _Ending() as ending:
         for step in range(completed, total):
             limit = recipe.engine.spike * max(recent) if recipe.engine.spike and recent else math.inf
             try:
@@ -101,12 +106,12 @@ def _steps(plan: Plan, run: RunFolder, ranks: Ranks, log: metrics.Metrics, compl
             done = step + 1
             if done % recipe.optim.eval_steps == 0 or done == total:
                 evaluate(done)
-            if done % recipe.engine.save_steps == 0 or done == total or sigterm.came:
+            if done % recipe.engine.save_steps == 0 or done == total or ending.came:
                 _save(run, ranks, done)
             advance(line)
-            if sigterm.came:
-                return done
-    return total
+            if ending.came:
+                return done, ending.came
+    return total, None
 
 
 def _save(run: RunFolder, ranks: Ranks, done: int) -> None:

@@ -14,6 +14,7 @@ from launch.connection import connected
 from launch.megatron.place import Place
 from launch.megatron.worker import Worker
 from launch.plan import Plan
+from launch.ray_errors import logs
 from recipes.compose import REPO
 from recipes.config import OptimizerState, Recipe, Recompute
 from recipes.errors import LimiError, PreflightError, TrainError
@@ -102,7 +103,7 @@ class Ranks:
                 raise TrainError(
                     f"rank {', '.join(map(str, stuck))} did not finish '{what}' within engine.timeout="
                     f"{self.recipe.engine.timeout} s",
-                    "raise it, or look at the ranks' logs in /tmp/ray/session_latest/logs",
+                    f"raise it, or look at the ranks' logs in {logs()}",
                 )
             self._check(calls, done[0], pending, what)
         return [ray.get(c) for c in calls]

@@ -1,6 +1,5 @@
 """One step of a run again, whole and sequence by sequence: what made it diverge, and whether it does so again."""
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from launch import metrics
 from launch.megatron.engine import started
 from launch.plan import Plan
 from launch.run_folder import RunFolder
+from recipes import json_file
 
 
 def replay(plan: Plan, run: RunFolder, step: int, console: Console) -> None:
@@ -41,8 +41,10 @@ def _track(numbers: Sequence[int], what: str, console: Console) -> Iterable[int]
 def _compared(root: Path, step: int, found: dict[str, Any]) -> str:
     recorded = {m["step"]: metrics.shown(m) for m in metrics.read(root / "metrics.jsonl") if "loss" in m}
     if (root / "diverged.json").exists():
-        diverged = json.loads((root / "diverged.json").read_text())
-        recorded.setdefault(diverged["step"], diverged["problem"])
+        path, away = root / "diverged.json", "move that file away"
+        diverged = json_file.read(path, away)
+        with json_file.shape(path, away):
+            recorded.setdefault(int(diverged["step"]), str(diverged["problem"]))
     if step not in recorded:
         return "the run has no figures of it"
     # After the figures of a step that diverged stands what was wrong with them.

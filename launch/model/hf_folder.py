@@ -1,6 +1,7 @@
 """What makes files of tensors a Hugging Face folder: their names, the index, `config.json`, the base's tokenizer, and the record
 of what it was made from, with every file's hash."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.files import sha256, write_text
-from recipes.checkpoint_config import exported
+from recipes import json_file
+from recipes.checkpoint_config import AGAIN, exported, read_config
 from recipes.config import Model
 
 FILE_BYTES = 4 << 30  # about as large is a file of tensors
@@ -27,13 +29,21 @@ def file_name(number: int, of: int) -> str:
     return f"model-{number:05}-of-{of:05}.safetensors"
 
 
+def check_kept(base: Path) -> None:
+    """Raises `CheckpointError` for the first small file that an export takes over and no reader could read."""
+    for name in _KEPT_FILES:
+        if name.endswith("_config.json") or name.endswith("_map.json"):
+            with contextlib.suppress(FileNotFoundError):
+                json_file.read(base / name, AGAIN)
+
+
 def finish(folder: Path, weight_map: dict[str, str], m: Model, checkpoint: str) -> None:
     """Writes what belongs beside the tensors. weight_map: {tensor: file}. checkpoint: the name of what they are of."""
     base = Path(m.checkpoint)
     size = sum(_tensor_bytes(folder / name) for name in set(weight_map.values()))
     index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
     write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
-    config = exported(m, json.loads((base / "config.json").read_text()))
+    config = exported(m, read_config(base))
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
     for name in _KEPT_FILES:
         if (base / name).is_file():
@@ -66,6 +76,17 @@ def damage(folder: Path, *, read: bool) -> str | None:
     there = hashes(folder) if read else {}
     different = [name for name in there.keys() & written["files"].keys() if there[name] != written["files"][name]]
     return f"{min(different)} is not the file that was written" if different else None
+
+
+def weight_map(folder: Path) -> dict[str, str]:
+    """{tensor: file name} of a folder's index. Raises `CheckpointError` where that cannot be read."""
+    path = folder / INDEX
+    index = json_file.read(path, AGAIN)
+    with json_file.shape(path, AGAIN):
+        found: dict[str, str] = index["weight_map"]
+        if stray := [file for file in found.values() if file != Path(file).name]:
+            raise ValueError(f"weight_map names {stray[0]!r}")
+    return found
 
 
 def hashes(folder: Path) -> dict[str, str]:

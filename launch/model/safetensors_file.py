@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from recipes import json_file
 from recipes.errors import CheckpointError
 
 
@@ -33,13 +34,23 @@ def entries(path: Path) -> dict[str, Entry]:
         raise CheckpointError(
             f"'{path}' has {there:,} bytes and its header alone {first:,}: it was cut off", "copy it anew"
         )
-    header.pop("__metadata__", None)
+    if not isinstance(header, dict):
+        raise CheckpointError(
+            f"'{path}' has {json_file.kind(header)} for a header, and an object belongs there", "copy it anew"
+        )
     found = {}
-    for name, of in header.items():
-        start, end = of["data_offsets"]
-        found[name] = Entry(of["dtype"], tuple(of["shape"]), first + start, end - start)
-        if first + end > there:
-            raise CheckpointError(f"'{path}' has {there:,} bytes, and {name} ends at {first + end:,}", "copy it anew")
+    with json_file.shape(path, "copy it anew"):
+        for name, of in header.items():
+            if name == "__metadata__":
+                continue
+            start, end = of["data_offsets"]
+            if not 0 <= start <= end:
+                raise ValueError(f"{name} from byte {start} to {end}")
+            found[name] = Entry(str(of["dtype"]), tuple(map(int, of["shape"])), first + start, end - start)
+            if first + end > there:
+                raise CheckpointError(
+                    f"'{path}' has {there:,} bytes, and {name} ends at {first + end:,}", "copy it anew"
+                )
     at = first
     for name, one in sorted(found.items(), key=lambda named: (named[1].start, named[1].size)):
         if one.start != at:

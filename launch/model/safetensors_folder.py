@@ -1,14 +1,15 @@
 """A Hugging Face folder of safetensors, read one tensor at a time."""
 
-import json
 from functools import cached_property
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from launch.model import safetensors_file
+from launch.model.hf_folder import INDEX, weight_map
 from launch.model.safetensors_file import Entry
+from recipes.checkpoint_config import AGAIN
 from recipes.errors import CheckpointError
 
 
@@ -19,16 +20,14 @@ class SafetensorsFolder:
     @cached_property
     def files(self) -> dict[str, str]:
         """{tensor: file name}, from the index or from the single file."""
-        index = self.folder / "model.safetensors.index.json"
-        if index.is_file():
-            return json.loads(index.read_text())["weight_map"]
+        if (self.folder / INDEX).is_file():
+            return weight_map(self.folder)
         single = self.folder / "model.safetensors"
         if not single.is_file():
             raise CheckpointError(
                 f"no safetensors in '{self.folder}'", "write model.checkpoint=FOLDER of a Hugging Face checkpoint"
             )
-        with safe_open(single, "pt") as file:
-            return dict.fromkeys(file.keys(), single.name)
+        return dict.fromkeys(safetensors_file.entries(single), single.name)
 
     @cached_property
     def entries(self) -> dict[str, Entry]:
@@ -41,5 +40,9 @@ class SafetensorsFolder:
     def read(self, name: str) -> Tensor:
         if name not in self.files:
             raise CheckpointError(f"'{self.folder}' has no tensor {name}", "check model.* against its config.json")
-        with safe_open(self.folder / self.files[name], "pt") as file:
-            return file.get_tensor(name)
+        path = self.folder / self.files[name]
+        try:
+            with safe_open(path, "pt") as file:
+                return file.get_tensor(name)
+        except SafetensorError as error:
+            raise CheckpointError(f"'{path}' gives no {name}: {error}", AGAIN) from error

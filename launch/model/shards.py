@@ -3,16 +3,16 @@
 Not a number is read, and neither torch nor Megatron is imported.
 """
 
-import json
 import math
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from launch.model import safetensors_file
-from launch.model.hf_folder import INDEX
+from launch.model.hf_folder import INDEX, weight_map
 from launch.model.safetensors_file import Entry
+from recipes import json_file
+from recipes.checkpoint_config import AGAIN
 from recipes.errors import CheckpointError
 
 SINGLE = "model.safetensors"  # the one file that needs no index
@@ -41,10 +41,11 @@ def read(folder: Path, *, alone: bool = False) -> Shards:
     alone = alone and not (folder / INDEX).exists() and (folder / SINGLE).exists()
     if not alone:
         try:
-            text = _json(folder / INDEX)
-            total = (text.get("metadata") or {}).get("total_size")
-            index = {str(tensor): str(file) for tensor, file in text["weight_map"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            index = weight_map(folder)
+            total = (json_file.read(folder / INDEX, AGAIN).get("metadata") or {}).get("total_size")
+        except CheckpointError as error:
+            found.append(f"{INDEX} cannot be read: {error.problem}")
+        except (OSError, AttributeError) as error:
             found.append(f"{INDEX} cannot be read: {error}")
     own = {SINGLE} if alone else {*index.values()} or {p.name for p in folder.glob("*.safetensors")}
     there, broken = _headers(folder, own)
@@ -122,7 +123,3 @@ def _it(names: list[str]) -> str:
 
 def _fits(entry: Entry) -> bool:
     return entry.size == math.prod(entry.shape) * WIDTHS.get(entry.dtype, 1) or entry.dtype not in WIDTHS
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))

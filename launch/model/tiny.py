@@ -9,7 +9,7 @@ from typing import Any
 
 from data_prep.files import sha256, whole_folder
 from data_prep.sources import read
-from recipes import tensors
+from recipes import json_file, tensors
 from recipes.compose import REPO
 from recipes.config import Family, Model, Recipe
 from recipes.errors import ConfigError
@@ -40,7 +40,7 @@ def make(recipe: Recipe) -> bool:
         return False
     inputs = _inputs(recipe)
     if folder.exists():
-        made = json.loads((folder / RECORD).read_text()) if (folder / RECORD).is_file() else {}
+        made = json_file.read(folder / RECORD, "remove that file") if (folder / RECORD).is_file() else {}
         # A fetched model has a record of that name with other keys.
         if made.keys() != inputs.keys() or made == inputs:
             return False

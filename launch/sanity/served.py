@@ -29,6 +29,7 @@ from launch.sanity.loop import loop
 from launch.sanity.server import weights
 from launch.sanity.server.client import Client
 from launch.sanity.subject import Subject
+from recipes.checkpoint_config import read_config
 
 _OF_BASE = 32  # prompts: of a base that answers none of them, fewer than one in ten are answered, at 95%
 
@@ -78,7 +79,7 @@ class Served:
         return len(self.subject.heldout.ids) if self.subject.heldout else 0
 
     def _served(self, progress: Progress) -> list[Check]:
-        architecture = json.loads((self.subject.export / "config.json").read_text())["architectures"][0]
+        architecture = read_config(self.subject.export)["architectures"][0]
         found = (self.client.get("/model_info").get("architectures") or ["?"])[0]
         version = self.client.get("/server_info").get("version", "?")
         progress()

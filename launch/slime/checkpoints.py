@@ -11,6 +11,7 @@ from pathlib import Path
 from data_prep.files import write_text
 from launch.checkpoints import TRACKER, latest_iteration
 from launch.run_folder import RECORD, RunFolder, sizes
+from recipes import json_file
 
 
 def settle(run: RunFolder) -> None:
@@ -31,7 +32,7 @@ def remove_parts(run: RunFolder) -> None:
     unrecorded = [folder for folder in _folders(run) if not (folder / RECORD).exists()]
     if any(_iteration(folder) <= latest for folder in unrecorded):
         if (begun := run.root / "checkpoints" / RECORD).exists():
-            run.compare(json.loads(begun.read_text()))
+            run.compare(json_file.read(begun, f"move '{begun.parent}' away to start anew"))
         settle(run)
     for folder in unrecorded:
         if folder.exists() and not (folder / RECORD).exists():

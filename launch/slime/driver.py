@@ -2,7 +2,6 @@
 `job.json` gives every process, and runs slime's own script in this one. An error of the project's own, from any process of the job,
 is left in the run folder as it was raised."""
 
-import json
 import runpy
 import sys
 from pathlib import Path
@@ -10,29 +9,27 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from launch import connection  # noqa: E402
 from launch.slime import cpu, failure  # noqa: E402
 from launch.slime.arguments import on_cpu  # noqa: E402
-from recipes.compose import from_yaml, in_ray_job  # noqa: E402
-from recipes.layout import world_size  # noqa: E402
+from launch.slime.job import own_resources  # noqa: E402
+from recipes import json_file  # noqa: E402
+from recipes.compose import from_yaml  # noqa: E402
 
 
 def main(run: Path) -> None:
-    import ray
-
-    job, recipe = json.loads((run / "job.json").read_text()), from_yaml(run / "config.yaml")
+    job, recipe = (
+        json_file.read(run / "job.json", "run `make train` again, which writes it"),
+        from_yaml(run / "config.yaml"),
+    )
     environment: dict[str, Any] = {"env_vars": job["env_vars"]}
     if on_cpu(recipe):
         environment["worker_process_setup_hook"] = "launch.slime.cpu.install"
         cpu.install()
-    if in_ray_job():
-        ray.init(runtime_env=environment)
-    else:
-        ranks = world_size(recipe)
-        here: dict[str, Any] = {"num_cpus": ranks + 4, "num_gpus": ranks} if on_cpu(recipe) else {}
-        ray.init(address="local", runtime_env=environment, include_dashboard=False, **here)
-    sys.argv = [job["entrypoint"], *job["argv"]]
     try:
-        runpy.run_path(job["entrypoint"], run_name="__main__")
+        with connection.session(own_resources(recipe), runtime_env=environment):
+            sys.argv = [job["entrypoint"], *job["argv"]]
+            runpy.run_path(job["entrypoint"], run_name="__main__")
     except Exception as error:
         failure.leave(run, getattr(error, "cause", error))  # what Ray wraps around an error of another process
         raise

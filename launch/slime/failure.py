@@ -30,7 +30,7 @@ def leave(run: Path, error: BaseException) -> None:
 def failure(run: RunFolder, log: Path, since: int, status: int, step: int) -> LimiError:
     """since: bytes that the log had before this start. status: slime's. step: the one it was at, from 1.
 
-    A `TrainError` where another start may come further; `DivergedError` and `CheckpointError` where it would not.
+    A `TrainError` where another start may come further; another `LimiError` where it would not.
     """
     if (left := run.root / NAME).exists():
         said = json.loads(left.read_text())
@@ -51,7 +51,7 @@ def failure(run: RunFolder, log: Path, since: int, status: int, step: int) -> Li
     return _raised(lines, status, log, where)
 
 
-def _raised(lines: list[str], status: int, log: Path, where: str) -> TrainError:
+def _raised(lines: list[str], status: int, log: Path, where: str) -> LimiError:
     """By the last error that the lines name."""
     causes = [(n, m) for n, line in enumerate(lines) if (m := re.search(r"\b(\w*(?:Error|Exception)): (.+)", line))]
     named = [m for _, m in causes if m[1] in _NAMED]

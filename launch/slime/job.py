@@ -1,6 +1,7 @@
 """What is submitted to Ray: `runs/NAME/job.json` holds the entry point, its argument list and the environment of every process."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from data_prep.files import write_text
 from launch.slime.arguments import arguments, on_cpu
 from recipes.compose import REPO, run_folder, to_yaml
 from recipes.config import Recipe
+from recipes.layout import world_size
 
 RUN = "LIMI_RUN"  # names the run folder to the project's functions inside slime
 # What every process gets, by the job's runtime environment; `cluster.env` goes over them.
@@ -32,6 +34,13 @@ def environment(r: Recipe) -> dict[str, str]:
     interface = {"NCCL_SOCKET_IFNAME": chosen, "GLOO_SOCKET_IFNAME": chosen} if chosen else {}
     cores = {"OMP_NUM_THREADS": "1"} if on_cpu(r) else {}
     return {**own, **DEFAULTS, **cores, **interface, **r.cluster.env}
+
+
+def own_resources(r: Recipe) -> dict[str, int]:
+    """Of a Ray of this machine alone: slime places a core beside every GPU and some more, however many there are, and a core in a
+    GPU's place on a CPU."""
+    ranks = world_size(r)
+    return {"num_cpus": max(os.cpu_count() or 1, ranks + 4), **({"num_gpus": ranks} if on_cpu(r) else {})}
 
 
 def job(r: Recipe, num_steps: int, load: str, save: bool) -> dict[str, Any]:

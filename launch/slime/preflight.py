@@ -15,10 +15,11 @@ from rich.console import Console
 
 from launch.checklist import Found, Row, check
 from launch.connection import connected
+from launch.ray_errors import logs
 from launch.slime import contract, installed, network, node
 from launch.slime import preflight_node as here
 from launch.slime.arguments import arguments, on_cpu
-from launch.slime.job import environment
+from launch.slime.job import environment, own_resources
 from launch.slime.pins import PACKAGES
 from launch.slime.preflight_node import Reports, listed
 from recipes.compose import in_ray_job
@@ -53,8 +54,7 @@ def connected_rows(r: Recipe, console: Console, seconds: float = NETWORK_S) -> l
 
 @check("Ray", "a cluster that does not answer")
 def reach(r: Recipe, found: list[Row], seconds: float) -> Found:
-    # Ray takes a core for a GPU where there are none: slime's ranks are placed by it.
-    with connected(num_gpus=world_size(r) if on_cpu(r) else None):
+    with connected(**own_resources(r)):
         version = f"Ray {ray.__version__}"
         found += rows(r, seconds)
     return Found(version)
@@ -101,7 +101,10 @@ def nodes(r: Recipe, known: Known) -> Found:
         return Found(text, limit)
     most = max(gpus, default=0)
     fewer = f"write cluster.nodes={gpus.count(most)} cluster.gpus_per_node={most}, or " if most else ""
-    return Found(text, limit, f"{fewer}add nodes to the cluster: ray start --address=HEAD:6379, on each")
+    more = "add nodes to the cluster: ray start --address=HEAD:6379, on each"
+    return Found(
+        text, limit, fewer + (more if in_ray_job() else "write cluster.address=http://HEAD:8265 of a larger one")
+    )
 
 
 @check("free GPUs", "waiting for GPUs that another job holds")
@@ -134,9 +137,8 @@ def answers(r: Recipe, known: Known, alive: dict[str, dict[str, Any]]) -> Found:
     known.answering = {name: alive[name] for name in said} or None
     limit = f"within {ANSWER_S:g} s"
     if silent:
-        return Found(
-            listed(silent), limit, "see that node's logs in /tmp/ray/session_latest/logs, or take it out: ray stop"
-        )
+        out = ", or take it out: ray stop" if in_ray_job() else ""
+        return Found(listed(silent), limit, f"see that node's logs in {logs()}{out}")
     return Found(f"{len(said)} of {len(alive)} nodes", limit)
 
 

@@ -70,11 +70,18 @@ def test_an_export_in_a_run_has_the_run_s_own_recipe(tmp_path):
             checkpoints.exported(compose_recipe([f"checkpoint={hf}", word]))
 
 
-@pytest.mark.parametrize("text", ["sanity: {oops: 1}", "sanity: {port: 1}", "{"])
-def test_a_recipe_of_another_version_is_named(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("sanity: {oops: 1}", "' is no recipe of this version: "),
+        ("sanity: {port: 1}", "' is no recipe of this version: "),
+        ("{", "', line 1: expected the node content, but found '<stream end>'; mend it there"),
+    ],
+)
+def test_a_recipe_of_another_version_is_named(tmp_path, text, says):
     hf = export_in(tmp_path / "runs" / "old" / "hf")
     write_text(hf.parent / "config.yaml", text)
-    with pytest.raises(ConfigError, match=r"runs/old/config\.yaml' is no recipe of this version: "):
+    with pytest.raises(ConfigError, match=rf"runs/old/config\.yaml{says}"):
         checkpoints.exported(compose_recipe([f"checkpoint={hf}"]))
 
 

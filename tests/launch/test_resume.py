@@ -75,22 +75,25 @@ def test_the_same_recipe_twice_gives_the_same_metrics_and_the_same_bytes(root, u
     assert [sha256(p) for p in whole] == [sha256(p) for p in again]
 
 
+@pytest.mark.parametrize(("sign", "send"), [(signal.SIGTERM, os.kill), (signal.SIGHUP, os.killpg)])
 @pytest.mark.slow
-def test_sigterm_saves_and_exits_with_0_and_the_run_goes_on_exactly(root, uninterrupted):
-    run = root / "runs" / "preempted"
-    process = start(root, "run=preempted")
+def test_sigterm_saves_and_exits_with_0_and_the_run_goes_on_exactly(root, uninterrupted, sign, send):
+    """SIGHUP of a closed terminal too, which Ray's processes get as well."""
+    name = f"ended-by-{sign.name}"
+    run = root / "runs" / name
+    process = start(root, f"run={name}")
     wait_for_step(run, 8, process)
     children = descendants(process.pid)
     sent = time.monotonic()
-    process.send_signal(signal.SIGTERM)
+    send(process.pid, sign)
     code, output = finish(process)
     assert code == 0, output
     assert time.monotonic() - sent < 30, "the usual grace of a scheduler"
     assert not alive(children)
     newest = max(p.name for p in (run / "checkpoints").iterdir())
     assert newest > "step_000006"
-    assert f"saved after step {int(newest[-6:])} of" in output
-    code, output = finish(start(root, "run=preempted"))
+    assert f"{sign.name}: saved after step {int(newest[-6:])} of" in output
+    code, output = finish(start(root, f"run={name}"))
     assert code == 0, output
     assert newest in output
     assert metrics_of(run) == uninterrupted, "bit for bit"

@@ -1,6 +1,5 @@
 """The files of an export that are no tensors: configuration, tokenizer, template, ids that end an answer, and the record of all."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from launch.model.shards import Shards
 from launch.sanity.checks import Check
 from launch.sanity.files import faults
 from launch.sanity.files.compare_worker import Seen
-from recipes.checkpoint_config import exported, rope_differences
+from recipes import json_file
+from recipes.checkpoint_config import AGAIN, exported, read_config, rope_differences
 from recipes.config import Model, Mtp
 from recipes.tensors import is_mtp
 
@@ -64,7 +64,7 @@ def _equal(seen: Seen) -> bool:
 
 def _json(path: Path) -> dict[str, Any]:
     """A file's object, empty where there is no file."""
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    return json_file.read(path, AGAIN) if path.is_file() else {}
 
 
 def _without(config: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -76,11 +76,14 @@ def _only(config: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 def _wanted(base: Path, m: Model) -> dict[str, Any]:
-    return exported(m, json.loads((base / "config.json").read_text(encoding="utf-8")))
+    return exported(m, read_config(base))
 
 
 def _manifest(export: Path) -> Look:
-    written = json.loads((export / hf_folder.MANIFEST).read_text())["files"]
+    path = export / hf_folder.MANIFEST
+    written = json_file.read(path, AGAIN)
+    with json_file.shape(path, AGAIN):
+        written = dict(written["files"])
     there = hf_folder.hashes(export)
     lines = [f"{n} is missing" for n in sorted(written.keys() - there.keys())]
     lines += [f"{n} was not written by the export" for n in sorted(there.keys() - written.keys())]

@@ -3,10 +3,8 @@
 import contextlib
 import json
 import shlex
-import signal
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from http.client import HTTPConnection, HTTPException
@@ -15,6 +13,7 @@ from typing import IO
 
 import psutil
 
+from data_prep.workers import undisturbed
 from launch.processes import end, end_session, end_with_parent, in_session
 from launch.sanity.server import serving
 from launch.sanity.server.client import Client
@@ -204,7 +203,7 @@ class Server(Client):
     def stop(self) -> None:
         """Ends all processes of the server: SIGTERM, two seconds, SIGKILL; and waits until they are gone, which on a busy machine
         takes a while. A second Ctrl-C does not cut it short."""
-        with _undisturbed():
+        with undisturbed():
             if self._process is not None:
                 left = self._processes()
                 end_session(self._process, patience=2.0)
@@ -222,17 +221,3 @@ def _runs(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Without SIGINT and SIGTERM, where this is the thread that gets them."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {sign: signal.signal(sign, signal.SIG_IGN) for sign in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for sign, handler in before.items():
-            signal.signal(sign, handler)

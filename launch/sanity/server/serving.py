@@ -1,15 +1,13 @@
 """SGLang's command line and environment for a checkpoint, by model family and by device."""
 
-import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from launch.machine import gpus_here
-from recipes.checkpoint_config import yarn_reach
+from recipes.checkpoint_config import read_config, yarn_reach
 from recipes.config import Family, Model, Recipe, Rope
 from recipes.dimensions import parameters
 from recipes.errors import PreflightError
@@ -69,7 +67,7 @@ def environment(recipe: Recipe, checkpoint: Path) -> dict[str, str]:
             "SGLANG_USE_CPU_ENGINE": "1", "TORCHDYNAMO_DISABLE": "1", "CUDA_VISIBLE_DEVICES": "",
             "PYTHONPATH": str(STAND_INS),
         }  # fmt: skip
-    elif context(recipe, checkpoint) > _config(checkpoint)["max_position_embeddings"]:
+    elif context(recipe, checkpoint) > read_config(checkpoint)["max_position_embeddings"]:
         shared["SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN"] = "1"
     return shared
 
@@ -108,7 +106,7 @@ def context(recipe: Recipe, checkpoint: Path) -> int:
 
     Raises `PreflightError` where the checkpoint's YaRN does not reach so far.
     """
-    config, trained = _config(checkpoint), recipe.data.max_tokens
+    config, trained = read_config(checkpoint), recipe.data.max_tokens
     own: int = config["max_position_embeddings"]
     if recipe.model.rope is Rope.native or trained + RESERVED <= own:
         return own
@@ -153,7 +151,3 @@ def tensor_parallel(recipe: Recipe, longest: int) -> int:
 def _divides(m: Model, tp: int) -> bool:
     """SGLang splits the heads evenly; heads of keys and values too, or it repeats them."""
     return m.heads % tp == 0 and (m.kv_heads % tp == 0 or tp % m.kv_heads == 0)
-
-
-def _config(checkpoint: Path) -> dict[str, Any]:
-    return json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
