@@ -130,9 +130,10 @@ def called(*words: str, env: dict[str, str] | None = None) -> subprocess.Complet
     """The command line called in this process, where a process of its own shows nothing more: for what ends before ranks, a server
     or a job are started. env: its whole environment."""
     out, err = io.StringIO(), io.StringIO()
-    on_sigterm = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     with (
         mock.patch.dict(os.environ, env or {}, clear=env is not None),
+        mock.patch("launch.terminal.streams", contextlib.nullcontext),  # which wants files
         contextlib.chdir(REPO),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
@@ -140,7 +141,8 @@ def called(*words: str, env: dict[str, str] | None = None) -> subprocess.Complet
         try:
             status = main([*words])
         finally:
-            signal.signal(signal.SIGTERM, on_sigterm)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
     return subprocess.CompletedProcess(["launch/limi.py", *words], status, out.getvalue(), err.getvalue())
 
 

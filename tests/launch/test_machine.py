@@ -114,6 +114,7 @@ def test_a_machine_without_a_driver_has_no_gpus(monkeypatch):
     assert machine.gpus_here() == 0
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(
     "words",
     [

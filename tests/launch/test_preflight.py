@@ -245,6 +245,7 @@ def test_make_check_says_what_is_odd_and_passes(root):
     assert "write optim.batch_size=20" in done.stdout
 
 
+@pytest.mark.run
 def test_training_says_what_is_odd_once_before_it_starts(root):
     """Ended by a step's limit, before its first checkpoint."""
     words = ["run=odd", "optim.warmup_steps=500", "optim.epochs=1", "engine.timeout=1", "engine.max_retries=0"]

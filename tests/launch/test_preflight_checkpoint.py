@@ -192,6 +192,7 @@ def test_tensors_of_another_model_are_mended_as_its_config_is(base):
     )
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("stage", ["train", "check"])
 def test_a_tensor_that_is_missing_ends_it_before_a_rank_starts(root, base, stage):
     index = json.loads((base / INDEX).read_text())
@@ -220,6 +221,7 @@ def test_the_tokenizer_of_another_model_and_another_template_are_refused(root, b
     assert "another chat_template.jinja, tokenizer.json" in preflight_checkpoint.tokenizer(other, packed).found
 
 
+@pytest.mark.run
 def test_a_checkpoint_of_another_model_is_refused(bases, tmp_path):
     done = limi(
         "model=qwen3-tiny",

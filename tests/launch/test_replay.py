@@ -56,6 +56,7 @@ def test_a_replay_repeats_the_step_bit_for_bit_and_sequence_by_sequence(root, le
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before, "a replay writes nothing"
 
 
+@pytest.mark.run
 def test_a_replay_takes_the_run_s_own_recipe_and_no_word_that_would_change_it(root, leapt):
     refused = replay(root, "run=leap", "step=2", "optim.lr=0.1")
     assert refused.returncode == 2
@@ -67,6 +68,7 @@ def test_a_replay_takes_the_run_s_own_recipe_and_no_word_that_would_change_it(ro
     assert beyond.returncode == 2 and "step=21: the run has steps 1 to 20" in beyond.stderr
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(
     ("state", "engine", "says"),
     [

@@ -239,6 +239,7 @@ def test_a_finished_run_is_left_as_it_is_though_its_base_is_gone(tmp_path, engin
     assert content(tmp_path) == before
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("stage", ["sanity", "export", "replay", "check", "slurm", "kuberay", "data", "rehearse"])
 def test_only_training_takes_anew(stage, tmp_path):
     done = limi(stage, "model=qwen3-tiny", f"cluster.root={tmp_path}", "anew=true")

@@ -137,6 +137,7 @@ def test_what_was_fetched_from_the_hub_is_known_by_its_id_once_it_is_removed(fin
         same_run.refuse_another(asked(words, *here[:2], "data.path=GAIR/other"))
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("engine", ["engine=megatron", "engine=slime"])
 def test_the_command_refuses_another_recipe_before_anything_else_and_changes_nothing(root, tmp_path, engine):
     for state in (Reached.begun, Reached.trained, Reached.passed):

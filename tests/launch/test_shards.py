@@ -68,7 +68,7 @@ def test_files_that_are_missing_cut_off_or_too_long_are_named(folder):
     path.write_text("version https://git-lfs.github.com/spec/v1\n")
     assert "its header alone" in faults(folder)[0]
     path.write_bytes((2).to_bytes(8, "little") + b"[]")
-    assert "has a header of another kind" in faults(folder)[0]
+    assert "has a list for a header, and an object belongs there" in faults(folder)[0]
 
 
 @pytest.mark.parametrize("offsets", [[0, 6], [6, 10]])

@@ -25,7 +25,7 @@ BROKEN = {
 def conf(tmp_path, monkeypatch):
     """The folder of choices as a user may edit it."""
     shutil.copytree(compose.CONF, tmp_path / "hydra_conf")
-    monkeypatch.setattr(compose, "CONF", tmp_path / "hydra_conf")
+    monkeypatch.setitem(compose_recipe.__globals__, "CONF", tmp_path / "hydra_conf")
     return tmp_path / "hydra_conf"
 
 

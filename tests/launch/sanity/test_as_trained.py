@@ -57,6 +57,7 @@ def test_the_ranks_export_is_the_checkpoint_s_in_every_layout(root, name, monkey
     assert check.figure == f"{count} of {count} tensors, bit for bit"
 
 
+@pytest.mark.run
 def test_a_mistake_of_the_export_s_own_mapping_is_found(glm, tmp_path, monkeypatch):
     """It is written by `hf.split`, and compared by another reading of the names."""
     recipe, run = glm
@@ -71,12 +72,14 @@ def test_a_mistake_of_the_export_s_own_mapping_is_found(glm, tmp_path, monkeypat
     assert check.outcome is Outcome.failed and "(gate and up swapped)" in check.detail
 
 
+@pytest.mark.run
 def test_a_checkpoint_with_checksums_is_compared(glm, tmp_path):
     """As slime writes its records."""
     recipe, run = glm
     assert checked(recipe, run.hf, rewritten(run.checkpoint(2), tmp_path / "as-slime")).outcome is Outcome.passed
 
 
+@pytest.mark.run
 def test_an_export_in_bf16_is_compared_with_fp32_weights(glm, tmp_path):
     """What is rounded is the trainer's value rounded."""
     recipe, run = glm
@@ -88,6 +91,7 @@ def test_an_export_in_bf16_is_compared_with_fp32_weights(glm, tmp_path):
     assert checked(recipe, folder, run.checkpoint(2)).outcome is Outcome.failed
 
 
+@pytest.mark.run
 def test_an_export_of_another_step_is_another(root, tmp_path):
     plan, run = short_run(root, 1, "model=qwen3-tiny", "run=as-trained", "cluster.gpus_per_node=1")
     before = shutil.copytree(run.hf, tmp_path / "hf")
@@ -97,6 +101,7 @@ def test_an_export_of_another_step_is_another(root, tmp_path):
     assert checked(plan.recipe, run.hf, run.checkpoint(2)).outcome is Outcome.passed
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("damage", [cut, flip])
 def test_a_damaged_checkpoint_is_no_fault_of_the_export_and_said(glm, tmp_path, damage):
     from launch.sanity.files import check as files
@@ -118,6 +123,7 @@ def test_a_damaged_checkpoint_is_no_fault_of_the_export_and_said(glm, tmp_path, 
     assert str(checkpoint) in found.detail and "it is damaged; copy it anew" in found.detail
 
 
+@pytest.mark.run
 def test_the_checkpoint_of_an_export_is_that_of_its_step(root):
     plan, run = short_run(root, 2, "model=qwen3-tiny", "run=of-its-step", "cluster.gpus_per_node=1")
     (run.root / "metrics.jsonl").write_text("")
@@ -226,6 +232,7 @@ def test_a_worker_s_memory_is_that_of_a_few_blocks(tmp_path):
     assert int(done.stdout) * 1024 < 50e6, f"{done.stdout} KB more"
 
 
+@pytest.mark.run
 def test_a_checkpoint_that_lacks_rows_is_refused_by_name(glm, tmp_path):
     recipe, run = glm
     found = shards.read(run.hf)

@@ -87,6 +87,7 @@ def made(found):
     return [name for name, checks in STEPS.items() if set(checks) <= found.keys()]
 
 
+@pytest.mark.run
 def test_a_fault_of_the_files_does_not_stop_the_server_s_checks(checked):
     found = checked("good", "/no/path")
     assert made(found) == list(STEPS)
@@ -130,6 +131,7 @@ def test_what_the_server_refuses_has_failed_by_name_and_the_rest_is_made(checked
     assert "server" not in found
 
 
+@pytest.mark.run
 def test_a_prompt_too_long_for_the_server_is_the_loop_s_own_failure(checked):
     found = checked("refused", "/v1/chat/completions")
     assert found["answers"].figure == "no answer"
@@ -158,6 +160,7 @@ def test_a_server_that_is_gone_or_hangs_ends_it_with_one_failed_row(checked, fau
     assert re.search(says, found["server"].detail, re.DOTALL)
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -181,6 +184,7 @@ def test_the_weights_of_another_s_server_are_left_alone(subject):
     assert steps(False) == list(STEPS)[:-1]
 
 
+@pytest.mark.run
 def test_without_held_out_data_that_is_said_and_the_rest_is_made(checked):
     found = checked("good", "/no/path", heldout=None)
     assert found["held-out loss"].outcome is Outcome.warned and "data.heldout=FILE" in found["held-out loss"].detail

@@ -83,6 +83,7 @@ def bad(checks):
     return {n: f"{c.figure}: {c.detail}" for n, c in checks.items() if c.outcome is not Outcome.passed}
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("model", MODELS)
 def test_a_good_export_of_either_engine_passes_everything(trained, model, tmp_path):
     good = trained[model]
@@ -129,6 +130,7 @@ CASES = [
 TENSORS = {broken.TRAINED, broken.PLACES, "how far weights moved"}
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(("model", "name"), CASES)
 def test_a_fault_is_named_by_its_check_and_all_others_are_made(trained, model, name, tmp_path):
     good, other = trained[model], trained[next(m for m in MODELS if m != model)]
@@ -178,6 +180,7 @@ def test_a_fault_is_caught_by_its_check_at_any_rate_and_a_good_export_passes(fas
     assert told or times == 30
 
 
+@pytest.mark.run
 def test_queries_and_keys_of_one_shape_that_are_swapped_are_found(root, tmp_path):
     good = train(root, "qwen3-tiny", 0, "model.kv_heads=4", f"model.checkpoint={root}/models/as-many-keys")
     folder = broken.make(
@@ -193,6 +196,7 @@ def test_queries_and_keys_of_one_shape_that_are_swapped_are_found(root, tmp_path
         assert re.search(r"q_proj\.weight is the \w+'s .*k_proj\.weight \(swapped\)", check.detail)
 
 
+@pytest.mark.run
 def test_without_rates_nothing_is_said_of_how_far_and_swaps_are_found_all_the_same(trained, tmp_path):
     good = replace(trained["qwen3-tiny"].alone, rates=None)
     folder = broken.make(broken.FAULTS["gate and up swapped"], good.hf, good.base, good.base, tmp_path / "hf")
@@ -204,6 +208,7 @@ def test_without_rates_nothing_is_said_of_how_far_and_swaps_are_found_all_the_sa
     assert json.loads((tmp_path / "moved.json").read_text())["limit"] is None
 
 
+@pytest.mark.run
 def test_rates_too_small_for_bf16_are_odd_and_no_fault(trained, tmp_path):
     good = trained["qwen3-tiny"]
     folder = broken.make(
@@ -214,6 +219,7 @@ def test_rates_too_small_for_bf16_are_odd_and_no_fault(trained, tmp_path):
     assert outcomes == {"every layer moved": Outcome.warned, broken.TRAINED: Outcome.warned}
 
 
+@pytest.mark.run
 def test_several_workers_and_many_blocks_see_what_one_does(trained, tmp_path, monkeypatch):
     good = trained["glm4.5-tiny"]
     one = good.checks(good.hf, tmp_path / "one.json")
@@ -260,6 +266,7 @@ def test_a_worker_s_memory_is_that_of_a_few_blocks(tmp_path):
     assert int(done.stdout) * 1024 < 50e6, f"{done.stdout} KB more"
 
 
+@pytest.mark.run
 def test_the_limit_is_the_recipe_s(trained, tmp_path):
     good = trained["qwen3-tiny"]
     strict = Trained(

@@ -52,6 +52,7 @@ def faulty(tmp_path, monkeypatch):
     return start
 
 
+@pytest.mark.run
 def test_a_checkpoint_that_cannot_be_loaded_shows_the_end_of_the_log(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     server = Server(compose_recipe([]), tmp_path, tmp_path / "log", True)
@@ -61,6 +62,7 @@ def test_a_checkpoint_that_cannot_be_loaded_shows_the_end_of_the_log(tmp_path):
     assert not alive([p for p in descendants(os.getpid()) if "sglang" in " ".join(p.cmdline())])
 
 
+@pytest.mark.run
 def test_a_good_server_answers_and_streams(faulty):
     with faulty("good") as server:
         assert server.own
@@ -70,6 +72,7 @@ def test_a_good_server_answers_and_streams(faulty):
         assert list(server.stream("/x", {})) == [{"n": 1}, {"n": 2}]
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("fault", ["never_up", "stays_silent"])
 def test_a_server_that_does_nothing_does_not_come_up_and_is_ended(faulty, fault):
     started = time.monotonic()
@@ -82,6 +85,7 @@ def test_a_server_that_does_nothing_does_not_come_up_and_is_ended(faulty, fault)
     assert time.monotonic() - started < 30
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("sign", ["writes", "computes"])
 def test_a_server_that_is_at_work_is_waited_for(faulty, sign):
     """Longer than it may be silent."""
@@ -91,6 +95,7 @@ def test_a_server_that_is_at_work_is_waited_for(faulty, sign):
         assert server.healthy()
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("how", ["slow", "trickle"])
 def test_an_answer_of_which_something_comes_is_waited_for(faulty, how):
     with faulty(how) as server:
@@ -99,6 +104,7 @@ def test_an_answer_of_which_something_comes_is_waited_for(faulty, how):
         assert time.monotonic() - started > 2 * TIMEOUT
 
 
+@pytest.mark.run
 def test_an_answer_that_waits_for_others_is_waited_for(faulty):
     with faulty("queue") as server, ThreadPoolExecutor(8) as pool:
         started = time.monotonic()
@@ -106,11 +112,13 @@ def test_an_answer_that_waits_for_others_is_waited_for(faulty):
         assert time.monotonic() - started > 2 * TIMEOUT
 
 
+@pytest.mark.run
 def test_a_stream_of_which_something_comes_is_waited_for(faulty):
     with faulty("slow_stream") as server:
         assert [chunk["n"] for chunk in server.stream("/x", {})] == list(range(int(SLOW_S)))
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(
     ("fault", "says"),
     [
@@ -138,6 +146,7 @@ def test_a_fault_in_an_answer_is_named_and_silence_ends_it(faulty, fault, says):
         assert isinstance(cause, HTTPError) and cause.code == 500
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(
     ("fault", "says"),
     [
@@ -160,6 +169,7 @@ def test_a_fault_in_a_stream_is_named_after_what_came(faulty, fault, says):
     assert came == ([] if fault in ("error", "drip") else [{"n": 1}, {"n": 2}])
 
 
+@pytest.mark.run
 def test_a_server_that_died_between_two_questions_is_named_as_dead(faulty):
     with faulty("die") as server:
         for _ in range(2):
@@ -167,6 +177,7 @@ def test_a_server_that_died_between_two_questions_is_named_as_dead(faulty):
                 server.post("/x", {})
 
 
+@pytest.mark.run
 def test_waiting_for_a_server_ends_when_it_does(faulty):
     with faulty("good") as server:
         leader = psutil.Process(server.post("/x", {})["pid"])
@@ -207,6 +218,7 @@ def stranger():
     process.wait()
 
 
+@pytest.mark.run
 def test_a_stranger_on_the_port_is_not_taken_for_our_server_and_left_alone(faulty, stranger, monkeypatch):
     process, port = stranger
     monkeypatch.setattr(servers, "free_port", lambda wanted: port)
@@ -215,6 +227,7 @@ def test_a_stranger_on_the_port_is_not_taken_for_our_server_and_left_alone(fault
     assert process.poll() is None and Client(f"http://127.0.0.1:{port}", 1).healthy()
 
 
+@pytest.mark.run
 def test_a_server_at_sanity_url_is_used_and_left_alone(stranger, tmp_path):
     process, port = stranger
     recipe = compose_recipe([f"sanity.url=http://127.0.0.1:{port}/", f"sanity.timeout={TIMEOUT}"])

@@ -173,6 +173,7 @@ def test_a_machine_that_cannot_serve_the_model_is_refused_with_the_figures(tmp_p
     serving.check_machine(compose_recipe([]), folder)
 
 
+@pytest.mark.run
 def test_serve_and_sanity_say_at_once_that_no_server_starts_here(bases, tmp_path):
     words = [f"checkpoint={bases['qwen3-tiny']}", "model=qwen3-32b", f"cluster.root={tmp_path}"]
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}

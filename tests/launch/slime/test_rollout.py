@@ -50,7 +50,7 @@ def manager(monkeypatch):
 
 def test_a_job_finds_the_recipe_it_was_made_of(here):
     assert rollout.plan().recipe == here.recipe
-    assert from_yaml(os.path.join(os.environ[job.RUN], "config.yaml")) == here.recipe
+    assert from_yaml(Path(os.environ[job.RUN], "config.yaml")) == here.recipe
 
 
 def test_slime_runs_every_step_as_planned(here, manager):
