@@ -96,7 +96,7 @@ def listing(repository: Repository) -> Listing:
     from huggingface_hub import HfApi
 
     begun = repository.folder / _PARTIAL / "commit"
-    commit = begun.read_text() if begun.is_file() else (repository.read() or {}).get("commit")
+    commit = begun.read_text(encoding="utf-8") if begun.is_file() else (repository.read() or {}).get("commit")
     with explained(repository.kind, repository.id):
         api = HfApi(token=token())
         ask = api.model_info if repository.kind == "model" else api.dataset_info
@@ -229,7 +229,7 @@ def _check_room(there: Listing, files: Sequence[File]) -> None:
 
 @contextmanager
 def _locked(repository: Repository) -> Iterator[None]:
-    with (repository.folder / _PARTIAL / "lock").open("w") as file:
+    with (repository.folder / _PARTIAL / "lock").open("w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

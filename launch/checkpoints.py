@@ -88,7 +88,7 @@ def latest_iteration(folder: Path) -> int:
     """The last that Megatron wrote whole, which it says when every rank has written its part; -1 where none was, or where it is
     about to say so."""
     try:
-        return int((folder / TRACKER).read_text())
+        return int((folder / TRACKER).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return -1
 

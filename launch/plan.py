@@ -82,11 +82,11 @@ def of_run(root: Path) -> Plan:
         raise ConfigError(f"no run has begun in '{root}'", "write run=NAME of one that has")
     written = read_plan(root)
     with json_file.shape(root / "plan.json", BACK):
-        folders = [written[name] and Path(written[name]["folder"]) for name in ("data", "heldout")]
+        data = Path(written["data"]["folder"])
+        heldout = Path(written["heldout"]["folder"]) if written["heldout"] else None
         rehearsal = bool(written["rehearsal"])
-    data, heldout = (_packed(folder) if folder else None for folder in folders)
-    assert data is not None, "a plan has training data"
-    return Plan(from_yaml(root / "config.yaml"), data, heldout, rehearsal)
+    recipe = from_yaml(root / "config.yaml")
+    return Plan(recipe, _packed(data), _packed(heldout) if heldout else None, rehearsal)
 
 
 def _packed(folder: Path) -> Dataset:

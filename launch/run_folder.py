@@ -89,7 +89,7 @@ class RunFolder:
         if self._lock is not None:
             return
         self.root.parent.mkdir(parents=True, exist_ok=True)
-        lock = self.root.with_name(f".{self.root.name}.lock").open("w")
+        lock = self.root.with_name(f".{self.root.name}.lock").open("w", encoding="utf-8")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

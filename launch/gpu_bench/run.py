@@ -17,6 +17,7 @@ from rich.console import Console
 from launch.gpu_bench import table
 from launch.gpu_bench.cases import CASES, Case, Planned, planned
 from launch.gpu_bench.worker import read_case, write_case
+from recipes import json_file
 from recipes.compose import REPO, to_yaml
 from recipes.config import Recipe
 from recipes.errors import ConfigError, PreflightError, TrainError
@@ -97,7 +98,7 @@ def _cluster(recipe: Recipe, environment: dict[str, Any]) -> str:
 def prepared(recipe: Recipe, one: Planned, environment: dict[str, Any]) -> Path:
     """The case's folder; what was measured there of another recipe or in another environment goes."""
     folder = Path(recipe.cluster.root) / "bench-gpu" / one.recipe.cluster.name / one.case.key
-    if (folder / "config.yaml").is_file() and (folder / "config.yaml").read_text() != to_yaml(one.recipe):
+    if (folder / "config.yaml").is_file() and (folder / "config.yaml").read_bytes() != to_yaml(one.recipe).encode():
         shutil.rmtree(folder)
     write_case(folder, one)
     for part, found in results(folder).items():
@@ -120,7 +121,7 @@ def measured(folder: Path, part: str, timeout: float) -> bool:
     """Whether the measurement's process ended well; what it printed is in `PART.log`."""
     env = ENV | dict(os.environ) | ({"CUDA_VISIBLE_DEVICES": ""} if part == "cpu" else {})
     command = [sys.executable, "-m", "launch.gpu_bench.worker", part, str(folder)]
-    with (folder / f"{part}.log").open("w") as log:
+    with (folder / f"{part}.log").open("w", encoding="utf-8") as log:
         try:
             done = subprocess.run(command, cwd=REPO, env=env, stdout=log, stderr=log, timeout=timeout, check=False)
         except subprocess.TimeoutExpired:
@@ -132,4 +133,6 @@ def measured(folder: Path, part: str, timeout: float) -> bool:
 def results(folder: Path) -> dict[str, Any]:
     """By part; those that are there."""
     found = ((part, folder / f"{part}.json") for part in read_case(folder).case.parts)
-    return {part: json.loads(path.read_text()) for part, path in found if path.is_file()}
+    return {
+        part: json_file.read(path, "remove that file: it is measured again") for part, path in found if path.is_file()
+    }

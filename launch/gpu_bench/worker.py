@@ -25,7 +25,7 @@ def write_case(folder: Path, planned: Planned) -> None:
 
 
 def read_case(folder: Path) -> Planned:
-    found = json.loads((folder / "case.json").read_text())
+    found = json.loads((folder / "case.json").read_text(encoding="utf-8"))
     sequences, words, parts = (tuple(found[name]) for name in ("sequences", "words", "parts"))
     drawn = Sequences(range(len(sequences)), sequences, "drawn at random")
     case = Case(found["shape"], found["label"], sequences, found["steps"], words, parts)

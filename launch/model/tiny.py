@@ -48,7 +48,7 @@ def make(recipe: Recipe) -> bool:
     with whole_folder(folder) as scratch:
         _write_tokenizer(scratch, recipe.model)
         _write_weights(scratch, recipe.model, recipe.seed)
-        (scratch / RECORD).write_text(json.dumps(inputs, indent=2) + "\n")
+        (scratch / RECORD).write_text(json.dumps(inputs, indent=2) + "\n", encoding="utf-8")
     return True
 
 
@@ -76,7 +76,7 @@ def _write_tokenizer(folder: Path, m: Model) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    template = (TEMPLATES / f"{m.family.value}.jinja").read_text()
+    template = (TEMPLATES / f"{m.family.value}.jinja").read_text(encoding="utf-8")
     tokenizer.train_from_iterator(_sample_texts(template, SPECIAL[m.family]), trainer)
     tokenizer.add_tokens(added)
     if tokenizer.get_vocab_size() > m.vocab:
@@ -89,8 +89,8 @@ def _write_tokenizer(folder: Path, m: Model) -> None:
         "model_max_length": m.max_position,
         "clean_up_tokenization_spaces": False,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
-    (folder / "chat_template.jinja").write_text(template)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
 
 
 def _sample_texts(template: str, special: list[str]) -> list[str]:
@@ -112,7 +112,7 @@ def _write_weights(folder: Path, m: Model, seed: int) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    config = hf_config(m, json.loads((folder / "tokenizer.json").read_text())["added_tokens"])
+    config = hf_config(m, json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"])
     generator = torch.Generator().manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
@@ -142,7 +142,9 @@ def _write_index(folder: Path) -> None:
             weight_map |= dict.fromkeys(file.keys(), path.name)
             size += sum(file.get_tensor(name).nbytes for name in weight_map if weight_map[name] == path.name)
     index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+    )
 
 
 def hf_config(m: Model, added_tokens: list[dict[str, Any]]) -> Any:

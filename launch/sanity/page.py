@@ -38,12 +38,12 @@ def section(folder: Path) -> list[str]:
     """The table and the plots of what a folder's checks found."""
     table = page.table(["", "check", "protects from", "figure", "limit"], [_row(c) for c in _read(folder)])
     there = {folder / name: plot for name, plot in _PLOTS.items() if (folder / name).is_file()}
-    return [table, *(plot(json.loads(path.read_text())) for path, plot in there.items())]
+    return [table, *(plot(json.loads(path.read_text(encoding="utf-8"))) for path, plot in there.items())]
 
 
 def _read(folder: Path) -> list[dict[str, Any]]:
     path = folder / "sanity.json"
-    return list(json.loads(path.read_text())) if path.is_file() else []
+    return list(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else []
 
 
 def _row(c: dict[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ from recipes.kinds import write
 from recipes.layout import data_parallel
 from recipes.nearest import nearest
 
-_FLAGS = frozenset((Path(__file__).parent / "flags.txt").read_text().split())
+_FLAGS = frozenset((Path(__file__).parent / "flags.txt").read_text(encoding="utf-8").split())
 Argument = str | int | float
 Group = Iterator[tuple[Argument, ...]]
 

@@ -121,7 +121,10 @@ class Slime:
         self._started: set[psutil.Process] = set()
 
     def __enter__(self) -> "Slime":
-        python, given = str(self.run.recipe.engine.python), json.loads((self.run.root / "job.json").read_text())
+        python, given = (
+            str(self.run.recipe.engine.python),
+            json.loads((self.run.root / "job.json").read_text(encoding="utf-8")),
+        )
         own = {} if in_ray_job() else own_ray()
         with (self.run.root / LOG).open("ab") as log:
             self.logged = log.tell()

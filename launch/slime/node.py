@@ -46,7 +46,7 @@ def report(
 def write(folder: str, name: str, nonce: str) -> None:
     """A file of this name in the folder, with the nonce in it, on the disk when it returns."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    with Path(folder, name).open("w") as file:
+    with Path(folder, name).open("w", encoding="utf-8") as file:
         file.write(nonce)
         file.flush()
         os.fsync(file.fileno())
@@ -64,7 +64,7 @@ def remove(folder: str) -> None:
 
 def _text(path: Path) -> str | None:
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     except OSError:
         return None
 
@@ -110,7 +110,7 @@ def _memlock() -> int | None:
     """Bytes that a process may lock; None without a limit."""
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     capabilities = next(
-        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff")
+        line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith("CapEff")
     )
     free = soft == resource.RLIM_INFINITY or int(capabilities.split()[1], 16) >> _IPC_LOCK & 1
     return None if free else soft

@@ -240,9 +240,8 @@ def main() -> None:
     assert spec is not None and spec.loader is not None
     tools = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tools)
-    Path("/proc/sys/user/max_user_namespaces").write_text(
-        "0"
-    )  # none inside this one, whose root would have rights again
+    # None inside this one, whose root would have rights again.
+    Path("/proc/sys/user/max_user_namespaces").write_text("0", encoding="utf-8")
     _build_root(settings["readable"], settings["limits"])
     first = os.fork()
     if first == 0:

@@ -164,10 +164,12 @@ def _map_users(pid: int) -> None:
     uid, gid = os.geteuid(), os.getegid()
     try:
         if uid != 0:
-            Path(f"/proc/{pid}/setgroups").write_text("deny")
+            Path(f"/proc/{pid}/setgroups").write_text("deny", encoding="utf-8")
         for name, own in (("uid", uid), ("gid", gid)):
             nobody = "65534 65534 1"
-            Path(f"/proc/{pid}/{name}_map").write_text(f"0 {own} 1\n{nobody}\n" if uid == 0 else f"65534 {own} 1\n")
+            Path(f"/proc/{pid}/{name}_map").write_text(
+                f"0 {own} 1\n{nobody}\n" if uid == 0 else f"65534 {own} 1\n", encoding="utf-8"
+            )
     except OSError as error:
         raise SanityError(f"the sandbox of tool calls: users cannot be mapped: {error.strerror}") from error
 

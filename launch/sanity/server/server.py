@@ -194,7 +194,7 @@ class Server(Client):
         return f"; {ended + '; ' if ended else ''}the end of {self.log}:\n{self.tail()}"
 
     def tail(self, lines: int = 20) -> str:
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+        return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
 
     def wait(self) -> None:
         """Returns never: raises `SanityError` when the server ends by itself."""
