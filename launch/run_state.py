@@ -117,12 +117,14 @@ def mark_checked(root: Path) -> None:
 def _failed(root: Path) -> tuple[str, ...] | None:
     """Names of the failed checks of the export that is there; None where its check was not made to the end."""
     try:
-        mark = json.loads((root / MARK).read_text())
+        mark = json.loads((root / MARK).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
     if mark != _hashes(root):
         return None
-    return tuple(c["name"] for c in json.loads((root / "sanity.json").read_text()) if c["outcome"] == "fail")
+    return tuple(
+        c["name"] for c in json.loads((root / "sanity.json").read_text(encoding="utf-8")) if c["outcome"] == "fail"
+    )
 
 
 def _hashes(root: Path) -> dict[str, str] | None:
@@ -139,7 +141,7 @@ def finished(recipe: Recipe, state: State) -> str:
     figures = [f"loss {losses[0]:.4f} → {losses[-1]:.4f}"]
     if unseen:
         figures.append(f"held-out loss {unseen[0]:.4f} → {unseen[-1]:.4f}")
-    figures.append(f"{len(json.loads((root / 'sanity.json').read_text()))} checks, none failed")
+    figures.append(f"{len(json.loads((root / 'sanity.json').read_text(encoding='utf-8')))} checks, none failed")
     again = make_command("sanity", recipe, *(w for w in recipe.words if w.startswith("sanity.")))
     # Without its MTP layers an export is no base of the same recipe.
     longer = [] if recipe.model.mtp_layers and recipe.model.mtp is Mtp.drop else [_LONGER.format(root / "hf")]

@@ -32,7 +32,7 @@ def _options(r: Recipe) -> dict[str, Any]:
 
 def _other_data(own: Recipe, recipe: Recipe, root: Path) -> Iterator[str]:
     """By the trajectories' hashes, as the same ones may lie elsewhere; by their paths where one of them is gone."""
-    plan = json.loads((root / "plan.json").read_text())
+    plan = json.loads((root / "plan.json").read_text(encoding="utf-8"))
     packed = {name: _inputs(plan[key]) for name, key in (("data.path", "data"), ("data.heldout", "heldout"))}
     for name, inputs in packed.items():
         there, here = (getattr(r.data, name.removeprefix("data.")) for r in (own, recipe))
@@ -51,7 +51,7 @@ def _other_data(own: Recipe, recipe: Recipe, root: Path) -> Iterator[str]:
 def _inputs(planned: dict[str, Any] | None) -> dict[str, Any] | None:
     """What a packed data set was made of; None where it is gone or there was none."""
     path = planned and Path(planned["folder"]) / "manifest.json"
-    return dict(json.loads(path.read_text())["inputs"]) if path and path.is_file() else None
+    return dict(json.loads(path.read_text(encoding="utf-8"))["inputs"]) if path and path.is_file() else None
 
 
 def _fetched_from(here: str | None, there: str | None, recipe: Recipe) -> bool:

@@ -78,7 +78,7 @@ def _model_of(checkpoint: str) -> str:
     """What to write for a model that is named by its folder, or by its id on the Hugging Face hub."""
     models = choices("model")
     for model in models:
-        own = re.search(r"^checkpoint: *(\S+)", (CONF / "model" / f"{model}.yaml").read_text(), re.M)
+        own = re.search(r"^checkpoint: *(\S+)", (CONF / "model" / f"{model}.yaml").read_text(encoding="utf-8"), re.M)
         if own and own[1].casefold() == checkpoint.casefold():
             return write(f"model={model}")
     named = _letters(PurePath(checkpoint).name)

@@ -57,7 +57,7 @@ def finish(folder: Path, weight_map: dict[str, str], m: Model, checkpoint: str) 
 def manifest(folder: Path) -> dict[str, Any] | None:
     """What an export says of itself; None where there is none that can be read."""
     try:
-        found = json.loads((folder / MANIFEST).read_text())
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         return found if {"checkpoint", "mtp", "files", "bytes"} <= found.keys() else None
     except (FileNotFoundError, ValueError, AttributeError):
         return None

@@ -33,7 +33,7 @@ def failure(run: RunFolder, log: Path, since: int, status: int, step: int) -> Li
     A `TrainError` where another start may come further; another `LimiError` where it would not.
     """
     if (left := run.root / NAME).exists():
-        said = json.loads(left.read_text())
+        said = json.loads(left.read_text(encoding="utf-8"))
         raised: LimiError = getattr(errors, said["kind"])(said["problem"], said["fix"])
         return raised
     text = _end(log, since)

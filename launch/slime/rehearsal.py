@@ -71,7 +71,7 @@ def rehearse(plan: Plan, console: Console) -> Rehearsed:
 def _refuse_a_run(root: Path) -> None:
     """Raises `ConfigError` where what would be removed is no rehearsal's."""
     path = root / "plan.json"
-    if path.is_file() and not json.loads(path.read_text())["rehearsal"]:
+    if path.is_file() and not json.loads(path.read_text(encoding="utf-8"))["rehearsal"]:
         raise ConfigError(
             f"'{root}' holds a run, and a rehearsal of run={root.name.removesuffix('-rehearsal')} is written there",
             "write run=OTHER for the rehearsal",

@@ -2,6 +2,7 @@
 
 import shutil
 
+import hydra
 import pytest
 
 from recipes import compose
@@ -25,7 +26,8 @@ BROKEN = {
 def conf(tmp_path, monkeypatch):
     """The folder of choices as a user may edit it."""
     shutil.copytree(compose.CONF, tmp_path / "hydra_conf")
-    monkeypatch.setitem(compose_recipe.__globals__, "CONF", tmp_path / "hydra_conf")
+    monkeypatch.setattr(compose, "CONF", tmp_path / "hydra_conf")
+    monkeypatch.setattr(compose, "compose", hydra.compose)  # tests share one composition of the same words otherwise
     return tmp_path / "hydra_conf"
 
 
