@@ -69,11 +69,12 @@ def _places(names: Sequence[str], every: dict[str, Prints], moved: dict[str, Pri
     """Compares tensors of one shape with every base tensor of it, and with their own read otherwise."""
     base = _directions(np.stack([every[n].base for n in names]))
     asked = [n for n in names if n in moved]
+    at = {name: number for number, name in enumerate(names)}
     for some in (asked[i : i + AT_ONCE] for i in range(0, len(asked), AT_ONCE)):
         new = _directions(np.stack([every[n].new for n in some]))
         alike = new @ base.T
         for row, name in enumerate(some):
-            prints, own = every[name], names.index(name)
+            prints, own = every[name], at[name]
             otherwise = {
                 f"its own {how}": float(new[row] @ _directions(other[None])[0]) for how, other in prints.other.items()
             }
