@@ -132,13 +132,16 @@ class Server(Client):
         )
 
     def _starting(self) -> object:
-        """Its log's size, how often it took `_BUSY` of the limit of processors' time, the megabytes that it read from disks."""
+        """Its log's size, how often it took `_BUSY` of the limit of processors' time, the megabytes that it read from disks. Once it
+        listens its processors are busy whether it works or not, and do not count."""
+        with socket.socket() as probe:
+            listens = probe.connect_ex(("127.0.0.1", self.port)) == 0
         seconds = 0.0
-        for process in self._processes():
+        for process in [] if listens else self._processes():
             with contextlib.suppress(psutil.Error):
                 times = process.cpu_times()
                 seconds += times.user + times.system
-        return self.log.stat().st_size, seconds // (_BUSY * self.timeout), self._read_mb()
+        return listens, self.log.stat().st_size, seconds // (_BUSY * self.timeout), self._read_mb()
 
     def _signs(self) -> object:
         """How many tokens it holds and has read, how many requests it works on, and the megabytes that it read from disks: of an

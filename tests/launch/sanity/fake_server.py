@@ -39,7 +39,9 @@ class Handler(BaseHTTPRequestHandler):
     one_at_a_time = threading.Lock()
 
     def do_GET(self):
-        if self.path == "/v1/loads":
+        if self.fault == "unhealthy":
+            self.say(503, b"")
+        elif self.path == "/v1/loads":
             tokens = int(10 * time.monotonic()) if Handler.working else 7
             self.say(200, json.dumps({"loads": [{"timestamp": time.time(), "num_used_tokens": tokens}]}).encode())
         elif self.only == self.path:
@@ -169,6 +171,11 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
 
+def spin():
+    while True:
+        pass
+
+
 def main(port, fault, only=None):
     wait = "import time; time.sleep(600)"
     # As a server may have them: of its process group, of a group of its own, deaf to SIGTERM, of a session of its own.
@@ -192,6 +199,8 @@ def main(port, fault, only=None):
     if fault == "stays_silent":  # listens, and accepts nothing
         with socket.create_server(("127.0.0.1", port)):
             time.sleep(600)
+    if fault == "unhealthy":  # at work on nothing, as a scheduler that polls
+        threading.Thread(target=spin, daemon=True).start()
     Handler.fault, Handler.only = fault, only
     ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
 

@@ -73,7 +73,7 @@ def test_a_good_server_answers_and_streams(faulty):
 
 
 @pytest.mark.run
-@pytest.mark.parametrize("fault", ["never_up", "stays_silent"])
+@pytest.mark.parametrize("fault", ["never_up", "stays_silent", "unhealthy"])
 def test_a_server_that_does_nothing_does_not_come_up_and_is_ended(faulty, fault):
     started = time.monotonic()
     says = (
@@ -109,6 +109,18 @@ def test_an_answer_that_waits_for_others_is_waited_for(faulty):
     with faulty("queue") as server, ThreadPoolExecutor(8) as pool:
         started = time.monotonic()
         assert all("pid" in answer for answer in pool.map(lambda n: server.post("/x", {"n": n}), range(8)))
+        assert time.monotonic() - started > 2 * TIMEOUT
+
+
+@pytest.mark.slow
+def test_sglang_is_waited_for_while_its_tokens_come(bases, tmp_path):
+    """By its own figures: the answer comes whole, at its end."""
+    tokens = 5000
+    with Server(compose_recipe(["sanity.timeout=60"]), bases["qwen3-tiny"], tmp_path / "log", True) as server:
+        server.timeout, started = TIMEOUT, time.monotonic()
+        sampling = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}
+        answer = server.post("/generate", {"input_ids": [5, 6, 7], "sampling_params": sampling})
+        assert len(answer["output_ids"]) == tokens
         assert time.monotonic() - started > 2 * TIMEOUT
 
 
