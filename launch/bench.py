@@ -1,7 +1,10 @@
-"""`make bench`: the schedule, planning, the embedded engine and the data stage, measured."""
+"""`make bench`: the schedule, planning, the embedded engine, the sandbox and the data stage, measured."""
 
 import itertools
+import statistics
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -9,13 +12,17 @@ from rich.console import Console
 from data_prep import bench as data_bench
 from launch import prepare
 from launch.megatron import bench as engine_bench
+from launch.sanity.loop import sandbox
 from recipes import bench as recipe_bench
 from recipes import published
 from recipes.config import Recipe
 
+CALLS = 20
+
 
 def run(recipe: Recipe, console: Console) -> None:
-    """Measures the assignment inside a step, planning, the embedded engine, and the data stage against the tokenizer alone."""
+    """Measures the assignment inside a step, planning, the embedded engine, the sandbox, and the data stage against the tokenizer
+    alone."""
     modes = " | ".join(f"slime's {mode}" for mode in recipe_bench.SLIME)
     console.print(f"| makespan / bound: mean, worst | ours | {modes} | to reach |\n|---|---|---|---|---|---|")
     for row in recipe_bench.assignment_rows():
@@ -35,6 +42,27 @@ def run(recipe: Recipe, console: Console) -> None:
         console.print("\n| layout | ranks | tokens/s |\n|---|---|---|")
         for layout_row in engine_bench.layout_rows(Path(folder), engine_bench.names_here()):
             console.print(f"| {' | '.join(layout_row)} |")
+    console.print("\n| sandbox of tool calls | measured | to reach |\n|---|---|---|")
+    for sandbox_row in sandbox_rows():
+        console.print(f"| {' | '.join(sandbox_row)} |")
     console.print()
     prepare.base(recipe, console)
     data_bench.run(recipe, console)
+
+
+def sandbox_rows() -> Iterator[tuple[str, str, str]]:
+    """What is measured, its figure, and what to reach."""
+    if why := sandbox.available():
+        yield "a tool's call", f"not measured: {why}", ""
+        return
+    started = time.perf_counter()
+    with sandbox.Sandbox({"notes.txt": "oak\n", "nothing.py": ""}) as box:
+        yield "its start", f"{time.perf_counter() - started:.3f} s", ""
+        calls = {"read_file": {"path": "notes.txt"}, "run": {"command": "python nothing.py"}}
+        for name, arguments in calls.items():
+            seconds = []
+            for _ in range(CALLS):
+                started = time.perf_counter()
+                box.call(name, arguments)
+                seconds.append(time.perf_counter() - started)
+            yield f"a call of {name}, median of {CALLS}", f"{statistics.median(seconds):.3f} s", "at most 0.2 s"

@@ -1,8 +1,10 @@
-"""Every kind of row of the engine's bench, measured for real on little."""
+"""Every kind of row of the engine's bench, and of the sandbox's, measured for real on little."""
 
 import pytest
 
+from launch.bench import sandbox_rows
 from launch.megatron import bench
+from launch.sanity.loop import sandbox
 from tests.launch.support import POOL
 
 
@@ -34,3 +36,12 @@ def test_the_parts_of_a_start_are_seen_and_the_run_ends(root):
     parts = bench._start(root)
     assert list(parts) == ["imports and data", "plan", "ranks", "held-out loss", "first step"]
     assert all(seconds > 0 for seconds in parts.values())
+
+
+@pytest.mark.run
+def test_a_sandbox_s_start_and_calls_are_measured():
+    if why := sandbox.available():
+        pytest.skip(why)
+    rows = list(sandbox_rows())
+    assert [row[0].partition(",")[0] for row in rows] == ["its start", "a call of read_file", "a call of run"]
+    assert all(float(row[1].removesuffix(" s")) > 0 for row in rows)
