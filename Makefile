@@ -168,11 +168,14 @@ bench-gpu: $(READY) ## Measure the embedded engine on one GPU, beside transforme
 lint: $(READY) ## Ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-# The slowest twenty at the end. Quick tests in two processes; the others, which start many, one after another.
+# The slowest twenty at the end. Quick tests in two processes; the others, which start many each, one after another.
 PYTEST := $(BIN)/python -m pytest --durations=20 --durations-min=0.5
 
 .PHONY: test-quick
-test-quick: lint ## Lint, and the tests that start nothing: within 90 seconds on two cores
+test-quick: $(READY) ## Lint, and beside it the tests that start nothing: within 90 seconds on two cores
+	@$(MAKE) --no-print-directory --jobs=2 lint tests-alone
+
+tests-alone: $(READY)
 	@$(PYTEST) -m 'not (run or slow or contract)' -n 2 --dist worksteal
 
 .PHONY: test

@@ -194,8 +194,17 @@ def descendants(pid: int) -> list[psutil.Process]:
 
 
 def alive(processes: list[psutil.Process], patience: float = 15.0) -> list[psutil.Process]:
-    """Those that still run after `patience` seconds."""
-    return psutil.wait_procs(processes, timeout=patience)[1]
+    """Those that still run after `patience` seconds. A zombie does not: it waits for whoever its parent is now."""
+    deadline, left = time.monotonic() + patience, processes
+    while (left := [p for p in left if _runs(p)]) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return left
+
+
+def _runs(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from recipes.compose import compose_recipe, to_yaml
 from recipes.errors import CheckpointError, PreflightError
 from tests.conftest import REPO
 from tests.launch.recorded import cut, dense, flip, hollow_base, overwrite, records, rewritten
-from tests.launch.support import limi, recipe_of, short_run
+from tests.launch.support import called, recipe_of, short_run
 
 pytestmark = pytest.mark.run
 
@@ -243,13 +243,13 @@ def test_the_command_exports_the_newest_checkpoint_or_a_step_s(glm, root):
     recipe, run = glm
     shutil.rmtree(run.root / "hf-step000002", ignore_errors=True)
     where = [f"cluster.root={root}", f"run={recipe.run}"]
-    done = limi("export", *where)
+    done = called("export", *where)
     assert done.returncode == 0, done.stderr
     assert same(run.root / "hf-step000002", run.hf)
-    again = limi("export", *where, "step=2", "model.mtp=drop")
+    again = called("export", *where, "step=2", "model.mtp=drop")
     assert again.returncode == 0, again.stderr
     assert len(content(run.root / "hf-step000002")) < len(content(run.hf)), "in place of the earlier one"
-    absent = limi("export", *where, "step=7")
+    absent = called("export", *where, "step=7")
     assert absent.returncode == 2
     assert "no checkpoint of step 7; there are those of step 2: write step=N" in absent.stderr
 

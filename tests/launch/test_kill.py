@@ -19,8 +19,8 @@ def test_fifty_kills_at_random_moments_lose_no_step():
     assert outcome.left_over == []
 
 
-@pytest.mark.parametrize("target", ["driver", "raylet"])
-@pytest.mark.slow
+@pytest.mark.run
+@pytest.mark.parametrize("target", ["driver", pytest.param("raylet", marks=pytest.mark.slow)])
 def test_what_is_killed_in_a_step_goes_on_exactly(root, uninterrupted, target):
     """The driver, or Ray, whose end the ranks notice within seconds, in which short steps go on. A rank's: test_resume.py."""
     run = root / "runs" / f"killed-{target}"

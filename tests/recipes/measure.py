@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -21,6 +21,7 @@ import torch.multiprocessing
 
 from recipes.activations import activations
 from recipes.compose import compose_recipe
+from recipes.config import Recipe
 from recipes.layout import world_size
 from recipes.partition import buffers, stages
 
@@ -63,18 +64,27 @@ CASES = {
 LENGTHS = [256, 1024, 2304]
 
 
-def measured(name: str) -> list[dict[str, Any]]:
-    """What each rank of a case holds."""
-    ranks = world_size(compose_recipe(CASES[name]))
-    with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_rank, (ranks, CASES[name], folder), nprocs=ranks)  # type: ignore[attr-defined]
-        return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(ranks)]
+Held = list[dict[str, Any]]  # by rank
 
 
-def compared(name: str) -> Iterator[dict[str, list[float]]]:
+def measured(names: Iterable[str]) -> dict[str, Held]:
+    """What the ranks of some cases hold. Cases of as many ranks share their processes, which take seconds to start."""
+    by_ranks: dict[int, list[str]] = {}
+    for name in names:
+        by_ranks.setdefault(world_size(compose_recipe(CASES[name])), []).append(name)
+    found: dict[str, Held] = {}
+    for ranks, some in by_ranks.items():
+        with tempfile.TemporaryDirectory() as folder:
+            torch.multiprocessing.spawn(_rank, (ranks, some, folder), nprocs=ranks)  # type: ignore[attr-defined]
+            of_ranks = [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(ranks)]
+        found |= {name: [of_rank[name] for of_rank in of_ranks] for name in some}
+    return found
+
+
+def compared(name: str, found: Held) -> Iterator[dict[str, list[float]]]:
     """For every pipeline stage, measured over predicted: `weights` and `gradients` of each rank, `optimizer` of their mean, and
     for each length the mean of `activations` and of the `loss`."""
-    r, found = compose_recipe(CASES[name]), measured(name)
+    r = compose_recipe(CASES[name])
     a = activations(r, imbalance=1.0)  # experts are balanced over the ranks taken together
     for stage, chunks in enumerate(stages(r.model, r.layout)):
         here = [f for f in found if f["stage"] == stage]
@@ -101,8 +111,8 @@ def compared(name: str) -> Iterator[dict[str, list[float]]]:
 
 def main() -> None:
     print("| measured / predicted | weights | gradients | optimizer | activations |\n|---|---|---|---|---|")
-    for name in CASES:
-        stages_found = list(compared(name))
+    for name, found in measured(CASES).items():
+        stages_found = list(compared(name, found))
         cells = []
         for part in ("weights", "gradients", "optimizer", "activations"):
             ratios = [x for one in stages_found for x in one[part]]
@@ -112,20 +122,32 @@ def main() -> None:
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
-def _rank(rank: int, ranks: int, words: list[str], folder: str) -> None:
+def _rank(rank: int, ranks: int, names: list[str], folder: str) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     from launch.megatron import cpu
 
     cpu.install()
+    from megatron.core import parallel_state
+
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
+    found = {}
+    for name in names:
+        found[name] = _of_rank(compose_recipe(CASES[name]))
+        dist.barrier()
+        parallel_state.destroy_model_parallel()
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+def _of_rank(r: Recipe) -> dict[str, Any]:
+    """What this rank of a recipe holds."""
     from megatron.core import parallel_state, tensor_parallel
 
     from launch.megatron.rank import initialize_parallel, wrap
     from launch.model.gpt import build_chunks, transformer_config
 
-    r = compose_recipe(words)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
     initialize_parallel(r.layout)
     tensor_parallel.model_parallel_cuda_manual_seed(0, inference_rng_tracker=True)
     config = transformer_config(r)
@@ -134,14 +156,11 @@ def _rank(rank: int, ranks: int, words: list[str], folder: str) -> None:
     for chunk in chunks:
         for parameter in chunk.parameters():
             torch.nn.init.normal_(parameter, std=0.02)
-    found = {
+    return {
         "stage": parallel_state.get_pipeline_model_parallel_rank(),
         "saved": [_saved(chunks[0], r, length) for length in LENGTHS],
         **_held(*wrap(r, config, chunks)),
     }
-    (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 def _held(model: list[Any], optimizer: Any) -> dict[str, int]:

@@ -19,7 +19,7 @@ from launch.model.torch_dist import Piece, TorchDist
 from launch.sanity.checks import Check, Outcome, judged
 from launch.sanity.files import compare_worker, faults, trained_worker, trainers
 from launch.sanity.files.bands import bands
-from launch.sanity.files.compare_worker import Seen
+from launch.sanity.files.compare_worker import DTYPES, Seen
 from launch.sanity.files.digests import Digest
 from launch.sanity.files.misplaced import how
 from launch.sanity.files.trained_worker import Parameter
@@ -60,10 +60,18 @@ def _parameters(checkpoint: TorchDist, entries: Mapping[str, Entry], m: Model) -
                 raise CheckpointError(
                     f"'{checkpoint.folder}' holds {name}, which {m.name} has not", "see model.*"
                 ) from error
-            # One that is not in the export, or in another shape, is the tensor names' and shapes' checks to say.
-            there = {n: entries[n] for n in homes if n in entries and entries[n].shape[1:] == shape[1:]}
+            # One that is not in the export, or in another shape or dtype, is for other checks to say.
+            there = {n: entries[n] for n, rows in homes.items() if n in entries and _fits(entries[n], len(rows), shape)}
             found.append(Parameter(name, key, lead, shape, stored.dtype, tuple(held), there))
     return found
+
+
+def _fits(entry: Entry, rows: int, shape: tuple[int, ...]) -> bool:
+    return bool(entry.shape) and (entry.shape[0] <= rows, entry.shape[1:], entry.dtype in DTYPES) == (
+        True,
+        shape[1:],
+        True,
+    )
 
 
 def check(seen: Mapping[str, Seen], trained: Mapping[str, Digest], checkpoint: Path, m: Model) -> Check:

@@ -1,9 +1,9 @@
 """Which tensors hold another's weights, or their own in another order, by the base alone.
 
-Training adds to a tensor what is independent of every base tensor: of n elements it has a cosine of 1/sqrt(n) with them by chance, and
-a greater one with its own. How much surer one place is than another is the logarithm of the odds of what is left over,
-n / 2 * log((1 - other**2) / (1 - own**2)): no scale and no rate is in it. Far from the base both come near zero, and which place is a
-tensor's cannot be told: that is said, and never taken for good.
+What training adds to a tensor is independent of the base's tensors. A tensor of n elements has a cosine of about 1/sqrt(n) with any
+other of the base's, by chance, and a greater one with its own. How much surer its own place is than another is the logarithm of the
+odds of what is left over, n / 2 * log((1 - other**2) / (1 - own**2)): no scale and no rate is in it. Far from the base both come near
+zero, and the place cannot be told: that is said, and never taken for good.
 """
 
 import itertools
@@ -19,7 +19,7 @@ from launch.sanity.files import faults
 from launch.sanity.files.compare_worker import Seen
 from launch.sanity.files.prints import Prints
 
-SURE = 18.0  # of the odds' logarithm, six standard deviations: by chance one of a hundred million pairs comes so far
+SURE = 18.0  # of the odds' logarithm, six standard deviations: one pair in a billion comes so far by chance
 AT_ONCE = 256  # tensors compared with all others at a time
 
 
@@ -76,7 +76,7 @@ def _places(names: Sequence[str], every: dict[str, Prints], moved: dict[str, Pri
         for row, name in enumerate(some):
             prints, own = every[name], at[name]
             otherwise = {
-                f"its own {how}": float(new[row] @ _directions(other[None])[0]) for how, other in prints.other.items()
+                f"its own {read}": float(new[row] @ _directions(other[None])[0]) for read, other in prints.other.items()
             }
             others = np.delete(alike[row], own)
             if len(others):
@@ -84,8 +84,7 @@ def _places(names: Sequence[str], every: dict[str, Prints], moved: dict[str, Pri
                 other = names[best + (best >= own)]
                 otherwise[f"the base's {other}{how(name, other)}"] = float(others[best])
             what, of = max(otherwise.items(), key=lambda one: one[1], default=("", 0.0))
-            n = len(prints.new)
-            one = found[name]
+            n, one = len(prints.new), found[name]
             one.own, one.other = float(alike[row, own]), of
             one.margin = _odds(one.own, n) - _odds(of, n)
             if one.margin <= -SURE:

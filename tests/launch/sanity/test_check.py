@@ -27,6 +27,8 @@ from recipes.errors import SanityError
 from tests.launch.sanity import broken
 from tests.launch.support import alive, descendants, recipe_of
 
+pytestmark = pytest.mark.run
+
 SAMPLE = Path(make.__file__).parent / "train.jsonl"
 FAKE = Path(__file__).parent / "fake_server.py"
 QUIET = Console(quiet=True)

@@ -22,6 +22,8 @@ from tests.launch.recorded import hollow_base
 from tests.launch.sanity import broken
 from tests.launch.support import short_run
 
+pytestmark = pytest.mark.run
+
 QUIET = Console(quiet=True)
 MODELS = ["qwen3-tiny", "glm4.5-tiny"]
 COUNT = {"qwen3-tiny": 20, "glm4.5-tiny": 22}  # of checks
@@ -234,26 +236,6 @@ def test_several_workers_and_many_blocks_see_what_one_does(trained, tmp_path, mo
     assert cells[0] == cells[1] == cells[2]
 
 
-MEMORY = """
-import resource, sys
-from pathlib import Path
-from rich.console import Console
-from launch.model.safetensors_folder import SafetensorsFolder
-from launch.sanity.files import compare_worker
-from launch.model.shards import read
-from launch.sanity.files import tensors
-from recipes.compose import from_yaml
-recipe, folder = from_yaml(Path(sys.argv[1])), Path(sys.argv[2])
-tensors.BATCH_BYTES = 1 << 40  # one process does it all
-found = read(folder)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-reach = tensors.reach(recipe.optim, None)
-seen = tensors.compare(found, SafetensorsFolder(folder), recipe.model, reach, True, Console(quiet=True))
-assert len(seen) == len(found.files)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-"""
-
-
 def test_a_worker_s_memory_is_that_of_a_few_blocks(tmp_path):
     shape = ["hidden=1024", "ffn=3072", "layers=2", "heads=16", "kv_heads=8", "head_dim=64", "vocab=60000"]
     recipe = compose_recipe([*(f"model.{word}" for word in shape), f"model.checkpoint={tmp_path}/base"])
@@ -261,9 +243,10 @@ def test_a_worker_s_memory_is_that_of_a_few_blocks(tmp_path):
     assert max(f.stat().st_size for f in (tmp_path / "base").glob("*.safetensors")) > 150e6, "most of it one tensor"
     (tmp_path / "config.yaml").write_text(to_yaml(recipe))
     words = [tmp_path / "config.yaml", tmp_path / "base"]
-    done = subprocess.run([sys.executable, "-c", MEMORY, *map(str, words)], cwd=REPO, capture_output=True, text=True)
+    command = [sys.executable, "-m", "tests.launch.sanity.compare_alone", *map(str, words)]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) * 1024 < 50e6, f"{done.stdout} KB more"
+    assert int(done.stdout) < 50e6, f"{int(done.stdout) / 1e6:.0f} MB more"
 
 
 @pytest.mark.run

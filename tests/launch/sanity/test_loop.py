@@ -19,6 +19,8 @@ from recipes.compose import compose_recipe
 from recipes.errors import SanityError
 from tests.launch.support import limi
 
+pytestmark = pytest.mark.run
+
 Agent = Callable[[dict[str, Any]], dict[str, Any]]  # request in, message out
 SAMPLE = Path(make.__file__).parent
 

@@ -22,6 +22,8 @@ from recipes.errors import ConfigError, PreflightError, SanityError
 from tests.launch.sanity.fake_server import SLOW_S
 from tests.launch.support import alive, descendants
 
+pytestmark = pytest.mark.run
+
 FAKE = Path(__file__).parent / "fake_server.py"
 TIMEOUT = 3
 SILENT = (

@@ -17,16 +17,6 @@ from tests.conftest import REPO
 from tests.launch.support import limi
 
 MODELS = sorted(p.stem for p in (CONF / "model").glob("*.yaml"))
-# Reads command lines and prints what SGLang's own parser makes of each.
-PARSE = """
-import argparse, json, sys
-from sglang.srt.server_args import ServerArgs
-parser = argparse.ArgumentParser()
-ServerArgs.add_cli_args(parser)
-for words in json.loads(sys.stdin.read()):
-    known = vars(parser.parse_args(words))
-    print("ARGS", json.dumps({name: str(known[name]) for name in sys.argv[1:]}))
-"""
 NAMES = [
     "tp_size",
     "ep_size",
@@ -51,13 +41,14 @@ def parsed(lines):
     """What SGLang's parser makes of these command lines, each after `-m sglang.launch_server`."""
     env = serving.environment(compose_recipe([]), Path("unused"))
     done = subprocess.run(
-        [sys.executable, "-c", PARSE, *NAMES], env=env, cwd=REPO, capture_output=True, text=True,
+        [sys.executable, "-m", "tests.launch.sanity.parse_args", *NAMES], env=env, cwd=REPO, capture_output=True, text=True,
         input=json.dumps([line[3:] for line in lines]),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     return [json.loads(line[5:]) for line in done.stdout.splitlines() if line.startswith("ARGS ")]
 
 
+@pytest.mark.run
 def test_sglang_s_own_parser_takes_the_words_of_every_model_on_its_default_cluster(tmp_path):
     lines = {}
     for name in MODELS:
@@ -147,9 +138,9 @@ def test_on_gpus_the_engine_s_python_serves(tmp_path):
 def test_on_a_cpu_the_kernels_are_a_stand_in_even_where_they_are_installed(tmp_path):
     (tmp_path / "sgl_kernel.py").write_text("raise ImportError('libcuda.so.1: cannot open shared object file')\n")
     (tmp_path / "torchvision.py").write_text("__version__ = 'installed'\n")
-    code = "import sgl_kernel, torchvision\nprint(sgl_kernel.__version__, torchvision.__version__)"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(serving.STAND_INS), str(tmp_path)))}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    program = Path(__file__).with_name("kernels_here.py")
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, env=env)
     assert done.stdout == "0.0.0 installed\n", done.stderr
 
 

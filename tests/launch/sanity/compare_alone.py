@@ -1,0 +1,28 @@
+"""Compares the tensors of a folder with themselves in one process, and prints by how many bytes it grew: `python -m
+tests.launch.sanity.compare_alone RECIPE FOLDER`."""
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from launch.model.safetensors_folder import SafetensorsFolder
+from launch.model.shards import read
+from launch.sanity.files import tensors
+from recipes.compose import from_yaml
+from tests.launch.export_alone import largest
+
+
+def main(written: str, name: str) -> None:
+    recipe, folder = from_yaml(Path(written)), Path(name)
+    tensors.BATCH_BYTES = 1 << 40  # one process does it all
+    found = read(folder)
+    before = largest()
+    reach = tensors.reach(recipe.optim, None)
+    seen = tensors.compare(found, SafetensorsFolder(folder), recipe.model, reach, True, Console(quiet=True))
+    assert len(seen) == len(found.files)
+    print(largest() - before)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
