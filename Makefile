@@ -15,6 +15,8 @@ READY := $(VENV)/.ready
 MADE := $(strip $(file < $(READY)))
 LOCK := $(or $(MADE),$(if $(wildcard /proc/driver/nvidia/version),constraints-gpu.txt,constraints.txt))
 OTHER := $(filter-out $(LOCK),$(MADE))
+# Of another machine, or linked to a Python that was removed.
+GONE := $(if $(MADE),$(shell $(BIN)/python -c '' 2>/dev/null || echo gone))
 ifeq ($(LOCK),constraints-gpu.txt)
 COST := three minutes, 11 GB, 4.5 GB of it to download
 NO_DEPS :=
@@ -48,6 +50,11 @@ __short = $(if $(value $(1))$(filter command,$(origin $(1))),$(call __escape,$(2
 LIMI = $(BIN)/python launch/limi.py $(1) $(call __short,MODEL,model) $(call __short,STEP,step) \
 	$(call __short,CHECKPOINT,checkpoint) $(call __short,BASE,model.checkpoint) $(OVERRIDES)
 
+# Paths on the command line are relative to the checkout, so make works there.
+ifeq ($(wildcard launch/limi.py),)
+$(error this folder is not the checkout; write make -C '$(patsubst %/Makefile,%,$(strip $(MAKEFILE_LIST)))' $(MAKECMDGOALS) $(MAKEOVERRIDES))
+endif
+
 # A word that is no target ends the command before anything runs: of `make train optim.lr 1e-5` make would run `train` first.
 TARGETS := $(shell sed -n 's/^\.PHONY: //p' Makefile) $(READY) .venv-slime/.ready
 UNKNOWN := $(filter-out $(TARGETS),$(MAKECMDGOALS))
@@ -64,7 +71,7 @@ unexport MFLAGS MAKELEVEL
 .PHONY: help
 help: ## Show the targets
 	@printf 'make TARGET [MODEL=name] [name=value ...]\n\n'
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | column -t -s '|'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name does; do printf '  %-12s%s\n' "$$name" "$$does"; done
 	@printf '\nmodels: %s\n' "$$(ls hydra_conf/model | sed 's/\.yaml//' | xargs)"
 	@printf 'clusters: %s\n' "$$(ls hydra_conf/cluster | sed 's/\.yaml//' | xargs)"
 	@printf 'name=value: any line of a file in hydra_conf/, as optim.lr=2e-5 or run=first; dry_run=true shows the whole recipe\n'
@@ -73,14 +80,26 @@ help: ## Show the targets
 .PHONY: setup
 setup: $(READY) ## Make the virtual environment (every other target does)
 
-$(READY): pyproject.toml $(LOCK) $(if $(OTHER),FORCE)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+# An environment in $(1) with pip: the one that is there, or a new one where its Python is another or gone, or where $(2) says so.
+IS_3_11 := import sys; sys.exit(sys.version_info[:2] != (3, 11))
+define environment
+	@'$(PYTHON)' -c '$(IS_3_11)' 2>/dev/null || \
 		{ echo "'$(PYTHON)' is not Python 3.11; write PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@'$(PYTHON)' -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "'$(PYTHON)' has no module ensurepip; install python3.11-venv, or write PYTHON=/path/to/another/python3.11" >&2; exit 2; }
+	@$(if $(2),false,$(1)/bin/python -c 'import pip; $(IS_3_11)' 2>/dev/null) || '$(PYTHON)' -m venv --clear $(1)
+	@$(call install,$(1),'pip==26.3')
+endef
+# Errors alone: pip warns of every attempt to reach an index.
+install = $(1)/bin/python -m pip install -qq --disable-pip-version-check $(2) || \
+	{ echo "the packages of $(1) could not be installed; where no package index is in reach set PIP_INDEX_URL or HTTPS_PROXY, \
+	and the same command goes on" >&2; exit 2; }
+
+$(READY): pyproject.toml $(LOCK) $(if $(OTHER)$(GONE),FORCE)
 	@echo "Setting up $(VENV) from $(LOCK) (about $(COST))" >&2
-	@$(PYTHON) -m venv $(if $(OTHER),--clear) $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check 'pip==26.3'
-	@$(BIN)/pip install --quiet --constraint $(LOCK) --group run --group test
-	@$(BIN)/pip install --quiet --constraint $(LOCK) $(NO_DEPS) --group sglang
+	$(call environment,$(VENV),$(OTHER)$(GONE))
+	@$(call install,$(VENV),--constraint $(LOCK) --group run --group test)
+	@$(call install,$(VENV),--constraint $(LOCK) $(NO_DEPS) --group sglang)
 	@echo $(LOCK) > $@
 
 FORCE:
@@ -90,10 +109,9 @@ fetch: $(READY) ## Fetch MODEL, and the data its recipe names, from the Hugging 
 	@$(call LIMI,fetch)
 
 .venv-slime/.ready: pyproject.toml constraints-slime.txt
-	@echo "Setting up .venv-slime, in which slime runs (about a minute, 1.5 GB)"
-	@$(PYTHON) -m venv .venv-slime
-	@.venv-slime/bin/pip install --quiet --disable-pip-version-check 'pip==26.3'
-	@.venv-slime/bin/pip install --quiet --constraint constraints-slime.txt --group slime-cpu
+	@echo "Setting up .venv-slime, in which slime runs (about a minute, 1.5 GB)" >&2
+	$(call environment,.venv-slime)
+	@$(call install,.venv-slime,--constraint constraints-slime.txt --group slime-cpu)
 	@touch $@
 
 .PHONY: data
@@ -166,7 +184,7 @@ bench-gpu: $(READY) ## Measure the embedded engine on one GPU, beside transforme
 
 .PHONY: lint
 lint: $(READY) ## Ruff and mypy
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	@$(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check . && $(BIN)/python -m mypy
 
 # The slowest twenty at the end. Quick tests in two processes; the others, which start many each, one after another.
 PYTEST := $(BIN)/python -m pytest --durations=20 --durations-min=0.5

@@ -8,7 +8,7 @@ import pytest
 
 from launch.run_folder import RunFolder
 from launch.slime.failure import NAME, failure, leave
-from recipes.errors import CheckpointError, DivergedError, TrainError
+from recipes.errors import CheckpointError, DivergedError, PreflightError, TrainError
 from tests.launch.support import recipe_of
 
 NAN = (
@@ -55,7 +55,7 @@ def test_a_disk_so_full_that_the_log_was_cut(said, monkeypatch):
     assert "the disk is full; 0 MB are free" in str(error)
 
 
-@pytest.mark.parametrize("kind", [TrainError, DivergedError, CheckpointError])
+@pytest.mark.parametrize("kind", [TrainError, DivergedError, CheckpointError, PreflightError])
 def test_an_error_of_the_projects_own_comes_as_it_was_raised(said, kind):
     run = said.run.root
     raised = kind("step 3: loss 9.0; over 5 times", "write engine.spike=null")

@@ -11,13 +11,13 @@ import psutil
 import pytest
 from rich.console import Console
 
-from launch.slime import node, preflight, preflight_node
+from launch.slime import job, node, preflight, preflight_node
 from launch.slime.contract import EVERYWHERE
 from launch.slime.pins import MEGATRON, SLIME, TRANSFORMER_ENGINE
 from recipes.compose import compose_recipe
 from tests.conftest import REPO
 from tests.launch.slime.support import pinned
-from tests.launch.support import descendants, recipe_of
+from tests.launch.support import POOL, descendants, recipe_of
 
 CPU = compose_recipe(["engine=slime", "cluster.nodes=2"])
 GPUS = compose_recipe(
@@ -117,6 +117,44 @@ def test_a_ray_that_cannot_be_reached_is_a_red_row(monkeypatch):
     monkeypatch.setattr(preflight, "connected", gone)
     (row,) = preflight.connected_rows(CPU, Console(quiet=True))
     assert row.red and row.found == "ConnectionError: no Ray here"
+
+
+@pytest.mark.run
+def test_a_run_on_cores_places_its_ranks_whatever_the_machine_has(monkeypatch):
+    """As many of them as the driver's own Ray, which is started with the same."""
+    POOL.close()  # this process has one Ray at a time
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    ranks = 2 * (os.cpu_count() or 1)
+    recipe = compose_recipe(["engine=slime", f"cluster.gpus_per_node={ranks}"])
+    rows = []
+
+    def looked(r, seconds):
+        known = preflight.Known()
+        rows.extend([preflight.nodes(r, known), preflight.free_gpus(r, known.taken), preflight.cpus(r, known.taken)])
+        return []
+
+    monkeypatch.setattr(preflight, "rows", looked)
+    (row,) = preflight.connected_rows(recipe, Console(quiet=True))
+    assert not row.red and [r.red for r in rows] == [False] * 3
+    assert rows[2].found == f"{ranks + 4}, {ranks + 4} in all"
+    assert job.own_resources(recipe) == {"num_cpus": ranks + 4, "num_gpus": ranks}
+    on_gpus = compose_recipe(["engine=slime", "gpu=h100", f"cluster.gpus_per_node={ranks}"])
+    assert job.own_resources(on_gpus) == {"num_cpus": ranks + 4}, "Ray counts the GPUs itself"
+
+
+def test_a_mend_names_only_what_is_there(monkeypatch):
+    """Without a cluster there is none to add nodes to."""
+    alone = {"Alive": True, "NodeManagerAddress": "n", "Resources": {"GPU": 4}}
+    monkeypatch.setattr(preflight.ray, "nodes", lambda: [alone])
+    one = compose_recipe(["engine=slime", "gpu=h100", "cluster.gpus_per_node=8"])
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    assert preflight.nodes(one, preflight.Known()).mend == (
+        "write cluster.nodes=1 cluster.gpus_per_node=4, or write cluster.address=http://HEAD:8265 of a larger one"
+    )
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert preflight.nodes(one, preflight.Known()).mend.endswith(
+        "or add nodes to the cluster: ray start --address=HEAD:6379, on each"
+    )
 
 
 def test_patches_are_not_asked_of_a_slime_that_is_red():
