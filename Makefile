@@ -15,8 +15,9 @@ READY := $(VENV)/.ready
 MADE := $(strip $(file < $(READY)))
 LOCK := $(or $(MADE),$(if $(wildcard /proc/driver/nvidia/version),constraints-gpu.txt,constraints.txt))
 OTHER := $(filter-out $(LOCK),$(MADE))
-# Of another machine, or linked to a Python that was removed.
-GONE := $(if $(MADE),$(shell $(BIN)/python -c '' 2>/dev/null || echo gone))
+# Linked to a Python that was removed, or made on another machine, which may use it now.
+GONE := $(if $(MADE),$(shell $(BIN)/python -c '' >/dev/null 2>&1 || \
+	echo '$(VENV) is of a Python that is not here; write make clean, and the same command makes it anew'))
 ifeq ($(LOCK),constraints-gpu.txt)
 COST := three minutes, 11 GB, 4.5 GB of it to download
 NO_DEPS :=
@@ -71,7 +72,7 @@ unexport MFLAGS MAKELEVEL
 .PHONY: help
 help: ## Show the targets
 	@printf 'make TARGET [MODEL=name] [name=value ...]\n\n'
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name does; do printf '  %-12s%s\n' "$$name" "$$does"; done
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name does; do printf '  %-15s%s\n' "$$name" "$$does"; done
 	@printf '\nmodels: %s\n' "$$(ls hydra_conf/model | sed 's/\.yaml//' | xargs)"
 	@printf 'clusters: %s\n' "$$(ls hydra_conf/cluster | sed 's/\.yaml//' | xargs)"
 	@printf 'name=value: any line of a file in hydra_conf/, as optim.lr=2e-5 or run=first; dry_run=true shows the whole recipe\n'
@@ -96,8 +97,9 @@ install = $(1)/bin/python -m pip install -qq --disable-pip-version-check $(2) ||
 	and the same command goes on" >&2; exit 2; }
 
 $(READY): pyproject.toml $(LOCK) $(if $(OTHER)$(GONE),FORCE)
+	@$(if $(GONE),echo "$(GONE)" >&2; exit 2,true)
 	@echo "Setting up $(VENV) from $(LOCK) (about $(COST))" >&2
-	$(call environment,$(VENV),$(OTHER)$(GONE))
+	$(call environment,$(VENV),$(OTHER))
 	@$(call install,$(VENV),--constraint $(LOCK) --group run --group test)
 	@$(call install,$(VENV),--constraint $(LOCK) $(NO_DEPS) --group sglang)
 	@echo $(LOCK) > $@
@@ -205,13 +207,9 @@ test-all: test-quick $(SLIME_READY) ## All tests; those of the contract with sli
 	@$(PYTEST) -m '$(if $(CHECKOUTS),run or slow or contract,(run or slow) and not contract)'
 
 .PHONY: test-contract
-ifneq ($(CHECKOUTS),)
-test-contract: $(READY) $(SLIME_READY)
-	@$(PYTEST) -m contract
-else
-test-contract: ## What needs slime and Megatron-LM: make test-contract SLIME_ROOT=FOLDER MEGATRON_ROOT=FOLDER
-	@echo "test-contract needs slime and Megatron-LM; write SLIME_ROOT=FOLDER MEGATRON_ROOT=FOLDER, their checkouts" >&2; exit 2
-endif
+test-contract: $(if $(CHECKOUTS),$(READY) $(SLIME_READY)) ## What needs slime and Megatron-LM: make test-contract SLIME_ROOT=FOLDER MEGATRON_ROOT=FOLDER
+	@$(if $(CHECKOUTS),$(PYTEST) -m contract,echo "test-contract needs slime and Megatron-LM; write SLIME_ROOT=FOLDER \
+	MEGATRON_ROOT=FOLDER of their checkouts" >&2; exit 2)
 
 .PHONY: clean
 clean: ## Remove the environment; data, models and runs stay

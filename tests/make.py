@@ -18,6 +18,10 @@ def make(*words: str) -> subprocess.CompletedProcess[str]:
 
 def made(folder: Path, lock: str = LOCKS[0]) -> Path:
     """An environment that make takes for one made from `lock`, newer than the lock."""
+    python = folder / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text("#!/bin/sh\n")
+    python.chmod(0o755)
     (folder / ".ready").write_text(f"{lock}\n")
     later = max(path.stat().st_mtime for path in (REPO / "pyproject.toml", *(REPO / name for name in LOCKS))) + 1
     os.utime(folder / ".ready", (later, later))

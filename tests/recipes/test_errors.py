@@ -11,6 +11,7 @@ import data_prep
 import launch
 import recipes
 from data_prep.trajectory import Code, Rejected
+from launch.megatron import cpu
 from recipes.errors import LimiError
 
 # Modules that only run inside an engine's own process, where its packages are.
@@ -24,6 +25,7 @@ def classes(kind: type[LimiError] = LimiError) -> Iterator[type[LimiError]]:
 
 
 def every_class() -> list[type[LimiError]]:
+    cpu.install()  # before the first import of Megatron
     for package in (recipes, data_prep, launch):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if not module.name.startswith(ELSEWHERE):

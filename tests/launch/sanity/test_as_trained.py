@@ -45,6 +45,7 @@ def glm(root):
     return trained(root, "as trained", LAYOUTS["GLM TP2 SP EP2"])
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("name", [*LAYOUTS, *(pytest.param(n, marks=pytest.mark.slow) for n in MORE)])
 def test_the_ranks_export_is_the_checkpoint_s_in_every_layout(root, name, monkeypatch):
     recipe, run = trained(root, name, (LAYOUTS | MORE)[name])
