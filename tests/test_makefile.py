@@ -40,7 +40,7 @@ def test_from_another_folder_the_command_is_named_that_works(checkout, tmp_path)
         done.stderr,
     )
     done = make("-C", str(checkout), "help", cwd=tmp_path)
-    assert done.returncode == 0 and "  plan        Layout, memory" in done.stdout
+    assert done.returncode == 0 and "  plan           Layout, memory" in done.stdout
 
 
 def stand_in(folder, says):
