@@ -19,6 +19,7 @@ import ray
 from launch import ray_errors
 from launch.processes import end
 from recipes.compose import in_ray_job
+from recipes.config import Recipe
 from recipes.errors import PreflightError
 
 TRIES = 3  # of a start that takes too long, as on a busy machine
@@ -74,6 +75,12 @@ def own_ray() -> dict[str, str]:
         "RAY_worker_register_timeout_seconds": "300",
         "RAY_agent_register_timeout_ms": "300000",
     }
+
+
+def sockets(recipe: Recipe) -> dict[str, str]:
+    """The environment by which NCCL and Gloo take `cluster.interface`."""
+    chosen = recipe.cluster.interface
+    return {"NCCL_SOCKET_IFNAME": chosen, "GLOO_SOCKET_IFNAME": chosen} if chosen else {}
 
 
 def _check_port() -> None:

@@ -71,6 +71,7 @@ def _run(words: list[str]) -> None:
         stage = stages.STAGES[name]
         recipe = compose_recipe(overrides, name)
         stages.refuse_anew(stage, recipe)
+        stages.check_words(stage, recipe.words)
         if stage is not stages.fetch:
             recipe = fetched(recipe)
         console = Console(soft_wrap=True, markup=False, highlight=False)

@@ -251,6 +251,36 @@ STAGES: dict[str, Stage] = {
 }
 
 
+# Options that some stages read and the others do not.
+_READ_BY: dict[str, tuple[Stage, ...]] = {
+    "id": (inspect,),
+    "step": (replay, export),
+    "checkpoint": (sanity, serve),
+    "limit_s": (bench_gpu,),
+}
+_READS: dict[Stage, tuple[str, ...]] = {  # of stages that read no others
+    parity: ("dry_run",),
+    bench: ("dry_run", "cluster.root", "model", "model.checkpoint"),
+}
+
+
+def check_words(stage: Stage, words: list[str]) -> None:
+    """Raises `ConfigError` for a word that the stage would not read."""
+    called = next(name for name, one in STAGES.items() if one is stage)
+    for name in (word.partition("=")[0] for word in words):
+        if stage not in _READ_BY.get(name, (stage,)):
+            readers = " and ".join(n for n, one in STAGES.items() if one in _READ_BY[name])
+            start = "write model.checkpoint=FOLDER to start from it, or " if name == "checkpoint" else ""
+            raise ConfigError(
+                f"{name} is an option of {readers}, and {called} does not read it", f"{start}leave it out"
+            )
+        if name not in _READS.get(stage, (name,)):
+            raise ConfigError(
+                f"{called} does not read {name}: it measures models of its own",
+                f"leave out all but {', '.join(_READS[stage])}",
+            )
+
+
 def refuse_anew(stage: Stage, recipe: Recipe) -> None:
     """Raises `ConfigError` where the recipe says `anew` to a stage that trains no run; one that a scheduler repeats would do so
     each time."""

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from recipes.config import Recipe, Rope
+from recipes.config import EngineName, Recipe, Rope
 from recipes.errors import ConfigError
 from recipes.kinds import shown, write
 
@@ -72,10 +72,41 @@ def check_values(r: Recipe) -> None:
         )
     _check_rope(r)
     _check_machines(r)
+    _check_read(r)
     if secret := next((name for name in r.cluster.env if SECRET.search(name)), None):
         raise ConfigError(
             f"cluster.env.{secret} would be written to config.yaml, job.json and Ray's dashboard",
             f"leave it out, and set {secret} in the environment in which `ray start` runs on the nodes",
+        )
+
+
+def _check_read(r: Recipe) -> None:
+    """Raises `ConfigError` for an option that nothing would read."""
+    slime = r.engine.name is EngineName.slime
+    for name in ("wandb", "slime_root", "megatron_root"):
+        if not slime and (value := getattr(r.engine, name)) is not None:
+            figures = "; the same figures are in the run's tensorboard/ and metrics.jsonl" if name == "wandb" else ""
+            raise ConfigError(
+                f"engine.{name}={value} is slime's, and the embedded engine does not read it{figures}",
+                f"write engine.{name}=null, or engine=slime",
+            )
+    on_cpu = r.gpu.memory_mib is None
+    if not slime and on_cpu and r.engine.python is not None:
+        raise ConfigError(
+            f"engine.python={r.engine.python} is slime's, or SGLang's on GPUs, and nothing here would run by it",
+            "write engine.python=null",
+        )
+    if on_cpu and r.sanity.tp not in (None, 1):
+        raise ConfigError(f"sanity.tp={r.sanity.tp} is of GPUs, and gpu={r.gpu.name}", "write sanity.tp=null")
+    if r.sanity.url is not None and r.sanity.port is not None:
+        raise ConfigError(
+            f"sanity.port={r.sanity.port} is of a server that is started here, and sanity.url={r.sanity.url} is up already",
+            "write sanity.port=null",
+        )
+    if slime and r.model.rope_base != int(r.model.rope_base):
+        raise ConfigError(
+            f"model.rope_base={r.model.rope_base} is no whole number, and slime reads one",
+            f"write model.rope_base={round(r.model.rope_base)}, or engine=megatron",
         )
 
 

@@ -1,6 +1,7 @@
 """All ranks of a run as Ray actors: started, called together, watched and ended together."""
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -10,7 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from launch.connection import connected
+from launch.connection import connected, sockets
 from launch.megatron.place import Place
 from launch.megatron.worker import Worker
 from launch.plan import Plan
@@ -47,15 +48,21 @@ class Ranks:
         self._cleanup.close()
 
     def _start_workers(self) -> None:
+        chosen = self.recipe.cluster.interface
+        if self._local and chosen and chosen not in (found := sorted(os.listdir("/sys/class/net"))):
+            raise PreflightError(
+                f"cluster.interface={chosen} is not on this machine, which has {', '.join(found)}",
+                "write cluster.interface=NAME, one of these, or cluster.interface=null",
+            )
         env = {
+            **({"GLOO_SOCKET_IFNAME": "lo"} if self._local else {}),
+            **sockets(self.recipe),
             "PYTHONPATH": str(REPO),
             "OMP_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1",
             "PYTHONWARNINGS": "ignore",
             **self.recipe.cluster.env,
         }
-        if self._local:
-            env |= {"GLOO_SOCKET_IFNAME": "lo"}
         gpus = 1 if self.recipe.gpu.memory_mib else 0
         if gpus and (there := int(ray.cluster_resources().get("GPU", 0))) < world_size(self.recipe):
             raise too_few_gpus(self.recipe, there)

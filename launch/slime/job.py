@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.files import write_text
+from launch.connection import sockets
 from launch.slime.arguments import arguments, on_cpu
 from recipes.compose import REPO, run_folder, to_yaml
 from recipes.config import Recipe
@@ -30,10 +31,8 @@ def environment(r: Recipe) -> dict[str, str]:
         RUN: str(run_folder(r)),
         "TENSORBOARD_DIR": str(run_folder(r) / "tensorboard" / "slime"),
     }
-    chosen = r.cluster.interface
-    interface = {"NCCL_SOCKET_IFNAME": chosen, "GLOO_SOCKET_IFNAME": chosen} if chosen else {}
     cores = {"OMP_NUM_THREADS": "1"} if on_cpu(r) else {}
-    return {**own, **DEFAULTS, **cores, **interface, **r.cluster.env}
+    return {**own, **DEFAULTS, **cores, **sockets(r), **r.cluster.env}
 
 
 def own_resources(r: Recipe) -> dict[str, int]:

@@ -28,6 +28,14 @@ def test_what_takes_less_memory_ends_at_fewer_tokens():
     assert word == "layout.tp=2, or a smaller data.max_tokens"
 
 
+def test_an_interface_that_is_not_here_is_named():
+    ranks = driver.Ranks(compose_recipe(["cluster.interface=nosuch0"]))
+    with pytest.raises(
+        PreflightError, match=r"^cluster.interface=nosuch0 is not on this machine, which has .*lo.*; write cluster"
+    ):
+        ranks._start_workers()
+
+
 @pytest.mark.slow
 def test_a_gpu_without_room_is_named_with_what_to_type(root, monkeypatch):
     monkeypatch.setattr(driver, "Worker", faulty.OutOfMemory)

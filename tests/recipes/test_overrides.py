@@ -153,7 +153,7 @@ def test_a_wrong_word_is_refused(word, problem, fix):
     assert error.value.fix == fix
 
 
-@pytest.mark.parametrize("word", ["model=qwen3-4b", "data.path=/x", "data.heldout=null", "engine.wandb=limi", "dry_run=YES",
+@pytest.mark.parametrize("word", ["model=qwen3-4b", "data.path=/x", "data.heldout=null", "cluster.interface=eth0", "dry_run=YES",
     "optim.lr=2E-5", "optim.lr=.00001", "optim.lr='1e-5'", "optim.epochs=1_000", "cluster.env.X=", "run='first'",
     "data.path=/two\nlines", "optim.warmup_steps=${optim.epochs}", "data.path=${run}/a b,c=d", "data.path=C:\\", "data.path='a\\'b'",
 ])  # fmt: skip

@@ -5,6 +5,35 @@ from recipes.errors import ConfigError
 
 
 @pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("engine.wandb=me", "engine.wandb=me is slime's, and the embedded engine does not read it; the same figures are in the run's "
+         "tensorboard/ and metrics.jsonl; write engine.wandb=null, or engine=slime"),
+        ("engine.slime_root=/x", "write engine.slime_root=null, or engine=slime"),
+        ("engine.megatron_root=/x", "write engine.megatron_root=null, or engine=slime"),
+        ("engine.python=/x", "write engine.python=null"),
+        ("sanity.tp=2", "sanity.tp=2 is of GPUs, and gpu=cpu; write sanity.tp=null"),
+        ("sanity.url=http://h:1 sanity.port=5", "sanity.url=http://h:1 is up already; write sanity.port=null"),
+        ("engine=slime model.rope_base=10000.5", "write model.rope_base=10000, or engine=megatron"),
+    ],
+)  # fmt: skip
+def test_an_option_that_nothing_would_read_is_refused_and_the_mend_helps(words, says):
+    with pytest.raises(ConfigError) as error:
+        compose_recipe(words.split())
+    assert str(error.value).endswith(says)
+    for mend in error.value.fix.removeprefix("write ").split(", or "):
+        compose_recipe([*words.split(), mend])
+
+
+def test_they_are_taken_where_they_are_read():
+    compose_recipe(
+        ["engine=slime", "engine.wandb=me", "engine.slime_root=/x", "engine.megatron_root=/y", "engine.python=/z"]
+    )
+    compose_recipe(["model=qwen3-4b", "cluster=h100x1", "engine.python=/z", "sanity.tp=1"])
+    compose_recipe(["model.rope_base=10000.5"])
+
+
+@pytest.mark.parametrize(
     ("word", "says"),
     [
         ("gpu.memory_mib=0", "above 0"),

@@ -90,8 +90,10 @@ def test_sanity_tp_is_taken_as_it_is_and_held_against_heads_and_gpus(tmp_path):
     for wrong in (3, 16):
         with pytest.raises(PreflightError, match=rf"sanity\.tp={wrong} does not go with 64 heads.*write sanity\.tp=8"):
             serving.command(compose_recipe(["model=qwen3-32b", f"sanity.tp={wrong}"]), folder, 1, True)
+    on_cpu = compose_recipe([])
+    on_cpu.sanity.tp = 2  # which the command line refuses
     with pytest.raises(PreflightError, match=r"sanity\.tp=2 is of GPUs"):
-        serving.command(compose_recipe(["sanity.tp=2"]), folder, 1, True)
+        serving.command(on_cpu, folder, 1, True)
 
 
 def yarn(factor, native=32768):
@@ -130,9 +132,9 @@ def test_a_yarn_that_does_not_reach_what_was_trained_is_refused(tmp_path):
 def test_on_gpus_the_engine_s_python_serves(tmp_path):
     recipe = compose_recipe(["model=qwen3-4b", "engine.python=/opt/python3"])
     assert serving.command(recipe, base(tmp_path / "base", recipe), 1, True)[0] == "/opt/python3"
-    assert (
-        serving.command(compose_recipe(["engine.python=/opt/python3"]), tmp_path / "base", 1, True)[0] == sys.executable
-    )
+    on_cpu = compose_recipe([])
+    on_cpu.engine.python = "/opt/python3"  # which the command line refuses
+    assert serving.command(on_cpu, tmp_path / "base", 1, True)[0] == sys.executable
 
 
 def test_on_a_cpu_the_kernels_are_a_stand_in_even_where_they_are_installed(tmp_path):
