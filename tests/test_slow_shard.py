@@ -82,12 +82,19 @@ def test_a_test_that_takes_pytest_with_it_has_failed(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("before", ["failed", ""])
-def test_where_make_test_failed_no_slow_test_is_run(tmp_path, before):
-    status, end, output = shard(tmp_path, "passing", before=before)
-    assert status == (1 if before else 0), output
-    assert "make test failed: no slow test is run" in output
-    assert end[-1] == ("0 passed, 1 failed, 0 skipped" if before else "0 passed, 0 failed, 0 skipped")
+@pytest.mark.parametrize(
+    ("before", "seconds", "says"),
+    [
+        ("failed", 100, ["FAILED tests/test_it.py::test_it", "0 passed, 1 failed, 0 skipped"]),
+        ("passed", 0, ["1 passed, 0 failed, 0 skipped"]),
+        ("", 0, ["0 passed, 0 failed, 0 skipped"]),
+    ],
+)
+def test_where_make_test_failed_or_left_no_time_no_slow_test_is_run(tmp_path, before, seconds, says):
+    status, end, output = shard(tmp_path, "passing", before=before, seconds=seconds)
+    assert status == (before == "failed"), output
+    assert "make test failed, or left no time: no slow test is run" in output
+    assert end == says
 
 
 @pytest.mark.run
