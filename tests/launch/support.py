@@ -63,6 +63,7 @@ def short_run(root: Path, steps: int, *words: str) -> tuple[Plan, RunFolder]:
             ranks.call("save", str(folder), steps)
         saved = run.checkpoint(steps)
         assert saved is not None
+        shutil.rmtree(run.hf, ignore_errors=True)  # of a run of this name before
         with whole_folder(run.hf) as scratch:
             files = {name: file for written in ranks.call("export", str(scratch)) for name, file in written.items()}
             hf_folder.finish(scratch, files, plan.recipe.model, saved.name)

@@ -121,7 +121,6 @@ def test_a_machine_without_a_driver_has_no_gpus(monkeypatch):
         "train model=glm4.5",
         "train model=qwen3-8b engine=megatron",
         "rehearse model=glm4.5",
-        "replay model=qwen3-8b step=1",
     ],
 )
 def test_no_stage_that_trains_tells_to_fetch_what_cannot_run_here(tmp_path, words):
