@@ -14,11 +14,8 @@ from launch.megatron import cpu
 cpu.install()
 
 import torch  # noqa: E402
-import torch.distributed as dist  # noqa: E402
-from megatron.core import parallel_state, tensor_parallel  # noqa: E402
 from megatron.core.models.gpt import GPTModel  # noqa: E402
 from megatron.core.transformer import attention as of_megatron  # noqa: E402
-from torch._C._distributed_c10d import HashStore  # noqa: E402
 
 from launch.megatron import batch, rank  # noqa: E402
 from launch.megatron.cpu import CPU  # noqa: E402
@@ -26,6 +23,7 @@ from launch.model import attention, gpt, hf  # noqa: E402
 from launch.model.layers import block_spec  # noqa: E402
 from launch.model.safetensors_folder import SafetensorsFolder  # noqa: E402
 from launch.slime import cpu as of_slime  # noqa: E402
+from tests.launch.one_rank import one_rank  # noqa: E402
 from tests.launch.slime import seam  # noqa: E402
 from tests.launch.support import recipe_of  # noqa: E402
 
@@ -79,9 +77,6 @@ FAULTS = {
 
 
 def main(root: Path) -> None:
-    dist.init_process_group("gloo", store=HashStore(), world_size=1, rank=0)
-    parallel_state.initialize_model_parallel()
-    tensor_parallel.model_parallel_cuda_manual_seed(0, inference_rng_tracker=True)
     recipe, data, _ = recipe_of(root, "model=qwen3-tiny", "cluster.gpus_per_node=1")
     config, read = gpt.transformer_config(recipe), SafetensorsFolder(Path(recipe.model.checkpoint)).read
 
@@ -106,4 +101,5 @@ def main(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    with one_rank():
+        main(Path(sys.argv[1]))
