@@ -195,6 +195,7 @@ PYTEST := $(BIN)/python -m pytest --durations=20 --durations-min=0.5
 test-quick: $(READY) ## Lint, and beside it the tests that start nothing: within 90 seconds on two cores
 	@$(MAKE) --no-print-directory --jobs=2 lint tests-alone
 
+.PHONY: tests-alone
 tests-alone: $(READY)
 	@$(PYTEST) -m 'not (run or slow or contract)' -n 2 --dist worksteal
 
