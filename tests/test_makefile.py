@@ -43,6 +43,15 @@ def test_from_another_folder_the_command_is_named_that_works(checkout, tmp_path)
     assert done.returncode == 0 and "  plan           Layout, memory" in done.stdout
 
 
+def test_each_target_leads_to_targets_that_are_there(checkout):
+    """A recipe's own `make` goes through the same check of words as a user's."""
+    targets = re.findall(r"^\.PHONY: (.*)$", (checkout / "Makefile").read_text(), re.M)
+    assert {"train", "test-quick", "test-all"} <= set(targets)
+    for target in targets:
+        done = make("--dry-run", target, cwd=checkout)
+        assert done.returncode == 0, done.stderr
+
+
 def stand_in(folder, says):
     """A Python of which `says` is the answer to each `-c`."""
     path = folder / "python"
