@@ -184,20 +184,18 @@ bench: $(READY) ## Measure the schedule, the embedded engine and the data stage;
 bench-gpu: $(READY) ## Measure the embedded engine on one GPU, beside transformers and the plan; goes on where it stopped
 	@$(call LIMI,bench-gpu)
 
+LINT := $(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check . && $(BIN)/python -m mypy
+
 .PHONY: lint
 lint: $(READY) ## Ruff and mypy
-	@$(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check . && $(BIN)/python -m mypy
+	@$(LINT)
 
 # The slowest twenty at the end. Quick tests in two processes; the others, which start many each, one after another.
 PYTEST := $(BIN)/python -m pytest --durations=20 --durations-min=0.5
 
 .PHONY: test-quick
 test-quick: $(READY) ## Lint, and beside it the tests that start nothing: within 90 seconds on two cores
-	@$(MAKE) --no-print-directory --jobs=2 lint tests-alone
-
-.PHONY: tests-alone
-tests-alone: $(READY)
-	@$(PYTEST) -m 'not (run or slow or contract)' -n 2 --dist worksteal
+	@$(LINT) & $(PYTEST) -m 'not (run or slow or contract)' -n 2 --dist worksteal && wait $$!
 
 .PHONY: test
 test: test-quick ## The quick tests, and whole trainings, servers and kills: within ten minutes on two cores

@@ -12,8 +12,12 @@ LOCKS = ("constraints.txt", "constraints-gpu.txt")
 SAY = Path(__file__).with_name("say.py")
 
 
-def make(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["make", *words], cwd=REPO, capture_output=True, text=True, timeout=120)
+def make(*words: str, cwd: Path = REPO, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
+    """`make` as from a shell, even where `make` runs the tests."""
+    clean = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+    return subprocess.run(
+        ["make", *words], cwd=cwd, env={**clean, **env}, capture_output=True, text=True, timeout=timeout
+    )
 
 
 def made(folder: Path, lock: str = LOCKS[0]) -> Path:

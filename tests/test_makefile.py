@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPO
+from tests.make import make
 
 PYTHON = Path(sys.base_prefix) / "bin" / "python3.11"
 NO_INDEX = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0", "PIP_CONFIG_FILE": os.devnull}
@@ -27,11 +28,6 @@ def checkout(tmp_path):
     return folder
 
 
-def make(*words, cwd, **env):
-    clean = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
-    return subprocess.run(["make", *words], cwd=cwd, env={**clean, **env}, capture_output=True, text=True, timeout=120)
-
-
 def test_from_another_folder_the_command_is_named_that_works(checkout, tmp_path):
     done = make("-f", str(checkout / "Makefile"), "plan", "MODEL=qwen3-4b", "optim.lr=1e-5", cwd=tmp_path)
     assert done.returncode == 2
@@ -41,15 +37,6 @@ def test_from_another_folder_the_command_is_named_that_works(checkout, tmp_path)
     )
     done = make("-C", str(checkout), "help", cwd=tmp_path)
     assert done.returncode == 0 and "  plan           Layout, memory" in done.stdout
-
-
-def test_each_target_leads_to_targets_that_are_there(checkout):
-    """A recipe's own `make` goes through the same check of words as a user's."""
-    targets = re.findall(r"^\.PHONY: (.*)$", (checkout / "Makefile").read_text(), re.M)
-    assert {"train", "test-quick", "test-all"} <= set(targets)
-    for target in targets:
-        done = make("--dry-run", target, cwd=checkout)
-        assert done.returncode == 0, done.stderr
 
 
 def stand_in(folder, says):
@@ -75,6 +62,7 @@ def test_a_python_that_cannot_make_an_environment_is_named(checkout, tmp_path, a
     assert not (checkout / ".venv").exists()
 
 
+@pytest.mark.run
 @pytest.mark.skipif(not PYTHON.is_file(), reason=f"no {PYTHON}")
 @pytest.mark.parametrize("state", ["none", "half made"])
 def test_an_environment_is_made_whatever_was_there_and_a_missing_index_named(checkout, state):

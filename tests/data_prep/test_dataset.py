@@ -54,6 +54,7 @@ def test_conversations_say_what_each_span_is(root):
         assert all(shown["messages"][k]["role"] == "assistant" for k, _ in sequence["turns"])
 
 
+@pytest.mark.run
 def test_preparing_again_is_a_cache_hit_and_other_options_are_not(root):
     recipe, data, _ = recipe_of(root)
     before = (data.folder / "manifest.json").stat().st_mtime_ns

@@ -53,6 +53,7 @@ def long(tmp_path):
     return folder
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
 def test_ray_starts_where_its_folder_is_too_long_for_a_socket(long, variable):
     said, _ = start(**{variable: str(long)})

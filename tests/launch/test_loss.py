@@ -28,6 +28,7 @@ def step(words, tokens, labels, supervised):
     return losses.detach(), gradients_of(chunk), largest
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(
     "words",
     [

@@ -45,7 +45,7 @@ def test_what_is_only_read_is_not_asked_to_be_written(tmp_path):
     assert says(raised(os.stat, path), f"data.path={path}").endswith("; write data.path=FILE that can be read")
     python = tmp_path / "python"
     error = raised(subprocess.run, [str(python)])
-    assert says(error, f"engine.python={python}") == (
+    assert says(error, "engine=slime", f"engine.python={python}") == (
         f"engine.python='{python}': No such file or directory; write engine.python=PYTHON that can be read"
     )
 
@@ -157,6 +157,7 @@ def test_an_error_with_words_of_its_own_keeps_them(tmp_path):
         raise CheckpointError("cannot be written (os error 28)", "make room")
 
 
+@pytest.mark.run
 def test_a_full_data_out_is_not_blamed_on_cluster_root(small, root):
     done = limi("data", f"cluster.root={root}", f"data.out={small}")
     assert done.returncode == 2

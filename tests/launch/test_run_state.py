@@ -188,6 +188,7 @@ def test_an_export_of_an_earlier_step_is_not_the_run_s(made):
     assert run_state.of(recipe).reached is Reached.begun
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_dry_run_says_what_would_be_done(made, engine):
     recipe, run = made(Reached.failed, engine)

@@ -14,6 +14,8 @@ import pytest
 from tests.conftest import REPO
 from tests.launch.support import alive
 
+pytestmark = pytest.mark.run
+
 LIMI = [sys.executable, "launch/limi.py"]
 SAMPLE = REPO / "data_prep" / "sample" / "train.jsonl"
 PLAN = ["plan", "model=qwen3-4b", "cluster=h100x8"]  # of a model that is not here: nothing is packed

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,13 +18,9 @@ from launch import train
 from launch.run_state import Reached
 from recipes.compose import compose_recipe
 from recipes.errors import PreflightError, TrainError
-from tests.conftest import REPO
 from tests.launch.states import content, run_in
 from tests.launch.support import UNJUDGED, limi, metrics_of, recipe_of
-
-
-def make(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["make", *words], cwd=REPO, capture_output=True, text=True, timeout=900)
+from tests.make import make
 
 
 def sanity(run: Path) -> dict[str, dict]:
@@ -42,7 +37,7 @@ def share(check: dict) -> float:
     params=[pytest.param("qwen3-tiny", marks=pytest.mark.run), pytest.param("glm4.5-tiny", marks=pytest.mark.slow)],
 )
 def default_run(request, root):
-    done = make("train", f"MODEL={request.param}", f"cluster.root={root}")
+    done = make("train", f"MODEL={request.param}", f"cluster.root={root}", timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     return root / "runs" / request.param
 
@@ -117,7 +112,7 @@ def test_the_report_is_one_self_contained_page(default_run):
 def test_the_other_family_goes_the_whole_way_in_fewer_steps(root):
     """What it has learnt is not judged; the default run of its own does that."""
     words = ["optim.epochs=20", "optim.eval_steps=50", "engine.save_steps=50", *UNJUDGED]
-    done = make("train", "MODEL=glm4.5-tiny", "run=short", f"cluster.root={root}", *words)
+    done = make("train", "MODEL=glm4.5-tiny", "run=short", f"cluster.root={root}", *words, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     run = root / "runs" / "short"
     lines = metrics_of(run)

@@ -126,6 +126,7 @@ def test_glm_as_released_takes_some_800_gb_of_each_host():
     assert host.optimizer == pytest.approx(16 * 352.8e9 / 8, rel=0.05)
 
 
+@pytest.mark.run
 def test_the_released_recipe_stands_beside_ours_with_the_speed_up():
     made = planned("model=qwen3-32b")
     beside = planner.released(made)

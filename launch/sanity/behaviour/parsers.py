@@ -1,12 +1,11 @@
 """The server's parsers, on text that is known to be right: the data set's own turns."""
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from launch.sanity.behaviour.turns import AT_ONCE, Calls, Turn, answer, parsed, spread
+from launch.sanity.behaviour.turns import Calls, Turn, answer, parsed, spread
 from launch.sanity.checks import Check, share
-from launch.sanity.server.client import Client
+from launch.sanity.server.client import Client, all_at_once
 from launch.sanity.server.serving import PARSERS
 from recipes.config import Family
 
@@ -45,8 +44,7 @@ def _words(turn: Turn, decode: Callable[[list[int]], str]) -> str:
 def _on_text(
     name: str, protects_from: str, turns: Sequence[Turn], wrong: Callable[[Turn], str | None], parser: str
 ) -> Check:
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        faults = [fault for fault in pool.map(wrong, turns) if fault]
+    faults = [fault for fault in all_at_once(wrong, turns) if fault]
     return share(f"{name} {parser}", protects_from, len(turns) - len(faults), len(turns), 1, faults)
 
 

@@ -2,16 +2,14 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from data_prep.dataset import Dataset
-from launch.sanity.server.client import Client
+from launch.sanity.server.client import Client, all_at_once
 
-AT_ONCE = 16  # requests in flight
 SAMPLED = {"temperature": 0.6, "top_p": 0.95}  # what the model cards of Qwen3 and GLM-4.5 advise
 GREEDY = {"temperature": 0.0}
 WITHIN = "within twice the recorded length"
@@ -133,8 +131,7 @@ def ask(
         progress()
         return answer(turn, choice["message"], choice["finish_reason"], choice["prompt_token_ids"])
 
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        return list(pool.map(one, asked))
+    return all_at_once(one, asked)
 
 
 def answer(turn: Turn, message: dict[str, Any], finish_reason: str, prompt: Sequence[int] = ()) -> Answer:

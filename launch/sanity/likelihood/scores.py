@@ -14,11 +14,9 @@ from typing import Any
 import numpy as np
 
 from data_prep.dataset import Dataset
-from launch.sanity.server.client import Client
+from launch.sanity.server.client import AT_ONCE, Client
 from launch.sanity.server.serving import RESERVED
 from recipes.errors import SanityError
-
-AT_ONCE = 16  # requests in flight
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,16 @@ import time
 import urllib.error
 from collections import Counter
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from data_prep.dataset import Dataset
 from data_prep.sample import make, tools
 from launch.sanity.behaviour import answers
-from launch.sanity.behaviour.turns import AT_ONCE
 from launch.sanity.checks import Check, Outcome, judged
 from launch.sanity.loop import sandbox
 from launch.sanity.loop.sandbox import Sandbox
-from launch.sanity.server.client import Client
+from launch.sanity.server.client import Client, all_at_once
 from recipes.errors import SanityError
 
 MAX_CALLS = 16  # that are run of one turn; the others are answered with an error
@@ -188,8 +186,7 @@ def check(client: Client, data: Dataset, heldout: Dataset | None, tokens: int, l
             _closed("not run", least, outcome, "tool calls cannot be protected here"),
             _protection(f"not run: {why}", outcome, mend),
         ]
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        works = list(pool.map(lambda task: work(client, task, tokens), [*trained, *new]))
+    works = all_at_once(lambda task: work(client, task, tokens), [*trained, *new])
     return of_works(works[: len(trained)], works[len(trained) :], least)
 
 

@@ -5,21 +5,36 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, IncompleteRead
-from typing import Any
+from typing import Any, TypeVar
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 from launch.sanity.server.silence import Silence
 from recipes.errors import SanityError
 
+Asked = TypeVar("Asked")
+Answered = TypeVar("Answered")
+
+AT_ONCE = 16  # questions in flight
+
 # A socket that is shut down under its reader, and an answer that is cut short, raise these.
 _BROKEN = (OSError, HTTPException, ValueError)
 _SHOWN = 500  # characters of an answer in a message
 _PATIENCE_S = 2.0  # within which a process has ended whose connections broke
 _READ = 1 << 16  # bytes of an answer at a time
+
+
+def all_at_once(ask: Callable[[Asked], Answered], asked: Sequence[Asked]) -> list[Answered]:
+    """Ask `AT_ONCE` questions at a time; return the answers in order. An error or a signal waits for no other answer."""
+    pool = ThreadPoolExecutor(AT_ONCE)
+    try:
+        return list(pool.map(ask, asked))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 class Client:

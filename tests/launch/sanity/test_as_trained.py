@@ -203,6 +203,7 @@ def _stacked(name):
     return ".".join(words), tuple(lead)
 
 
+@pytest.mark.run
 def test_a_worker_s_memory_is_that_of_a_few_blocks(tmp_path):
     shape = ["hidden=1024", "ffn=3072", "layers=2", "heads=16", "kv_heads=8", "head_dim=64", "vocab=60000"]
     recipe = compose_recipe([*(f"model.{word}" for word in shape), f"model.checkpoint={tmp_path}/base"])

@@ -209,6 +209,7 @@ def test_the_same_scores_give_the_same_intervals():
     assert retention.as_json(retention.compare(*pair)) == retention.as_json(retention.compare(*pair))
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(("trajectories", "level"), [(5, 0.95), (12, 0.95), (60, 0.95), (5, 0.994), (12, 0.994)])
 def test_the_interval_covers_the_truth_as_often_as_it_says(trajectories, level):
     """Quantiles of the draws themselves cover it in 82% and 89% of the first and the fourth."""

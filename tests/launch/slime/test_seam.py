@@ -42,6 +42,7 @@ def test_slimes_layers_on_slimes_batches_train_as_the_embedded_engine_does(train
     assert found.within(parity.FP32), found
 
 
+@pytest.mark.run
 def test_an_old_fault_put_back_is_caught(root):
     done = subprocess.run(
         [sys.executable, "-m", "tests.launch.slime.seam_faults", str(root)], cwd=REPO, capture_output=True, text=True
