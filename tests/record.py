@@ -35,7 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(_Recorder(Path(os.environ[VARIABLE])))
 
 
-@dataclass
+@dataclass(eq=False)  # pytest wants plugins that hash
 class _Recorder:
     path: Path
     reports: dict[str, list[pytest.TestReport]] = field(default_factory=dict)
