@@ -10,7 +10,7 @@ from rich.table import Table
 
 from data_prep import hub
 from data_prep.fetch import data_set, is_hub_id, local
-from launch import commands
+from recipes import commands
 from recipes.checkpoint_config import read_config
 from recipes.config import Recipe
 from recipes.errors import ConfigError, PreflightError
@@ -83,7 +83,7 @@ def local_checkpoint(recipe: Recipe) -> Recipe:
     if is_remote(recipe.model.checkpoint):
         raise ConfigError(
             f"model.checkpoint={recipe.model.checkpoint} is not on this machine",
-            f"run `{commands.make('fetch', recipe)}`, or write model.checkpoint=FOLDER of a Hugging Face checkpoint",
+            f"run `{commands.of_words('fetch', recipe)}`, or write model.checkpoint=FOLDER of a Hugging Face checkpoint",
         )
     return recipe
 

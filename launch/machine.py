@@ -3,8 +3,8 @@
 import ctypes
 import os
 
-from launch import commands
 from launch.checklist import Found, check
+from recipes import commands
 from recipes.compose import compose_recipe, in_ray_job
 from recipes.config import Recipe
 from recipes.dimensions import parameters
@@ -97,6 +97,6 @@ def _elsewhere(r: Recipe, cluster: str | None = None) -> str:
     """Where it could run, and how to see what that takes. cluster: another one than the recipe's."""
     named = f"cluster={cluster} " if cluster else ""
     return (
-        f"write {named}cluster.address=http://HEAD:8265 of a Ray cluster with these GPUs; `{commands.make('plan', r, cluster)}` "
+        f"write {named}cluster.address=http://HEAD:8265 of a Ray cluster with these GPUs; `{commands.of_words('plan', r, cluster)}` "
         f"shows what it takes; {_HERE}"
     )

@@ -12,6 +12,7 @@ from recipes import json_file, plan_summary, planner
 from recipes.compose import from_yaml
 from recipes.config import Recipe, Sampling
 from recipes.errors import ConfigError, DataError
+from recipes.fill_ranks import check_filled
 from recipes.layout import world_size
 from recipes.planner import RunPlan
 from recipes.schedule import Rehearsal, Schedule, schedule_of
@@ -42,7 +43,7 @@ class Plan:
         schedule = schedule_of(self.recipe, self.data.trajectory, self.data.lengths)
         if self.rehearsal:
             return Rehearsal(**{f.name: getattr(schedule, f.name) for f in fields(schedule) if f.init})
-        schedule.check()
+        check_filled(self.recipe, schedule)
         return schedule
 
     @cached_property
@@ -51,7 +52,7 @@ class Plan:
         assert self.heldout is not None
         schedule = schedule_of(self.recipe, self.heldout.trajectory, self.heldout.lengths)
         schedule = replace(schedule, batch_size=len(self.heldout.ids), epochs=1, copies=1, sampling=Sampling.epochs)
-        schedule.check()
+        check_filled(self.recipe, schedule, "data.heldout")
         return schedule
 
     @cached_property

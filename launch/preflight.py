@@ -21,11 +21,11 @@ from recipes.compose import in_ray_job
 from recipes.config import EngineName, Recipe
 from recipes.context import check_context
 from recipes.errors import ConfigError
-from recipes.layout import data_parallel, faults, world_size
+from recipes.fill_ranks import remedy
+from recipes.layout import data_parallel, faults, fix, world_size
 from recipes.memory import Verdict, disk, memory_limit, verdict
 from recipes.plan_words import degrees, degrees_of, gigabytes
 from recipes.planner import RunPlan
-from recipes.schedule import Schedule
 from recipes.search import Sequences
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def context(r: Recipe, known: Known, packed: dict[str, "Dataset"]) -> Found:
 def layout(r: Recipe, known: Known) -> Found:
     limit = f"{world_size(r)} ranks"
     if not r.layout.search and (wrong := [*faults(r)]):
-        return Found("\n".join(fault.problem for fault in wrong), limit, "; ".join(fault.fix for fault in wrong))
+        return Found("\n".join(one.problem for one in wrong), limit, fix(r))
     if known.sequences is None:
         if r.layout.search:
             return Found("searched for once data and context are right", limit, judged=False)
@@ -209,23 +209,9 @@ def steps(known: Known, plan: RunPlan) -> Found:
     try:
         sizes = [len(step.sequences) for step in plan.steps]
     except ConfigError as error:
-        return Found(error.problem, limit, _larger_batch(plan.schedule))
+        return Found(error.problem, limit, remedy(plan.recipe, plan.schedule))
     known.spread = plan
     return Found(f"{len(sizes)} steps of {min(sizes)} to {max(sizes)} sequences", limit)
-
-
-def _larger_batch(schedule: Schedule) -> str:
-    trajectories = len(set(schedule.trajectory)) * schedule.copies
-    size = max(schedule.dp * schedule.micro_batch_multiple, schedule.batch_size + 1)
-    while size <= trajectories:
-        try:
-            replace(schedule, batch_size=size).check()
-            return f"write optim.batch_size={size}"
-        except ConfigError:
-            size = trajectories if size < trajectories < 2 * size else 2 * size
-    return (
-        "write a smaller cluster.nodes or cluster.gpus_per_node, a larger layout.cp, or more trajectories in data.path"
-    )
 
 
 @check("GPU memory", "running out of memory hours into a run")

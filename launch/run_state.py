@@ -13,7 +13,8 @@ from data_prep.files import sha256, write_text
 from launch import checkpoints, metrics
 from launch.model import hf_folder
 from launch.run_folder import RECORD, damage
-from recipes.compose import make_command, run_folder
+from recipes import commands
+from recipes.compose import run_folder
 from recipes.config import Mtp, Recipe
 from recipes.errors import CheckpointError
 
@@ -142,14 +143,14 @@ def finished(recipe: Recipe, state: State) -> str:
     if unseen:
         figures.append(f"held-out loss {unseen[0]:.4f} → {unseen[-1]:.4f}")
     figures.append(f"{len(json.loads((root / 'sanity.json').read_text(encoding='utf-8')))} checks, none failed")
-    again = make_command("sanity", recipe, *(w for w in recipe.words if w.startswith("sanity.")))
+    again = commands.of_run("sanity", recipe, *(w for w in recipe.words if w.startswith("sanity.")))
     # Without its MTP layers an export is no base of the same recipe.
     longer = [] if recipe.model.mtp_layers and recipe.model.mtp is Mtp.drop else [_LONGER.format(root / "hf")]
     return "\n".join(
         [
             f"{recipe.run} {state.next}: {', '.join(figures)}",
             f"report: {root / 'report.html'}   checkpoint: {root / 'hf'}",
-            f"To check it again: {again}",
+            f"To check it again: `{again}`",
             *longer,
             "To train it again from the first step: the same words and anew=true, which moves this run aside",
         ]

@@ -143,7 +143,7 @@ def _equal(ranks: list[Rank], costs: Sequence[float], count: int) -> list[Rank]:
         raise ConfigError(
             f"a step of {total} sequences cannot fill {count * len(ranks)} micro-batches ({count} on each of {len(ranks)} "
             "data-parallel ranks)",
-            "raise optim.batch_size or layout.max_tokens_per_gpu, or lower the number of ranks",
+            "give a step more sequences, or train on fewer ranks",
         )
     for rank in ranks:
         while sum(map(len, rank)) < count:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -109,13 +108,6 @@ def from_yaml(path: Path) -> Recipe:
 def run_folder(r: Recipe) -> Path:
     """`runs/NAME/` under `cluster.root`: everything one run leaves behind."""
     return Path(r.cluster.root) / "runs" / r.run
-
-
-def make_command(target: str, r: Recipe, *words: str) -> str:
-    """What to type for a stage of the same run, the run's place named where it is not the checkout."""
-    place = [] if r.cluster.root == str(REPO) else [f"cluster.root={r.cluster.root}"]
-    address = [f"cluster.address={r.cluster.address}"] if r.cluster.address else []
-    return f"`{shlex.join(['make', target, f'run={r.run}', *words, *place, *address])}`"
 
 
 def to_yaml(r: Recipe) -> str:

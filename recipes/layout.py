@@ -5,9 +5,15 @@ World size = dp x tp x pp x cp. Experts are laid out on their own grid of the sa
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any
 
 from recipes.config import Dtype, EngineName, Layout, Model, OptimizerState, Recipe, Recompute
-from recipes.errors import ConfigError, Fault
+from recipes.errors import ConfigError
+
+Changes = dict[str, Any]  # options by name, as "layout.tp", and "engine" for the engine's group
+_ROUNDS = 6  # of further changes that one may need
 
 
 def world_size(r: Recipe) -> int:
@@ -62,22 +68,75 @@ def stage_layers(m: Model, p: Layout) -> list[list[range]]:
     return stages
 
 
+@dataclass(frozen=True)
+class Wrong:
+    """A rule that a layout breaks. ways: changes of options, each by itself the least that keeps the rule."""
+
+    problem: str
+    ways: tuple[Changes, ...] = ()
+    otherwise: str = ""  # what to do where no change of a layout helps
+
+
 def check_layout(r: Recipe) -> None:
     """Refuses a layout that cannot run, or that Megatron runs wrongly, with the reason and what to type instead."""
-    for fault in faults(r):
-        raise ConfigError(f"layout: {fault.problem}", fault.fix)
+    for wrong in faults(r):
+        raise ConfigError(f"layout: {wrong.problem}", fix(r))
 
 
-def faults(r: Recipe) -> Iterator[Fault]:
-    """Everything that is wrong with the layout, the first first; the fix is the nearest legal value."""
-    yield from _grid(r)
+def fix(r: Recipe) -> str:
+    """Return the overrides that make the layout a legal one: each alternative was tried, with what else it asks for."""
+    first = next(faults(r))
+    mended = [changes for way in first.ways if (changes := completed(r, way)) is not None]
+    texts = dict.fromkeys(map(typed, mended))
+    if texts:
+        return f"write {', or '.join(texts)}"
+    return first.otherwise or "leave the words of layout out, or write layout=auto"
+
+
+def completed(r: Recipe, changes: Changes) -> Changes | None:
+    """Return the changes with those that make the layout legal beside them, or None where a few do not."""
+    for _ in range(_ROUNDS):
+        if (wrong := next(faults(changed(r, changes)), None)) is None:
+            return {name: value for name, value in changes.items() if _value(r, name) != value}
+        if not wrong.ways:
+            return None
+        # Other degrees rather than other machines.
+        changes = changes | min(wrong.ways, key=lambda way: any(name.startswith("cluster.") for name in way))
+    return None
+
+
+def changed(r: Recipe, changes: Changes) -> Recipe:
+    """Return the recipe with other values of these options."""
+    for name, value in changes.items():
+        group, _, option = name.partition(".")
+        r = replace(r, **{group: replace(getattr(r, group), **{option or "name": value})})
+    return r
+
+
+def typed(changes: Changes) -> str:
+    """Return the overrides that a user types for them."""
+
+    def text(value: Any) -> str:
+        return str(value.value if isinstance(value, Enum) else "null" if value is None else value).lower()
+
+    return " ".join(f"{name}={text(value)}" for name, value in changes.items())
+
+
+def _value(r: Recipe, name: str) -> Any:
+    group, _, option = name.partition(".")
+    return getattr(getattr(r, group), option or "name")
+
+
+def faults(r: Recipe) -> Iterator[Wrong]:
+    """Everything that is wrong with the layout; what no number of ranks mends comes first."""
     yield from _divided(r.model, r.layout)
     yield from _stages(r.model, r.layout)
+    yield from _grid(r)
     if r.model.experts:
         yield from _experts(r)
     for name in () if r.model.experts else ("ep", "etp"):
         if (degree := getattr(r.layout, name)) > 1:
-            yield Fault(f"{name} {degree} needs experts and {r.model.name} has none", f"write layout.{name}=1")
+            yield Wrong(f"{name} {degree} needs experts and {r.model.name} has none", ({f"layout.{name}": 1},))
     yield from _engine(r)
 
 
@@ -86,126 +145,125 @@ def _ranks(r: Recipe) -> str:
     return f"{world_size(r)} ranks (cluster.nodes {c.nodes} x cluster.gpus_per_node {c.gpus_per_node})"
 
 
-def _grid(r: Recipe) -> Iterator[Fault]:
+def _grid(r: Recipe) -> Iterator[Wrong]:
     p, world = r.layout, world_size(r)
     size = f"tp {p.tp} x pp {p.pp} x cp {p.cp} = {model_parallel(p)}"
     if world % model_parallel(p):
-        local, needed = r.cluster.name == "local", math.lcm(model_parallel(p), r.cluster.gpus_per_node)
-        more = (
-            f"cluster.gpus_per_node={model_parallel(p)}"
-            if local
-            else f"cluster.nodes={needed // r.cluster.gpus_per_node}"
-        )
-        yield Fault(f"{size} does not divide {_ranks(r)}", f"write {more} or smaller degrees, or leave them out")
+        if r.cluster.name == "local":
+            more: Changes = {"cluster.gpus_per_node": model_parallel(p)}
+        else:
+            more = {"cluster.nodes": math.lcm(model_parallel(p), r.cluster.gpus_per_node) // r.cluster.gpus_per_node}
+        smaller: Changes = {}
+        for name in ("tp", "pp", "cp"):
+            smaller[f"layout.{name}"] = degree = math.gcd(getattr(p, name), world)
+            world //= degree
+        yield Wrong(f"{size} does not divide {_ranks(r)}", (more, smaller))
     elif p.dp is not None and p.dp != data_parallel(r):
-        yield Fault(
-            f"dp {p.dp} x {size} is not {_ranks(r)}", f"leave layout.dp out, or write layout.dp={data_parallel(r)}"
-        )
+        yield Wrong(f"dp {p.dp} x {size} is not {_ranks(r)}", ({"layout.dp": data_parallel(r)},))
 
 
-def _divided(m: Model, p: Layout) -> Iterator[Fault]:
+def _divided(m: Model, p: Layout) -> Iterator[Wrong]:
     counts = {
         "attention heads": m.heads, "key-value heads": m.kv_heads, "rows of the vocabulary": m.vocab,
         "columns of the MLP": m.ffn, "columns of the shared experts": m.shared_experts * m.expert_ffn,
     }  # fmt: skip
     for part, count in counts.items():
         if count % p.tp:
-            yield Fault(f"tp {p.tp} does not divide the {count} {part}", f"write layout.tp={divisor(count, p.tp)}")
+            yield Wrong(f"tp {p.tp} does not divide the {count} {part}", ({"layout.tp": divisor(count, p.tp)},))
     if p.sp and p.tp == 1:
-        yield Fault("sequence parallelism needs tensor parallelism", "write layout.sp=false or layout.tp=2")
+        yield Wrong("sequence parallelism needs tensor parallelism", ({"layout.sp": False}, {"layout.tp": 2}))
 
 
-def _stages(m: Model, p: Layout) -> Iterator[Fault]:
+def _stages(m: Model, p: Layout) -> Iterator[Wrong]:
     if p.vpp > 1 and p.pp == 1:
-        yield Fault(f"vpp {p.vpp} needs a pipeline", "write layout.vpp=1 or layout.pp=2")
+        yield Wrong(f"vpp {p.vpp} needs a pipeline", ({"layout.vpp": 1}, {"layout.pp": 2}))
     ends = [n for n in (p.first_stage_layers, p.last_stage_layers) if n is not None]
     if not ends:
         if m.layers % (p.pp * p.vpp):
-            others = -(-m.layers // p.pp)
-            last = m.layers - others * (p.pp - 1)
-            uneven = f", or layout.vpp=1 layout.last_stage_layers={last}" if last > 0 and p.pp > 1 else ""
-            yield Fault(
+            last = m.layers - -(-m.layers // p.pp) * (p.pp - 1)
+            uneven: Changes = {"layout.vpp": 1, "layout.last_stage_layers": last}
+            yield Wrong(
                 f"pp {p.pp} x vpp {p.vpp} does not divide the {m.layers} layers",
-                f"write layout.pp={divisor(m.layers, p.pp)} layout.vpp=1{uneven}",
+                ({"layout.pp": divisor(m.layers, p.pp), "layout.vpp": 1}, *([uneven] if last > 0 and p.pp > 1 else [])),
             )
         return
+    alike: Changes = {"layout.first_stage_layers": None, "layout.last_stage_layers": None}
     if p.vpp > 1:
-        yield Fault(f"stages of unlike size with vpp {p.vpp} are not supported", "write layout.vpp=1")
+        yield Wrong(f"stages of unlike size with vpp {p.vpp} are not supported", ({"layout.vpp": 1}, alike))
     if p.pp == 1:
-        yield Fault(
-            "layout.first_stage_layers and last_stage_layers need a pipeline", "leave them out or write layout.pp=2"
-        )
+        yield Wrong("layout.first_stage_layers and last_stage_layers need a pipeline", (alike, {"layout.pp": 2}))
         return
     left, middle = m.layers - sum(ends), p.pp - len(ends)
     if left < middle or (left % middle if middle else left):
-        yield Fault(
+        yield Wrong(
             f"first_stage_layers {p.first_stage_layers or 'alike'} and last_stage_layers {p.last_stage_layers or 'alike'} "
             f"leave {left} of {m.layers} layers to {middle} stages, which must be alike",
-            "leave them out, or write layout=auto",
+            (alike,),
         )
 
 
-def _experts(r: Recipe) -> Iterator[Fault]:
+def _experts(r: Recipe) -> Iterator[Wrong]:
     m, p, world = r.model, r.layout, world_size(r)
     if m.experts % p.ep:
-        yield Fault(f"ep {p.ep} does not divide the {m.experts} experts", f"write layout.ep={divisor(m.experts, p.ep)}")
+        yield Wrong(f"ep {p.ep} does not divide the {m.experts} experts", ({"layout.ep": divisor(m.experts, p.ep)},))
     if m.expert_ffn % p.etp:
-        yield Fault(f"etp {p.etp} does not divide the expert FFN of {m.expert_ffn}", "write layout.etp=1")
+        yield Wrong(f"etp {p.etp} does not divide the expert FFN of {m.expert_ffn}", ({"layout.etp": 1},))
     if world % (p.ep * p.etp * p.pp):
-        near = divisor(max(1, world // p.pp), p.ep)
-        yield Fault(
-            f"ep {p.ep} x etp {p.etp} x pp {p.pp} does not divide {_ranks(r)}", f"write layout.ep={near} layout.etp=1"
+        near = divisor(math.gcd(m.experts, max(1, world // p.pp)), p.ep)
+        yield Wrong(
+            f"ep {p.ep} x etp {p.etp} x pp {p.pp} does not divide {_ranks(r)}", ({"layout.ep": near, "layout.etp": 1},)
         )
     if p.tp > 1 and not p.sp:
-        yield Fault("experts under tensor parallelism need sequence parallelism", "write layout.sp=true")
+        yield Wrong("experts under tensor parallelism need sequence parallelism", ({"layout.sp": True},))
     # gloo has no all-gather of uneven parts, which Megatron's dispatcher uses where the ranks that share an expert's columns
     # have unlike numbers of tokens.
     if r.cluster.name == "local" and p.etp > 1 and (p.ep > 1 or p.tp * p.cp % p.etp):
-        yield Fault(f"etp {p.etp} with ep {p.ep}, tp {p.tp} and cp {p.cp} does not run on gloo", "write layout.etp=1")
+        yield Wrong(f"etp {p.etp} with ep {p.ep}, tp {p.tp} and cp {p.cp} does not run on gloo", ({"layout.etp": 1},))
     # Transformer Engine's grouped experts are then reduced over all data-parallel ranks (megatron-core 0.16.1,
     # `extensions/transformer_engine.py`, `param.allreduce`); measured on such experts, losses drift by 2e-3 to 4e-3.
     if r.engine.name is EngineName.slime and p.ep == 1 and p.etp != p.tp:
-        yield Fault(
+        yield Wrong(
             f"ep 1 with etp {p.etp} and tp {p.tp} trains wrongly without an error (expert gradients are reduced over the wrong "
             f"ranks)",
-            f"write layout.etp={p.tp}, or layout.ep=2",
+            ({"layout.etp": p.tp}, {"layout.ep": 2}),
         )
 
 
-def _engine(r: Recipe) -> Iterator[Fault]:
-    p = r.layout
+def _engine(r: Recipe) -> Iterator[Wrong]:
+    p, embedded = r.layout, {"engine": EngineName.megatron}
+    bf16: Changes = {"engine.dtype": Dtype.bf16}
     if r.engine.name is EngineName.slime and r.engine.dtype is Dtype.fp32:
-        yield Fault("engine.dtype fp32: Transformer Engine's flash attention has no fp32", "write engine.dtype=bf16")
-    if p.optimizer_state is OptimizerState.precision_aware and r.engine.dtype is not Dtype.bf16:
-        yield Fault(
-            "optimizer_state precision_aware is for bf16 weights",
-            "write layout.optimizer_state=resident or engine.dtype=bf16",
-        )
+        yield Wrong("engine.dtype fp32: Transformer Engine's flash attention has no fp32", (bf16,))
     if r.engine.name is EngineName.megatron:
         if r.engine.args:
-            yield Fault(
-                f"engine.args.{next(iter(r.engine.args))} is a flag of slime's", "leave it out on the embedded engine"
+            yield Wrong(
+                f"engine.args.{next(iter(r.engine.args))} is a flag of slime's",
+                otherwise="leave it out on the embedded engine",
             )
         if p.optimizer_state is OptimizerState.precision_aware:
-            yield Fault(
+            yield Wrong(
                 "optimizer_state precision_aware is slime's with Transformer Engine",
-                "write layout.optimizer_state=offloaded, or resident",
+                tuple({"layout.optimizer_state": s} for s in (OptimizerState.offloaded, OptimizerState.resident)),
             )
         if r.gpu.memory_mib and r.engine.dtype is Dtype.fp32:
-            yield Fault("engine.dtype fp32: flash attention on a GPU has no fp32", "write engine.dtype=bf16")
+            yield Wrong("engine.dtype fp32: flash attention on a GPU has no fp32", (bf16,))
         if r.gpu.memory_mib and p.cp > 1:
             # Zigzag chunks see keys before and after them, which here a mask of all pairs sorts out.
             more = divisor(math.gcd(r.model.kv_heads, r.cluster.gpus_per_node), p.tp * p.cp)
-            yield Fault(f"cp {p.cp} on GPUs is slime's", f"write layout.cp=1 layout.tp={more}, or engine=slime")
+            yield Wrong(
+                f"cp {p.cp} on GPUs is slime's",
+                ({"layout.cp": 1, "layout.tp": more}, {"engine": EngineName.slime}),
+            )
         if p.offload and p.recompute not in (Recompute.linear, Recompute.full):
-            yield Fault(
+            yield Wrong(
                 f"offload moves layers' inputs, and recompute {p.recompute.value} keeps more",
-                "write layout.recompute=linear",
+                ({"layout.recompute": Recompute.linear},),
             )
     elif p.recompute is Recompute.linear or p.offload:
         name = "offload" if p.offload else "recompute linear"
-        yield Fault(
-            f"{name} is the embedded engine's", "write layout.offload=false layout.recompute=full, or engine=megatron"
+        yield Wrong(
+            f"{name} is the embedded engine's",
+            ({"layout.offload": False, "layout.recompute": Recompute.full}, embedded),
         )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from recipes.candidates import kept_of, states_of, topologies, values_of
 from recipes.config import EngineName, Layout, OptimizerState, Recipe
 from recipes.errors import ConfigError
-from recipes.layout import batch_multiple, data_parallel, faults, round_up, sequence_multiple, world_size
+from recipes.layout import batch_multiple, data_parallel, faults, fix, round_up, sequence_multiple, world_size
 from recipes.memory import FITS, RISKY, Load, Verdict, gpu_memory, host_memory, memory_limit, verdict
 from recipes.partition import Placed, placed
 from recipes.plan_words import degrees, degrees_of
@@ -226,8 +226,9 @@ def _none_legal(r: Recipe, pricing: Pricing) -> ConfigError:
     plain = replace(r.layout, search=False)
     if "sp" not in r.layout.fixed:
         plain = replace(plain, sp=plain.tp > 1)
-    if (fault := next(faults(replace(r, layout=plain)), None)) is not None and r.layout.fixed:
-        return ConfigError(f"layout=auto with {fixed}: {fault.problem}", fault.fix)
+    plain_recipe = replace(r, layout=plain)
+    if (wrong := next(faults(plain_recipe), None)) is not None and r.layout.fixed:
+        return ConfigError(f"layout=auto with {fixed}: {wrong.problem}", fix(plain_recipe))
     cap = r.layout.max_tokens_per_gpu
     if "max_tokens_per_gpu" in r.layout.fixed and cap * world_size(r) < pricing.longest:
         return ConfigError(

@@ -29,7 +29,7 @@ def divided(batches: Batches, lengths: Sequence[int], multiple: int) -> Batches:
         if len(largest) == 1:
             raise ConfigError(
                 f"a step of {len(lengths)} sequences cannot be dealt to {multiple} data-parallel ranks",
-                "raise optim.batch_size or lower the number of ranks",
+                "give a step more sequences, or train on fewer ranks",
             )
         largest.sort(key=lambda i: -lengths[i])
         halves: Batches = [[], []]

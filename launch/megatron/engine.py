@@ -18,7 +18,7 @@ from launch.megatron.ranks import Ranks
 from launch.plan import Plan
 from launch.retries import retrying
 from launch.run_folder import RunFolder
-from recipes.compose import make_command
+from recipes import commands
 from recipes.errors import DivergedError
 
 
@@ -130,5 +130,5 @@ def _diverged(plan: Plan, run: RunFolder, ranks: Ranks, step: int, error: Diverg
     names = ", ".join(dict.fromkeys(plan.data.ids[s] for s in of_step))
     return DivergedError(
         f"step {step + 1}: {error.problem}. Nothing was updated, and the state before the step is saved. It trained on {names}",
-        f"see it sequence by sequence with {make_command('replay', plan.recipe, f'STEP={step + 1}')}, or {error.fix}",
+        f"see it sequence by sequence with `{commands.of_run('replay', plan.recipe, f'STEP={step + 1}')}`, or {error.fix}",
     )

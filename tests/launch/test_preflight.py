@@ -54,9 +54,9 @@ LAYOUTS = {
     "tp does not divide the heads": (
         ["cluster.gpus_per_node=3", "layout.ep=1"],
         {"tp": 3, "sp": True, "etp": 3},
-        "layout.tp=2",
+        "layout.tp=1 layout.sp=false layout.etp=1",
     ),
-    "ep x etp x pp is over the world": (["layout.ep=1"], {"ep": 4}, "layout.ep=2 layout.etp=1"),
+    "ep x etp x pp is over the world": (["layout.ep=1"], {"ep": 4}, "write layout.ep=2"),
 }
 
 

@@ -40,7 +40,7 @@ def test_micro_batches_are_a_multiple():
 
 
 def test_too_few_sequences_are_refused():
-    with pytest.raises(ConfigError, match=r"3 sequences cannot fill 4 micro-batches.*optim\.batch_size"):
+    with pytest.raises(ConfigError, match=r"3 sequences cannot fill 4 micro-batches"):
         assign([1.0] * 3, anything, 4, Pipeline(), 1, 0)
 
 

@@ -14,10 +14,14 @@ def refused(*words: str) -> str:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["layout.tp=3"], "does not divide 2 ranks"),
+        (["layout.tp=3"], "does not divide the 4 attention heads; write layout.tp=2"),
+        (
+            ["layout.cp=3"],
+            "does not divide 2 ranks (cluster.nodes 1 x cluster.gpus_per_node 2); write cluster.gpus_per_node=3, or layout.cp=1",
+        ),
         (["layout.dp=4"], "layout.dp=2"),
         (["layout.tp=4", "cluster.gpus_per_node=4"], "does not divide the 2 key-value heads; write layout.tp=2"),
-        (["layout.sp=true"], "layout.sp=false or layout.tp=2"),
+        (["layout.sp=true"], "layout.sp=false, or layout.tp=2"),
         (["layout.vpp=2"], "needs a pipeline"),
         (["layout.pp=2", "layout.vpp=3"], "does not divide the 4 layers"),
         (["layout.ep=2"], "has none; write layout.ep=1"),
@@ -26,7 +30,7 @@ def refused(*words: str) -> str:
         (["layout.tp=2", "model.ffn=191"], "191 columns of the MLP"),
         (
             ["layout.pp=2", "model.layers=5"],
-            "write layout.pp=1 layout.vpp=1, or layout.vpp=1 layout.last_stage_layers=2",
+            "write layout.pp=1, or layout.last_stage_layers=2",
         ),
         (["layout.first_stage_layers=1"], "need a pipeline"),
         (
@@ -34,7 +38,6 @@ def refused(*words: str) -> str:
             "leave 1 of 4 layers to 0 stages",
         ),
         (["layout.pp=2", "layout.vpp=2", "layout.first_stage_layers=2"], "write layout.vpp=1"),
-        (["layout.optimizer_state=precision_aware"], "for bf16 weights"),
         (["layout.optimizer_state=precision_aware", "engine.dtype=bf16"], "write layout.optimizer_state=offloaded"),
         (["layout.offload=true"], "write layout.recompute=linear"),
         (["layout.offload=true", "layout.recompute=selective"], "write layout.recompute=linear"),
@@ -51,7 +54,7 @@ def test_dense_rules(words, says):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["layout.ep=3", "cluster.gpus_per_node=3"], "does not divide the 4 experts; write layout.ep=2"),
+        (["layout.ep=3", "cluster.gpus_per_node=3"], "does not divide the 4 experts; write layout.ep=1"),
         (["layout.ep=4"], "does not divide 2 ranks"),
         (["layout.tp=2"], "layout.sp=true"),
         (["cluster.gpus_per_node=4", "layout.tp=2", "layout.sp=true", "layout.etp=2"], "does not run on gloo"),
@@ -104,8 +107,8 @@ SLIME = ["model=glm4.5-air", "layout=released-glm4.5-air"]
     [
         (["layout.ep=1"], "write layout.etp=8, or layout.ep=2"),
         (["engine.dtype=fp32"], "write engine.dtype=bf16"),
-        (["cluster.nodes=1"], "write cluster.nodes=8 or smaller degrees"),
-        (["layout.pp=23"], "write cluster.nodes=92 or smaller degrees"),
+        (["cluster.nodes=1"], "write cluster.nodes=8, or layout.pp=1 layout.cp=1 layout.ep=8"),
+        (["layout.pp=23"], "write cluster.nodes=92, or layout.pp=1"),
     ],
 )
 def test_rules_of_a_cluster(words, says):

@@ -18,7 +18,7 @@ from launch.processes import end, end_session, end_with_parent, in_session
 from launch.sanity.server import serving
 from launch.sanity.server.client import Client
 from launch.sanity.server.silence import Silence
-from recipes.compose import local_root
+from recipes import commands
 from recipes.config import Recipe
 from recipes.errors import PreflightError, SanityError
 
@@ -61,14 +61,12 @@ def running(recipe: Recipe, checkpoint: Path, log: Path, thinks: bool) -> Iterat
 
 
 def again(stage: str, recipe: Recipe, checkpoint: Path) -> str:
-    """The command of a stage alone, `sanity` or `serve`, on this checkpoint, to which more can be given; it trains nothing."""
+    """Return the command of a stage alone, `sanity` or `serve`, on this checkpoint, to which more can be given; it trains nothing."""
     if not (checkpoint.parent / "config.yaml").is_file():
-        words = [word for word in recipe.words if not word.startswith("sanity.timeout=")]
-    else:
-        words = [f"run={recipe.run}"] if checkpoint.name == "hf" else [f"checkpoint={checkpoint}"]
-        if recipe.cluster.root != local_root():
-            words.append(f"cluster.root={recipe.cluster.root}")
-    return " ".join(["make", stage, *map(shlex.quote, words)])
+        return shlex.join(["make", stage, *(w for w in recipe.words if not w.startswith("sanity.timeout="))])
+    if checkpoint.name == "hf":
+        return commands.of_run(stage, recipe)
+    return commands.of_place(stage, recipe, f"checkpoint={checkpoint}")
 
 
 class Server(Client):
