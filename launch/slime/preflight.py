@@ -3,6 +3,8 @@ folder they share, and the network between them. Everything started here has end
 
 import os
 import secrets
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +50,33 @@ def connected_rows(r: Recipe, console: Console, seconds: float = NETWORK_S) -> l
     console.print(
         "Checking the cluster, half a minute to two"
     )  # a job's log is no terminal: nothing turns there meanwhile
+    ours = [] if in_ray_job() else [python(r)]
+    if any(row.mend for row in ours):
+        return ours
     found: list[Row] = []
-    return [reach(r, found, seconds), *found]
+    return [*ours, reach(r, found, seconds), *found]
+
+
+@check("Python", "processes of Ray's that never start, each waited for as long as a slow one")
+def python(r: Recipe) -> Found:
+    """The one by which a Ray of this machine starts its processes."""
+    given = str(r.engine.python)
+    program = "import sys, ray; print(f'Ray {ray.__version__} for Python {sys.version_info[0]}.{sys.version_info[1]}')"
+    wanted = f"Ray {ray.__version__} for Python {sys.version_info[0]}.{sys.version_info[1]}"
+    try:
+        done = subprocess.run([given, "-c", program], capture_output=True, text=True, check=False)
+        said = (done.stdout if done.returncode == 0 else done.stderr).strip()
+    except OSError as error:
+        said = f"{error.strerror}"
+    mend = (
+        "write SLIME_ROOT=FOLDER MEGATRON_ROOT=FOLDER of their checkouts on make's line, which makes an environment for slime, "
+        "or engine.python=PYTHON of one that has it"
+    )
+    return Found(
+        f"engine.python={given}: {said.splitlines()[-1] if said else 'says nothing'}",
+        wanted,
+        "" if said == wanted else mend,
+    )
 
 
 @check("Ray", "a cluster that does not answer")

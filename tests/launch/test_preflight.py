@@ -2,6 +2,7 @@ import io
 import os
 import re
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -180,7 +181,8 @@ def test_make_check_of_the_embedded_engine(root):
 
 @pytest.mark.slow
 def test_make_check_of_slime_starts_a_ray_of_this_machine(root, tmp_path):
-    words = [f"cluster.root={root}", "engine=slime", f"engine.slime_root={tmp_path}", "layout.max_tokens_per_gpu=1000"]
+    words = [f"cluster.root={root}", "engine=slime", f"engine.python={sys.executable}", f"engine.slime_root={tmp_path}"]
+    words += ["layout.max_tokens_per_gpu=1000"]
     wide = {**os.environ, "COLUMNS": "400"}  # no cell of the table in two lines
     done = limi("check", *words, f"engine.megatron_root={tmp_path}/none", env=wide)
     assert done.returncode == 2

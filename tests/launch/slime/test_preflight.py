@@ -115,8 +115,31 @@ def test_a_ray_that_cannot_be_reached_is_a_red_row(monkeypatch):
         yield
 
     monkeypatch.setattr(preflight, "connected", gone)
-    (row,) = preflight.connected_rows(CPU, Console(quiet=True))
+    recipe = compose_recipe(["engine=slime", f"engine.python={sys.executable}"])
+    python, row = preflight.connected_rows(recipe, Console(quiet=True))
+    assert not python.red
     assert row.red and row.found == "ConnectionError: no Ray here"
+
+
+@pytest.mark.parametrize(
+    ("says", "found"),
+    [
+        (None, "No such file or directory"),
+        ("echo Ray 1.0.0 for Python 3.8", "Ray 1.0.0 for Python 3.8"),
+        ("echo ModuleNotFoundError: No module named 'ray' >&2; exit 1", "ModuleNotFoundError: No module named ray"),
+        ("exit 1", "says nothing"),
+    ],
+)
+def test_a_python_without_this_ray_is_named_before_a_ray_starts(tmp_path, monkeypatch, says, found):
+    monkeypatch.setattr(preflight, "connected", None)
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    python = tmp_path / "python"
+    if says is not None:
+        python.write_text(f"#!/bin/sh\n{says}\n")
+        python.chmod(0o755)
+    (row,) = preflight.connected_rows(compose_recipe(["engine=slime", f"engine.python={python}"]), Console(quiet=True))
+    assert row.red and row.found == f"engine.python={python}: {found}"
+    assert row.mend.endswith("or engine.python=PYTHON of one that has it")
 
 
 @pytest.mark.run
@@ -125,7 +148,7 @@ def test_a_run_on_cores_places_its_ranks_whatever_the_machine_has(monkeypatch):
     POOL.close()  # this process has one Ray at a time
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
     ranks = 2 * (os.cpu_count() or 1)
-    recipe = compose_recipe(["engine=slime", f"cluster.gpus_per_node={ranks}"])
+    recipe = compose_recipe(["engine=slime", f"engine.python={sys.executable}", f"cluster.gpus_per_node={ranks}"])
     rows = []
 
     def looked(r, seconds):
@@ -134,8 +157,8 @@ def test_a_run_on_cores_places_its_ranks_whatever_the_machine_has(monkeypatch):
         return []
 
     monkeypatch.setattr(preflight, "rows", looked)
-    (row,) = preflight.connected_rows(recipe, Console(quiet=True))
-    assert not row.red and [r.red for r in rows] == [False] * 3
+    python, row = preflight.connected_rows(recipe, Console(quiet=True))
+    assert not (python.red or row.red) and [r.red for r in rows] == [False] * 3
     assert rows[2].found == f"{ranks + 4}, {ranks + 4} in all"
     assert job.own_resources(recipe) == {"num_cpus": ranks + 4, "num_gpus": ranks}
     on_gpus = compose_recipe(["engine=slime", "gpu=h100", f"cluster.gpus_per_node={ranks}"])
