@@ -29,7 +29,7 @@ USER_ONLY = json.dumps({"messages": [{"role": "user", "content": "hi"}], "tools"
         ),
         (["plan", "optim.lr=1,2"], " optim.lr=2 run=lr-2"),
         (["model=qwen4-tiny"], "model=qwen3-tiny"),
-        (["layout.tp=3"], "does not divide 2 ranks"),
+        (["layout.tp=3"], "does not divide the 4 attention heads; write layout.tp=2"),
         (["data.path=/nowhere.jsonl"], "no file '/nowhere.jsonl'; write data.path=FILE"),
     ],
 )
