@@ -28,9 +28,9 @@ from rich.progress import track
 from data_prep.chat import Chat, load_tokenizer
 from data_prep.sources import read
 from data_prep.trajectory import Trajectory
-from recipes.compose import REPO
 from recipes.config import Family, Recipe
 from recipes.errors import DataError
+from recipes.paths import REPO
 
 COUNT = 78
 SHORTEST, LONGEST, MEAN = 13_000, 152_000, 42_400  # tokens of LIMI's trajectories

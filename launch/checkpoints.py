@@ -5,9 +5,10 @@ from pathlib import Path
 from launch.plan import BACK, read_plan
 from launch.run_folder import RECORD
 from recipes import json_file
-from recipes.compose import from_yaml, run_folder
+from recipes.compose import from_yaml
 from recipes.config import Recipe
 from recipes.errors import CheckpointError, ConfigError
+from recipes.paths import run_folder
 
 _EARLIER = "hf-step"
 TRACKER = "latest_checkpointed_iteration.txt"

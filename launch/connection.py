@@ -18,9 +18,9 @@ import ray
 
 from launch import ray_errors
 from launch.processes import end
-from recipes.compose import in_ray_job
 from recipes.config import Recipe
 from recipes.errors import PreflightError
+from recipes.paths import in_ray_job
 
 TRIES = 3  # of a start that takes too long, as on a busy machine
 _SOCKET_BYTES = 107  # the longest path of a socket

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from recipes.compose import run_folder, to_yaml
+from recipes.compose import to_yaml
 from recipes.config import EngineName, Recipe
 from recipes.errors import LimiError
 from recipes.layout import data_parallel, world_size
+from recipes.paths import run_folder
 
 
 def show(stage: Callable[[Recipe, Console], None], recipe: Recipe, console: Console) -> None:

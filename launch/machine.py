@@ -5,12 +5,13 @@ import os
 
 from launch.checklist import Found, check
 from recipes import commands
-from recipes.compose import compose_recipe, in_ray_job
+from recipes.compose import compose_recipe
 from recipes.config import Recipe
 from recipes.dimensions import parameters
 from recipes.layout import faults, world_size
 from recipes.memory import Load, gpu_memory, memory_limit, optimizer_bytes
 from recipes.partition import element_size
+from recipes.paths import in_ray_job
 from recipes.plan_words import gigabytes
 
 _HERE = "here, model=qwen3-tiny trains on the CPU"

@@ -6,9 +6,9 @@ import os
 import shlex
 from typing import Any
 
-from recipes.compose import REPO
 from recipes.config import Recipe
 from recipes.errors import PreflightError
+from recipes.paths import REPO
 
 # Options that name a path: what belongs there, and whether a run writes there.
 _OPTIONS = {

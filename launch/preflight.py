@@ -17,13 +17,13 @@ from launch.fetch import is_remote
 from launch.machine import machine
 from launch.run_folder import held
 from recipes import planner
-from recipes.compose import in_ray_job
 from recipes.config import EngineName, Recipe
 from recipes.context import check_context
 from recipes.errors import ConfigError
 from recipes.fill_ranks import remedy
 from recipes.layout import data_parallel, faults, fix, world_size
 from recipes.memory import Verdict, disk, memory_limit, verdict
+from recipes.paths import in_ray_job
 from recipes.plan_words import degrees, degrees_of, gigabytes
 from recipes.planner import RunPlan
 from recipes.search import Sequences

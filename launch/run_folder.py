@@ -20,9 +20,10 @@ from typing import Any, TextIO
 from data_prep.dataset import Dataset
 from data_prep.files import sha256, sync_tree, write_text
 from recipes import json_file
-from recipes.compose import run_folder, to_yaml
+from recipes.compose import to_yaml
 from recipes.config import Recipe
 from recipes.errors import CheckpointError, ConfigError, PreflightError
+from recipes.paths import run_folder
 
 RECORD = "limi.json"  # beside a checkpoint's own files: its step, what it was trained on, and what its files were
 DAMAGED = "damaged_"  # begins the name of a checkpoint that was set aside

@@ -14,9 +14,9 @@ from launch import checkpoints, metrics
 from launch.model import hf_folder
 from launch.run_folder import RECORD, damage
 from recipes import commands
-from recipes.compose import run_folder
 from recipes.config import Mtp, Recipe
 from recipes.errors import CheckpointError
+from recipes.paths import run_folder
 
 MARK = "checked.json"  # SHA-256 of the export's manifest and of what its check found, written after the report
 _LONGER = "To train on from its result, by a schedule of its own: the same words with run=OTHER model.checkpoint={}"

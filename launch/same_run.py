@@ -9,8 +9,9 @@ from data_prep import dataset
 from data_prep.fetch import data_set, is_hub_id
 from launch.fetch import repository
 from launch.run_folder import another_recipe, fixed
-from recipes.compose import from_yaml, run_folder
+from recipes.compose import from_yaml
 from recipes.config import Recipe
+from recipes.paths import run_folder
 
 
 def refuse_another(recipe: Recipe) -> None:

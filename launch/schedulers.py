@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from launch.submit import entrypoint, env_vars, metadata
-from recipes.compose import REPO, local_root
 from recipes.config import Recipe
 from recipes.errors import ConfigError
+from recipes.paths import REPO, local_root
 
 IMAGE = "slimerl/slime"
 CLAIM = "limi"  # the volume that holds cluster.root

@@ -11,9 +11,9 @@ from rich.console import Console
 from launch import checkpoints, plan
 from launch.sanity.server.client import Client
 from launch.sanity.server.server import Server, free_port
-from recipes.compose import REPO
 from recipes.config import Recipe
 from recipes.errors import ConfigError, PreflightError
+from recipes.paths import REPO
 
 PORT = 30_000  # SGLang's own
 _PATH = "/v1/chat/completions"

@@ -11,9 +11,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from recipes.compose import in_ray_job, run_folder
 from recipes.config import EngineName, Recipe
 from recipes.errors import ConfigError
+from recipes.paths import in_ray_job, run_folder
 
 Stage = Callable[[Recipe, Console], None]
 

@@ -9,9 +9,9 @@ from rich.console import Console
 
 from launch.jobs import RUN, STAGE, STOP_S, Client, Job, Log, connect, newest, of_runs
 from launch.upload import check_size
-from recipes.compose import REPO
 from recipes.config import Recipe
 from recipes.errors import PreflightError, TrainError
+from recipes.paths import REPO
 
 AGENT_S = 60.0  # the part of Ray that starts jobs comes up later than the one that answers
 KILLED_S = 30.0  # within which Ray reports the end of a job that it killed

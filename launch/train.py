@@ -17,11 +17,11 @@ from launch.plan import Plan
 from launch.run_folder import RunFolder, check_room, held
 from launch.run_state import Reached
 from launch.sanity.subject import Subject, of_run
-from recipes.compose import run_folder
 from recipes.config import EngineName, Recipe
 from recipes.context import check_context
 from recipes.errors import ConfigError, LimiError
 from recipes.memory import disk
+from recipes.paths import run_folder
 
 _ONCE = "leave out anew=true from now on: it would move this run aside and train again from the first step"
 

@@ -16,10 +16,11 @@ from functools import cache
 
 import numpy as np
 
-from recipes.compose import REPO, compose_recipe
+from recipes.compose import compose_recipe
 from recipes.dimensions import Flops, flops
 from recipes.lengths import drawn
 from recipes.options import choices
+from recipes.paths import REPO
 from recipes.pipeline import Pipeline
 from recipes.schedule import Schedule
 from recipes.slime_packing import divided, first_fit

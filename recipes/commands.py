@@ -2,8 +2,8 @@
 
 import shlex
 
-from recipes.compose import REPO
 from recipes.config import Recipe
+from recipes.paths import REPO
 
 _OF_MACHINES = ("cluster=", "cluster.", "gpu=", "gpu.", "engine=", "engine.", "layout=", "layout.")
 

@@ -1,6 +1,5 @@
 """From `name=value` words to a checked `Recipe`."""
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,27 +17,9 @@ from recipes.config import Recipe
 from recipes.errors import ConfigError
 from recipes.kinds import shown
 from recipes.layout import check_layout
-from recipes.options import CONF, leaves
 from recipes.overrides import overrides
+from recipes.paths import CONF, REPO, local_root
 from recipes.values import check_values
-
-__all__ = [
-    "CONF", "REPO", "compose_recipe", "from_yaml", "in_ray_job", "leaves", "local_root", "run_folder", "to_yaml",
-]  # fmt: skip
-
-REPO = Path(__file__).resolve().parents[1]
-
-
-def in_ray_job() -> bool:
-    """Whether this process is the entry point of a Ray job."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-
-
-def local_root() -> str:
-    """Default of `cluster.root` on one machine: the checkout, or `~/limi` in a Ray job, whose checkout is a copy
-    that Ray removes."""
-    return str(Path.home() / "limi") if in_ray_job() else str(REPO)
-
 
 OmegaConf.register_new_resolver("repo", lambda: str(REPO), replace=True)
 OmegaConf.register_new_resolver("local_root", local_root, replace=True)
@@ -103,11 +84,6 @@ def from_yaml(path: Path) -> Recipe:
         raise ConfigError(
             f"'{path}' is no recipe of this version: {str(error).splitlines()[0]}", "mend that line there"
         ) from error
-
-
-def run_folder(r: Recipe) -> Path:
-    """`runs/NAME/` under `cluster.root`: everything one run leaves behind."""
-    return Path(r.cluster.root) / "runs" / r.run
 
 
 def to_yaml(r: Recipe) -> str:

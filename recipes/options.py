@@ -2,15 +2,15 @@
 
 import re
 from dataclasses import fields, is_dataclass
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any, get_origin
 
 from recipes.config import Recipe
 from recipes.errors import ConfigError
 from recipes.kinds import hydra_value, quoted, shown, typed, write
 from recipes.nearest import nearest
+from recipes.paths import CONF
 
-CONF = Path(__file__).resolve().parents[1] / "hydra_conf"
 GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir())
 
 

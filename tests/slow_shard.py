@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psutil
 
-from recipes.compose import REPO
+from recipes.paths import REPO
 from tests.record import VARIABLE, Ran, read
 
 SHARES = 6  # each takes less than CI has for one

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from recipes.compose import REPO
+from recipes.paths import REPO
 from tests.examples import environment, folder_of
 from tests.slow_shard import mine, seconds_of, shares
 

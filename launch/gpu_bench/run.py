@@ -18,9 +18,10 @@ from launch.gpu_bench import table
 from launch.gpu_bench.cases import CASES, Case, Planned, planned
 from launch.gpu_bench.worker import read_case, write_case
 from recipes import json_file
-from recipes.compose import REPO, to_yaml
+from recipes.compose import to_yaml
 from recipes.config import Recipe
 from recipes.errors import ConfigError, PreflightError, TrainError
+from recipes.paths import REPO
 
 DEFAULT = "h200x1"  # that a dry run plans for where the command line names no cluster
 ENV = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", "HF_HUB_OFFLINE": "1"}

@@ -24,9 +24,10 @@ from launch.metrics import read
 from launch.model import tiny
 from launch.plan import Plan
 from launch.run_folder import RunFolder
-from recipes.compose import REPO, compose_recipe
+from recipes.compose import compose_recipe
 from recipes.errors import TrainError
 from recipes.layout import world_size
+from recipes.paths import REPO
 
 STDERR = Console(stderr=True)  # a line of what is being measured, beside tables that may go to a file
 WARM, STEPS = 2, 5  # steps before those that count, and those

@@ -16,10 +16,10 @@ from launch.megatron.place import Place
 from launch.megatron.worker import Worker
 from launch.plan import Plan
 from launch.ray_errors import logs
-from recipes.compose import REPO
 from recipes.config import OptimizerState, Recipe, Recompute
 from recipes.errors import LimiError, PreflightError, TrainError
 from recipes.layout import world_size
+from recipes.paths import REPO
 
 DEATH_S = 5.0  # within which Ray reports a rank's death
 

@@ -10,9 +10,9 @@ from typing import Any
 from data_prep.files import sha256, whole_folder
 from data_prep.sources import read
 from recipes import json_file, tensors
-from recipes.compose import REPO
 from recipes.config import Family, Model, Recipe
 from recipes.errors import ConfigError
+from recipes.paths import REPO
 
 SAMPLE = REPO / "data_prep" / "sample" / "train.jsonl"
 RECORD = "limi.json"  # beside the checkpoint's files: what it was made of

@@ -8,13 +8,13 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from recipes.compose import run_folder
 from recipes.config import OptimizerState, Recipe, Recompute, Rope
 from recipes.errors import ConfigError
 from recipes.instead import as_here
 from recipes.kinds import write
 from recipes.layout import data_parallel
 from recipes.nearest import nearest
+from recipes.paths import run_folder
 
 _FLAGS = frozenset((Path(__file__).parent / "flags.txt").read_text(encoding="utf-8").split())
 Argument = str | int | float

@@ -21,9 +21,9 @@ from launch.run_folder import RunFolder
 from launch.slime import checkpoints, job
 from launch.slime.failure import NAME as FAILURE
 from launch.slime.failure import failure
-from recipes.compose import REPO, in_ray_job
 from recipes.config import Recipe
 from recipes.errors import TrainError
+from recipes.paths import REPO, in_ray_job
 
 LOG = "train.log"  # everything that slime and its processes say, start after start
 _POLL_S = 0.5

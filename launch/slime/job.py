@@ -8,9 +8,10 @@ from typing import Any
 from data_prep.files import write_text
 from launch.connection import sockets
 from launch.slime.arguments import arguments, on_cpu
-from recipes.compose import REPO, run_folder, to_yaml
+from recipes.compose import to_yaml
 from recipes.config import Recipe
 from recipes.layout import world_size
+from recipes.paths import REPO, run_folder
 
 RUN = "LIMI_RUN"  # names the run folder to the project's functions inside slime
 # What every process gets, by the job's runtime environment; `cluster.env` goes over them.

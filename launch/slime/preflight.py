@@ -24,9 +24,9 @@ from launch.slime.arguments import arguments, on_cpu
 from launch.slime.job import environment, own_resources
 from launch.slime.pins import PACKAGES
 from launch.slime.preflight_node import Reports, listed
-from recipes.compose import in_ray_job
 from recipes.config import Recipe
 from recipes.layout import world_size
+from recipes.paths import in_ray_job
 
 ANSWER_S = 60.0  # longest wait for what a node says of itself: a first process there imports its packages
 FLAGS_S = 180.0  # of slime's own imports, SGLang's among them

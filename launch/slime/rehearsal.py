@@ -17,9 +17,9 @@ from launch.plan import Plan
 from launch.run_folder import RunFolder, sizes
 from launch.slime import checkpoints, engine, job
 from launch.slime.arguments import on_cpu
-from recipes.compose import run_folder
 from recipes.errors import ConfigError, TrainError
 from recipes.memory import Load, gpu_memory, memory_limit
+from recipes.paths import run_folder
 
 NAME = "rehearsal.json"
 BAND = 1.05  # of the plan's memory, within which the plan holds

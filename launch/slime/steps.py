@@ -15,10 +15,10 @@ from launch import metrics
 from launch.plan import Plan
 from launch.slime import heldout
 from launch.slime.rollout import in_order, plan
-from recipes.compose import run_folder
 from recipes.config import Recipe
 from recipes.errors import DivergedError, TrainError
 from recipes.learning_rate import learning_rate
+from recipes.paths import run_folder
 from recipes.tensors import links
 
 

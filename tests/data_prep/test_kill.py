@@ -12,7 +12,7 @@ import pytest
 
 from data_prep.dataset import open_dataset
 from data_prep.pack import FILES
-from recipes.compose import REPO
+from recipes.paths import REPO
 from tests.data_prep.support import TOOL, assistant, call, result, user
 from tests.launch.support import alive
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from recipes.compose import REPO
+from recipes.paths import REPO
 
 MARKERS = ("run", "slow", "contract")
 

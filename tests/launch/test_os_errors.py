@@ -11,8 +11,9 @@ import pytest
 
 from data_prep.files import whole_folder, write_text
 from launch.os_errors import named
-from recipes.compose import REPO, compose_recipe
+from recipes.compose import compose_recipe
 from recipes.errors import CheckpointError
+from recipes.paths import REPO
 from tests.launch.support import limi
 
 

@@ -5,9 +5,9 @@ import re
 import pytest
 
 from launch import stages
-from recipes.compose import leaves
 from recipes.config import EngineName
 from recipes.errors import ConfigError
+from recipes.options import leaves
 from tests.conftest import REPO
 
 

@@ -1,5 +1,6 @@
 from recipes import commands
-from recipes.compose import REPO, compose_recipe
+from recipes.compose import compose_recipe
+from recipes.paths import REPO
 
 
 def test_the_same_words_are_typed_again_and_other_machines_take_the_place_of_theirs():

@@ -1,8 +1,9 @@
 import pytest
 
-from recipes.compose import compose_recipe, leaves
+from recipes.compose import compose_recipe
 from recipes.config import Family
 from recipes.errors import ConfigError
+from recipes.options import leaves
 
 
 def test_default_recipe_is_the_tiny_qwen3_on_two_local_ranks():

@@ -8,6 +8,7 @@ import pytest
 from recipes import compose
 from recipes.compose import compose_recipe, from_yaml, to_yaml
 from recipes.errors import ConfigError
+from recipes.paths import CONF
 
 BROKEN = {
     "cut off": ("lr: [1", "', line 1: expected ',' or ']', but got '<stream end>'; mend it there"),
@@ -25,7 +26,7 @@ BROKEN = {
 @pytest.fixture
 def conf(tmp_path, monkeypatch):
     """The folder of choices as a user may edit it."""
-    shutil.copytree(compose.CONF, tmp_path / "hydra_conf")
+    shutil.copytree(CONF, tmp_path / "hydra_conf")
     monkeypatch.setattr(compose, "CONF", tmp_path / "hydra_conf")
     monkeypatch.setattr(compose, "compose", hydra.compose)  # tests share one composition of the same words otherwise
     return tmp_path / "hydra_conf"

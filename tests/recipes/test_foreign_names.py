@@ -5,12 +5,12 @@ import shlex
 
 import pytest
 
-from recipes.compose import compose_recipe, leaves
+from recipes.compose import compose_recipe
 from recipes.errors import ConfigError
 from recipes.foreign_names import FOREIGN
 from recipes.instead import foreign, instead
 from recipes.nearest import same_key
-from recipes.options import GROUPS, is_option
+from recipes.options import GROUPS, is_option, leaves
 
 NAMES = [(name, entry) for entry in FOREIGN for name in entry.names.split()]
 ONCE = [(entry.names.split()[0], entry) for entry in FOREIGN]

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from recipes.compose import REPO
+from recipes.paths import REPO
 
 
 def test_recipes_need_neither_torch_nor_ray():

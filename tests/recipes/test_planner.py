@@ -5,10 +5,11 @@ import pytest
 from rich.console import Console
 
 from recipes import lengths, plan_page, plan_summary, plan_table, planner
-from recipes.compose import CONF, compose_recipe
+from recipes.compose import compose_recipe
 from recipes.errors import ConfigError
 from recipes.layout import check_layout
 from recipes.memory import Verdict
+from recipes.paths import CONF
 from recipes.search import Sequences
 
 LIMI = lengths.quantiles()

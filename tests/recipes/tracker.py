@@ -14,7 +14,7 @@ import torch.nn.attention.varlen  # its operations
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from recipes.compose import REPO
+from recipes.paths import REPO
 
 LAUNCH = f"{REPO / 'launch'}/"
 

@@ -12,8 +12,8 @@ from safetensors import safe_open
 
 from data_prep.dataset import Dataset
 from launch.sanity.server.server import running
-from recipes.compose import run_folder
 from recipes.config import Recipe
+from recipes.paths import run_folder
 from recipes.tensors import is_mtp
 from tests.launch.one_rank import logits_of
 from tests.launch.support import exported, ranks_of

@@ -11,8 +11,9 @@ import psutil
 import pytest
 
 from launch.sanity.server import serving
-from recipes.compose import CONF, compose_recipe
+from recipes.compose import compose_recipe
 from recipes.errors import PreflightError
+from recipes.paths import CONF
 from tests.conftest import REPO
 from tests.launch.support import limi
 

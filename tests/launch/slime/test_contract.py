@@ -9,7 +9,7 @@ import pytest
 
 from launch.slime import arguments, installed
 from launch.slime.contract import EVERYWHERE, ON_A_CPU, Kind, Touch
-from recipes.compose import REPO
+from recipes.paths import REPO
 from tests.launch.slime.support import on_cpu
 
 ALL = [*EVERYWHERE, *ON_A_CPU]

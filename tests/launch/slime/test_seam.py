@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from launch.megatron import parity
-from recipes.compose import REPO
+from recipes.paths import REPO
 from tests.launch.slime import seam
 from tests.launch.slime.support import on_cpu
 from tests.launch.support import POOL

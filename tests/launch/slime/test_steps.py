@@ -7,8 +7,8 @@ import pytest
 from launch import metrics
 from launch.plan import Plan
 from launch.slime import steps
-from recipes.compose import run_folder
 from recipes.errors import DivergedError
+from recipes.paths import run_folder
 from tests.launch.support import recipe_of
 
 
