@@ -16,7 +16,7 @@ from types import FrameType
 # Python puts this file's folder first on the path; the packages are one above it.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from launch import environment  # noqa: E402
+from launch.cli import environment  # noqa: E402
 from recipes.errors import LimiError, PreflightError, SanityError, TrainError  # noqa: E402
 
 _INTERRUPTED = "Interrupted; the same command goes on from what is whole: a data set, a checkpoint."
@@ -37,7 +37,7 @@ def _failed(words: list[str]) -> LimiError | KeyboardInterrupt | None:
     """Runs the stage to its end; what ended it early."""
     try:
         environment.check_python(words)
-        from launch import terminal
+        from launch.cli import terminal
 
         with terminal.streams():
             for number in (signal.SIGTERM, signal.SIGHUP):
@@ -61,9 +61,10 @@ def _failed(words: list[str]) -> LimiError | KeyboardInterrupt | None:
 def _run(words: list[str]) -> None:
     from rich.console import Console
 
-    from launch import command_line, dry_run, os_errors, stages
-    from launch.fetch import fetched
-    from recipes.compose import compose_recipe
+    from launch.cli import command_line, dry_run, stages
+    from launch.run.fetch import fetched
+    from recipes.compose import os_errors
+    from recipes.compose.recipe import compose_recipe
 
     recipe = None
     try:

@@ -35,7 +35,7 @@ def composed_once() -> Iterator[None]:
         return hydra.compose(name, [*overrides])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("recipes.compose.compose", lambda name, overrides: once(name, tuple(overrides)))
+        patch.setattr("recipes.compose.recipe.compose", lambda name, overrides: once(name, tuple(overrides)))
         yield
 
 

@@ -13,7 +13,7 @@ from tests.guard import starts
         ("/x/ray/core/src/ray/gcs/gcs_server --port=1", "Ray"),
         ("/x/raylet --node", "Ray"),
         ("python -m sglang.launch_server --port 1", "a server"),
-        ("python tests/launch/sanity/fake_server.py 1 good", "a server"),
+        ("python tests/launch/serving/fake_server.py 1 good", "a server"),
         ("python launch/limi.py run=x", "`limi.py train`"),
         ("python launch/limi.py sanity run=x", "`limi.py sanity`"),
         ("python tests/launch/train_only.py run=x", "`train_only.py train`"),

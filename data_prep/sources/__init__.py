@@ -14,8 +14,8 @@ from typing import Any, Protocol, cast
 
 from data_prep.records import Record, parse
 from data_prep.trajectory import Code, Rejected, Trajectory, validate
+from recipes.compose.nearest import nearest
 from recipes.errors import ConfigError
-from recipes.nearest import nearest
 
 
 class Source(Protocol):

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from data_prep.dataset import Dataset
+from data_prep.pack.dataset import Dataset
 from launch.model.attention import Packed, packed_of, zigzag_positions
-from launch.model.host import onto
+from launch.model.offload_streams import onto
 from recipes.config import EngineName, Recipe
 from recipes.layout import batch_multiple, sequence_multiple
 

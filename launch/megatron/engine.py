@@ -13,12 +13,12 @@ from typing import Any
 from rich.console import Console
 
 from data_prep.files import write_text
-from launch import metrics, progress
 from launch.megatron.ranks import Ranks
-from launch.plan import Plan
-from launch.retries import retrying
-from launch.run_folder import RunFolder
-from recipes import commands
+from launch.run import metrics, progress
+from launch.run.retries import retrying
+from launch.run.run_folder import RunFolder
+from launch.run.run_plan import Plan
+from recipes.compose import commands
 from recipes.errors import DivergedError
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from launch.model.host import Coming, Lane
+from launch.model.offload_streams import Coming, Lane
 
 STATES = ("param", "exp_avg", "exp_avg_sq")  # fp32 weights and moments
 PIECE = 2**26  # elements that are updated at a time; three pieces are on the GPU

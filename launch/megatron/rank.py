@@ -30,22 +30,22 @@ from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.checkpoint.api import CheckpointException
 
-from data_prep.dataset import Dataset
+from data_prep.pack.dataset import Dataset
 from launch.megatron import checkpoint
 from launch.megatron.batch import Batch, pack
 from launch.megatron.cpu import CPU
-from launch.megatron.export import write_shard
 from launch.megatron.host_adam import HostAdam, parts_of
 from launch.megatron.place import Place
-from launch.metrics import shown
-from launch.model import hf
+from launch.megatron.rank_export import write_shard
 from launch.model.gpt import build_chunks, transformer_config
-from launch.model.host import Lane
+from launch.model.offload_streams import Lane
+from launch.run.metrics import shown
+from launch.weights import hf_names
 from recipes.config import Dtype, Layout, OptimizerState, Recipe
 from recipes.errors import CheckpointError, DivergedError
 from recipes.layout import world_size
-from recipes.learning_rate import learning_rate
-from recipes.schedule import MicroBatch, Schedule
+from recipes.schedule.learning_rate import learning_rate
+from recipes.schedule.schedule import MicroBatch, Schedule
 
 
 class Rank:
@@ -90,7 +90,7 @@ class Rank:
         tensor_parallel.model_parallel_cuda_manual_seed(r.seed, inference_rng_tracker=True)
         self.config = transformer_config(r)
         self.chunks = build_chunks(r, self.config)
-        hf.load(self.chunks, r.model, read)
+        hf_names.load(self.chunks, r.model, read)
         self.model, self.optimizer = wrap(r, self.config, self.chunks)
         self.config.finalize_model_grads_func = finalize_model_grads
         self.config.grad_scale_func = self.optimizer.scale_loss

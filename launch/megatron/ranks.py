@@ -11,11 +11,11 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from launch.connection import connected, sockets
+from launch.cluster.connection import connected, sockets
+from launch.cluster.ray_errors import logs
 from launch.megatron.place import Place
 from launch.megatron.worker import Worker
-from launch.plan import Plan
-from launch.ray_errors import logs
+from launch.run.run_plan import Plan
 from recipes.config import OptimizerState, Recipe, Recompute
 from recipes.errors import LimiError, PreflightError, TrainError
 from recipes.layout import world_size

@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from launch import metrics
 from launch.megatron.engine import started
-from launch.plan import Plan
-from launch.run_folder import RunFolder
+from launch.run import metrics
+from launch.run.run_folder import RunFolder
+from launch.run.run_plan import Plan
 from recipes import json_file
 
 

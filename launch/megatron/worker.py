@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from data_prep.dataset import Dataset, open_dataset
+from data_prep.pack.dataset import Dataset, open_dataset
+from launch.cluster.rendezvous import open_store
 from launch.megatron.place import Place
-from launch.store import open_store
 from recipes.config import Recipe
-from recipes.schedule import Schedule
+from recipes.schedule.schedule import Schedule
 
 Source = tuple[str, Schedule]  # folder of a data set, and what comes of it in each step
 
@@ -29,7 +29,7 @@ class Worker:
 
         cpu.install()  # before the first import of megatron.core
         from launch.megatron.rank import Rank
-        from launch.model.safetensors_folder import SafetensorsFolder
+        from launch.weights.safetensors_folder import SafetensorsFolder
 
         read = SafetensorsFolder(Path(recipe.model.checkpoint)).read
         self._rank = Rank(recipe, place, _opened(train), heldout and _opened(heldout), read)

@@ -22,8 +22,8 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from launch.model.host import onto
-from launch.model.kept import Kept
+from launch.model.attention_reuse import Kept
+from launch.model.offload_streams import onto
 from launch.model.rotary import Rotation, rotate, rotation
 from recipes.config import Model
 

@@ -7,9 +7,9 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from launch.model.host import Lane
 from launch.model.layers import PLAIN_LAYER, block_spec
 from launch.model.loss import ChunkedLossGPT
+from launch.model.offload_streams import Lane
 from launch.model.recompute import RecomputedLayer, Stays
 from recipes.config import Dtype, Layout, Recipe, Recompute
 

@@ -1,6 +1,6 @@
 """Megatron's layer spec from plain torch modules, with Transformer Engine's parameter names.
 
-So a checkpoint of this engine, one of slime's and the one mapping to Hugging Face names (`hf.py`) all fit together:
+So a checkpoint of this engine, one of slime's and the one mapping to Hugging Face names (`weights/hf_names.py`) all fit together:
 `linear_qkv.layer_norm_weight`, `linear_fc1.layer_norm_weight`, `experts.linear_fc1.weight{i}`.
 """
 
@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from launch.model.attention import PackedAttention, RotatedOnce
-from launch.model.fused import fused
+from launch.model.compiled import fused
 
 PLAIN_LAYER = ModuleSpec(module=TransformerLayer)  # keeps what it computes for the backward pass
 

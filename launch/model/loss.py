@@ -20,7 +20,7 @@ from megatron.core.tensor_parallel.mappings import (
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from launch.model.fused import fused
+from launch.model.compiled import fused
 
 
 class ChunkedLossGPT(GPTModel):

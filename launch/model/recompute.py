@@ -13,8 +13,8 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from launch.model.host import Coming, Lane
-from launch.model.kept import Kept
+from launch.model.attention_reuse import Kept
+from launch.model.offload_streams import Coming, Lane
 
 
 class RecomputedLayer(TransformerLayer):

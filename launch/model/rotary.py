@@ -10,7 +10,7 @@ from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import (
 )
 from torch import Tensor
 
-from launch.model.fused import fused
+from launch.model.compiled import fused
 from recipes.config import Model, Rope
 
 

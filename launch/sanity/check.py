@@ -14,9 +14,9 @@ from rich.text import Text
 from data_prep.files import write_text
 from launch.sanity.checks import Check, Outcome
 from launch.sanity.files.faults import UNREADABLE
-from launch.sanity.server import serving
-from launch.sanity.server.client import Client
 from launch.sanity.subject import Subject
+from launch.serving import sglang_command
+from launch.serving.client import Client
 from recipes.config import Recipe
 from recipes.errors import PreflightError, SanityError
 
@@ -52,7 +52,7 @@ def say_unserved(recipe: Recipe, export: Path, console: Console) -> None:
     """Says, before anything is read, that no server can start here: then the export's files alone are checked."""
     if recipe.sanity.url is None:
         try:
-            serving.check_machine(recipe, export)
+            sglang_command.check_machine(recipe, export)
         except PreflightError as error:
             text = f"warning: no server is asked, the files alone are checked: {error}"
             console.print(text, style="yellow", markup=False, highlight=False)
@@ -65,7 +65,7 @@ def _write(subject: Subject, done: list[Check]) -> None:
 
 def _by_server(subject: Subject, console: Console) -> Iterator[list[Check]]:
     """What the served export does, step by step, as far as there is a server."""
-    from launch.sanity.server.server import running
+    from launch.serving.server import running
 
     # A job's log is no terminal: no bar shows there.
     console.print(f"asking SGLang, minutes on a CPU: {subject.log}")

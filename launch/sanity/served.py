@@ -5,8 +5,8 @@ import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from data_prep.chat import load_tokenizer
 from data_prep.files import write_text
+from data_prep.text.chat import load_tokenizer
 from launch.sanity.behaviour import answers, parsers, prompts
 from launch.sanity.behaviour.turns import (
     GREEDY,
@@ -26,10 +26,10 @@ from launch.sanity.likelihood import scores as likelihood
 from launch.sanity.likelihood.retention import Retention
 from launch.sanity.likelihood.scores import Scores
 from launch.sanity.loop import loop
-from launch.sanity.server import weights
-from launch.sanity.server.client import Client
 from launch.sanity.subject import Subject
-from recipes.checkpoint_config import read_config
+from launch.serving import weight_swap
+from launch.serving.client import Client
+from recipes.families.checkpoint_config import read_config
 
 _OF_BASE = 32  # prompts: of a base that answers none of them, fewer than one in ten are answered, at 95%
 
@@ -149,7 +149,7 @@ class Served:
 
     def _base(self, progress: Progress) -> list[Check]:
         """The same server with the base's weights, so that before and after training stand side by side."""
-        weights.load(self.client, self.recipe.model.checkpoint)
+        weight_swap.load(self.client, self.recipe.model.checkpoint)
         before = self._ask(self._of_base(), GREEDY, progress)
         done = [answers.beside_base(before, self._answered, len(self._calling()))]
         if self._scores is not None:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from data_prep.dataset import Dataset
-from launch import plan, prepare
-from launch.checkpoints import step_of, whole
-from launch.metrics import heldout_losses, rates
-from launch.plan import Plan
+from data_prep.pack.dataset import Dataset
+from launch.run import prepare, run_plan
+from launch.run.metrics import heldout_losses, rates
+from launch.run.run_plan import Plan
+from launch.run.which_run import step_of, whole
 from recipes.config import Recipe
 
 
@@ -49,7 +49,7 @@ def of_export(recipe: Recipe, export: Path, console: Console) -> Subject:
     """An export that may be a run's; recipe: as `checkpoints.exported` gives it."""
     prepare.base(recipe, console)
     if (export.parent / "plan.json").is_file():
-        return of_run(replace(plan.of_run(export.parent), recipe=recipe), export)
+        return of_run(replace(run_plan.of_run(export.parent), recipe=recipe), export)
     packed = prepare.packed(recipe, console)
     return Subject(
         recipe, export, Path(recipe.cluster.root) / "sanity" / recipe.run, packed["training"], packed.get("held out")

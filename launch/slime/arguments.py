@@ -8,12 +8,12 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+from recipes.compose.instead import as_here
+from recipes.compose.kinds import write
+from recipes.compose.nearest import nearest
 from recipes.config import OptimizerState, Recipe, Recompute, Rope
 from recipes.errors import ConfigError
-from recipes.instead import as_here
-from recipes.kinds import write
 from recipes.layout import data_parallel
-from recipes.nearest import nearest
 from recipes.paths import run_folder
 
 _FLAGS = frozenset((Path(__file__).parent / "flags.txt").read_text(encoding="utf-8").split())
@@ -177,7 +177,7 @@ def memory(r: Recipe) -> Group:
 
 
 def optimizer(r: Recipe, num_steps: int) -> Group:
-    """Adam, and a rate that is `recipes.learning_rate`'s in every step: Megatron counts the steps taken before this one."""
+    """Adam, and a rate that is `recipes.schedule.learning_rate`'s in every step: Megatron counts the steps taken before this one."""
     o = r.optim
     yield "--optimizer", "adam"
     yield "--lr", o.lr

@@ -9,8 +9,8 @@ import shutil
 from pathlib import Path
 
 from data_prep.files import write_text
-from launch.checkpoints import TRACKER, latest_iteration
-from launch.run_folder import RECORD, RunFolder, sizes
+from launch.run.run_folder import RECORD, RunFolder, sizes
+from launch.run.which_run import TRACKER, latest_iteration
 from recipes import json_file
 
 

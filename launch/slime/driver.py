@@ -9,12 +9,12 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from launch import connection  # noqa: E402
+from launch.cluster import connection  # noqa: E402
 from launch.slime import cpu, failure  # noqa: E402
 from launch.slime.arguments import on_cpu  # noqa: E402
 from launch.slime.job import own_resources  # noqa: E402
 from recipes import json_file  # noqa: E402
-from recipes.compose import from_yaml  # noqa: E402
+from recipes.compose.recipe import from_yaml  # noqa: E402
 
 
 def main(run: Path) -> None:

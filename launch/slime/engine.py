@@ -12,12 +12,12 @@ from typing import Any
 import psutil
 from rich.console import Console
 
-from launch import metrics, progress
-from launch.connection import own_ray
-from launch.plan import Plan
-from launch.processes import end, end_session, end_with_parent
-from launch.retries import retrying
-from launch.run_folder import RunFolder
+from launch.cluster.connection import own_ray
+from launch.cluster.processes import end, end_session, end_with_parent
+from launch.run import metrics, progress
+from launch.run.retries import retrying
+from launch.run.run_folder import RunFolder
+from launch.run.run_plan import Plan
 from launch.slime import checkpoints, job
 from launch.slime.failure import NAME as FAILURE
 from launch.slime.failure import failure
@@ -32,7 +32,7 @@ _POLL_S = 0.5
 def train(plan: Plan, run: RunFolder, console: Console) -> Path:
     """Trains from the last whole checkpoint (or the base) to the last step; returns the last checkpoint.
 
-    After a failure it starts again from the last checkpoint, as `launch.retries` says. Raises `TrainError` where it cannot go on.
+    After a failure it starts again from the last checkpoint, as `launch.run.retries` says. Raises `TrainError` where it cannot go on.
     """
     return retrying(lambda: _attempt(plan, run, console), plan.recipe, run.root, console)
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from data_prep.files import write_text
-from launch.run_folder import RunFolder
+from launch.run.run_folder import RunFolder
 from recipes import errors
 from recipes.errors import CheckpointError, DivergedError, LimiError, TrainError
 

@@ -4,9 +4,9 @@ import math
 from functools import partial
 from typing import Any
 
-from launch.plan import Plan
+from launch.run.run_plan import Plan
 from recipes.layout import data_parallel, micro_batch_multiple
-from recipes.schedule import MicroBatch
+from recipes.schedule.schedule import MicroBatch
 
 # What slime's batch and its loss look up.
 _KEYS = ("tokens", "multimodal_train_inputs", "total_lengths", "response_lengths", "loss_masks", "rollout_mask_sums")

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.files import write_text
-from launch.connection import sockets
+from launch.cluster.connection import sockets
 from launch.slime.arguments import arguments, on_cpu
-from recipes.compose import to_yaml
+from recipes.compose.recipe import to_yaml
 from recipes.config import Recipe
 from recipes.layout import world_size
 from recipes.paths import REPO, run_folder

@@ -11,15 +11,15 @@ from rich.console import Console
 from rich.table import Table
 
 from data_prep.files import write_text
-from launch import metrics
-from launch.checkpoints import TRACKER
-from launch.plan import Plan
-from launch.run_folder import RunFolder, sizes
+from launch.run import metrics
+from launch.run.run_folder import RunFolder, sizes
+from launch.run.run_plan import Plan
+from launch.run.which_run import TRACKER
 from launch.slime import checkpoints, engine, job
 from launch.slime.arguments import on_cpu
 from recipes.errors import ConfigError, TrainError
-from recipes.memory import Load, gpu_memory, memory_limit
 from recipes.paths import run_folder
+from recipes.plan.memory import Load, gpu_memory, memory_limit
 
 NAME = "rehearsal.json"
 BAND = 1.05  # of the plan's memory, within which the plan holds

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.dataset import Dataset
-from launch.plan import Plan, of_run
+from data_prep.pack.dataset import Dataset
+from launch.run.run_plan import Plan, of_run
 from launch.slime.job import RUN
 from recipes.errors import TrainError
 from recipes.layout import data_parallel
-from recipes.schedule import Step
+from recipes.schedule.schedule import Step
 
 METHOD = "_split_train_data_by_dp"  # of slime's rollout manager: asks for a schedule
 

@@ -11,15 +11,15 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from launch import metrics
-from launch.plan import Plan
+from launch.run import metrics
+from launch.run.run_plan import Plan
 from launch.slime import heldout
 from launch.slime.rollout import in_order, plan
 from recipes.config import Recipe
 from recipes.errors import DivergedError, TrainError
-from recipes.learning_rate import learning_rate
+from recipes.families.tensors import links
 from recipes.paths import run_folder
-from recipes.tensors import links
+from recipes.schedule.learning_rate import learning_rate
 
 
 class Steps:
@@ -177,11 +177,11 @@ def _keep_expert_bias(model: Any, recipe: Recipe) -> None:
         return
     import torch
 
-    from launch.model import hf
-    from launch.model.safetensors_folder import SafetensorsFolder
+    from launch.weights import hf_names
+    from launch.weights.safetensors_folder import SafetensorsFolder
 
     base, table = SafetensorsFolder(Path(recipe.model.checkpoint)), links(recipe.model)
-    for name, tensor in hf.global_tensors([_inner(chunk) for chunk in model], recipe.model):
+    for name, tensor in hf_names.global_tensors([_inner(chunk) for chunk in model], recipe.model):
         if name.endswith("expert_bias"):
             tensor.data = base.read(next(iter(table[name].hf))).to(tensor.device, torch.float32)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from launch.model.rotary import yarn_frequencies
 from launch.slime.job import RUN
-from recipes.compose import from_yaml
+from recipes.compose.recipe import from_yaml
 
 
 def provider(pre_process: bool = True, post_process: bool = True, vp_stage: int | None = None) -> Any:

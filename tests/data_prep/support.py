@@ -6,8 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from data_prep.chat import Chat, load_tokenizer
-from data_prep.sequences import Encoded
+from data_prep.text.chat import Chat, load_tokenizer
+from data_prep.text.sequences import Encoded
 from data_prep.trajectory import Message, Trajectory, validate
 from recipes.config import Family
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.packer import Packer
+from data_prep.pack.packer import Packer
 from data_prep.sources import source
-from recipes.compose import compose_recipe
+from recipes.compose.recipe import compose_recipe
 
 FOLDER = Path(__file__).parent / "bad"
 EXPECTED = json.loads((FOLDER / "expected.json").read_text())
@@ -31,7 +31,7 @@ def packers(bases):
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_it_is_refused_by_name(packers, name):
-    from data_prep.pack import Seen
+    from data_prep.pack.pack import Seen
 
     kind = name.split("-")[0]
     seen, ledger = Seen(), {}

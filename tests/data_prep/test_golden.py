@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import options
-from data_prep.chat import Chat
+from data_prep.pack import options
 from data_prep.records import Record
 from data_prep.sources import source, trajectory
+from data_prep.text.chat import Chat
 from data_prep.trajectory import Rejected
 from recipes.config import Data, SpecialTokens, Thinking
 from tests.data_prep.support import OFFICIAL, assert_proved, official

@@ -10,8 +10,8 @@ import time
 import psutil
 import pytest
 
-from data_prep.dataset import open_dataset
-from data_prep.pack import FILES
+from data_prep.pack.dataset import open_dataset
+from data_prep.pack.pack import FILES
 from recipes.paths import REPO
 from tests.data_prep.support import TOOL, assistant, call, result, user
 from tests.launch.support import alive

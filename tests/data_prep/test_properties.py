@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_prep import options
+from data_prep.pack import options
 from data_prep.records import Record
 from data_prep.sources import source, trajectory
 from data_prep.trajectory import Rejected, Trajectory

@@ -11,8 +11,8 @@ import pytest
 from data_prep.records import Record
 from data_prep.sources import source, trajectory
 from recipes.errors import DataError
+from tests.data_prep.pack.test_dataset import fresh, record  # noqa: F401  # a fixture
 from tests.data_prep.support import TOOL, assert_proved, assistant, call, conversation, official, result, user
-from tests.data_prep.test_dataset import fresh, record  # noqa: F401  # a fixture
 from tests.data_prep.test_sources import answer, content, log, request, response, text
 
 
@@ -43,7 +43,7 @@ def test_null_filling_by_parquet_does_not_reach_the_text(reference):
 
 def test_one_argument_name_with_two_types_drops_nothing(fresh):  # noqa: F811
     """Defect 2: the second type made the sample vanish, depending on the order."""
-    from data_prep.dataset import prepare
+    from data_prep.pack.dataset import prepare
 
     recipe, source_of = fresh
     both = [
@@ -56,7 +56,7 @@ def test_one_argument_name_with_two_types_drops_nothing(fresh):  # noqa: F811
 
 def test_a_long_sample_is_an_error_by_name_and_not_dropped(fresh):  # noqa: F811
     """Defect 2: over 125,000 tokens they were left out in silence."""
-    from data_prep.dataset import prepare
+    from data_prep.pack.dataset import prepare
 
     recipe, source_of = fresh
     recipe.data.max_tokens = 300
@@ -66,7 +66,7 @@ def test_a_long_sample_is_an_error_by_name_and_not_dropped(fresh):  # noqa: F811
 
 def test_rows_are_not_duplicated_to_fill_a_batch(fresh):  # noqa: F811
     """Defect 3: 78 samples became 156."""
-    from data_prep.dataset import prepare
+    from data_prep.pack.dataset import prepare
 
     recipe, source_of = fresh
     recipe.optim.batch_size = 64

@@ -3,7 +3,7 @@
 import re
 from dataclasses import replace
 
-from launch import preflight
+from launch.preflight import recipe_checks
 from tests.launch.support import recipe_of
 
 GLM = ("model=glm4.5-tiny", "engine=slime", "cluster.gpus_per_node=2")
@@ -13,7 +13,7 @@ def checked(root, *words, **layout):
     """Rows by name. layout: values that composing a recipe would refuse already."""
     recipe, data, heldout = recipe_of(root, *words)
     recipe = replace(recipe, layout=replace(recipe.layout, **layout))
-    return {row.name: row for row in preflight.rows(recipe, lambda: {"training": data, "held out": heldout})}
+    return {row.name: row for row in recipe_checks.rows(recipe, lambda: {"training": data, "held out": heldout})}
 
 
 def red(rows):

@@ -13,7 +13,7 @@ from launch.megatron import cpu
 cpu.install()
 
 from launch.model import layers, loss, rotary  # noqa: E402
-from launch.model.fused import _mark, fused  # noqa: E402
+from launch.model.compiled import _mark, fused  # noqa: E402
 
 Function = Callable[..., Any]
 FUNCTIONS: tuple[Any, ...] = (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.megatron import parity
+from launch.bench import parity
 from tests.launch.one_rank import one_rank
 from tests.launch.support import POOL, finish, metrics_of, start
 

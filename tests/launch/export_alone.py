@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from launch import export
-from recipes.compose import from_yaml
+from launch.export import export
+from recipes.compose.recipe import from_yaml
 
 
 def largest() -> int:

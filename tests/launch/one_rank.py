@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from launch.megatron import cpu
-from recipes.compose import compose_recipe
+from recipes.compose.recipe import compose_recipe
 from recipes.config import Recipe
 
 
@@ -30,13 +30,13 @@ def one_rank() -> Iterator[None]:
 
 def model_of(words: Sequence[str]) -> tuple[Recipe, Any]:
     """A recipe, and its model with the weights of its base."""
-    from launch.model import hf
     from launch.model.gpt import build_chunks, transformer_config
-    from launch.model.safetensors_folder import SafetensorsFolder
+    from launch.weights import hf_names
+    from launch.weights.safetensors_folder import SafetensorsFolder
 
     recipe = compose_recipe(words)
     (chunk,) = build_chunks(recipe, transformer_config(recipe))
-    hf.load([chunk], recipe.model, SafetensorsFolder(Path(recipe.model.checkpoint)).read)
+    hf_names.load([chunk], recipe.model, SafetensorsFolder(Path(recipe.model.checkpoint)).read)
     return recipe, chunk
 
 

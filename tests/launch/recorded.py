@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from launch.model import safetensors_file, tiny
+from launch.weights import safetensors_file, tiny
 from recipes.config import Model
-from recipes.tensors import trained
+from recipes.families.tensors import trained
 
 
 def rewritten(

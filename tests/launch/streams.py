@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from launch.model.host import Lane
+from launch.model.offload_streams import Lane
 
 Moment = tuple[str, int]  # a stream and the number of an operation on it
 

@@ -20,18 +20,18 @@ from unittest import mock
 import psutil
 from rich.console import Console
 
-from data_prep.dataset import Dataset, prepare
 from data_prep.files import whole_folder
-from launch import export
+from data_prep.pack.dataset import Dataset, prepare
+from launch.export import export
 from launch.limi import main
 from launch.megatron.ranks import Pool, Ranks
-from launch.model import hf_folder, tiny
-from launch.plan import Plan
-from launch.run_folder import RunFolder
-from launch.sanity.server.silence import Silence
-from recipes.compose import compose_recipe
+from launch.run.run_folder import RunFolder
+from launch.run.run_plan import Plan
+from launch.serving.silence import Silence
+from launch.weights import hf_folder, tiny
+from recipes.compose.recipe import compose_recipe
 from recipes.config import Recipe
-from recipes.schedule import MicroBatch, Schedule
+from recipes.schedule.schedule import MicroBatch, Schedule
 from tests.conftest import REPO
 
 # Words of a run that has learnt nothing, whose sanity check looks at the way and not at the model.
@@ -134,7 +134,7 @@ def called(*words: str, env: dict[str, str] | None = None) -> subprocess.Complet
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     with (
         mock.patch.dict(os.environ, env or {}, clear=env is not None),
-        mock.patch("launch.terminal.streams", contextlib.nullcontext),  # which wants files
+        mock.patch("launch.cli.terminal.streams", contextlib.nullcontext),  # which wants files
         contextlib.chdir(REPO),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),

@@ -7,13 +7,15 @@ sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from rich.console import Console  # noqa: E402
 
-from launch import limi, prepare, stages  # noqa: E402
+from launch import limi  # noqa: E402
+from launch.cli import stages  # noqa: E402
+from launch.run import prepare  # noqa: E402
 
 
 def train(recipe, console):
     """Data, training and export, whatever is there."""
-    from launch import train
-    from launch.run_folder import RunFolder
+    from launch.cli import train
+    from launch.run.run_folder import RunFolder
 
     plan = prepare.plan(recipe, console)
     run = RunFolder(recipe, plan.data, plan.heldout)

@@ -6,9 +6,10 @@ import pkgutil
 import sys
 
 import recipes
-from recipes import lengths, plan_summary, planner
-from recipes.compose import compose_recipe
-from recipes.search import Sequences
+from recipes.compose.recipe import compose_recipe
+from recipes.plan import plan_summary, planner
+from recipes.plan.search import Sequences
+from recipes.schedule import lengths
 
 
 def main() -> None:

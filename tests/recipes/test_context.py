@@ -1,6 +1,6 @@
 import pytest
 
-from recipes.compose import compose_recipe
+from recipes.compose.recipe import compose_recipe
 from recipes.context import check_context
 from recipes.errors import ConfigError
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from recipes.compose import compose_recipe
+from recipes.compose.recipe import compose_recipe
 from recipes.dimensions import flops, parameters
 
 MODELS = ["qwen3-tiny", "glm4.5-tiny", "qwen3-4b", "qwen3-8b", "qwen3-14b", "qwen3-32b", "glm4.5-air", "glm4.5"]
@@ -17,7 +17,7 @@ def test_parameters_are_those_of_transformers(name):
     import torch
     from transformers import AutoModelForCausalLM
 
-    from launch.model.tiny import hf_config
+    from launch.weights.tiny import hf_config
 
     m = model_of(name)
     names = ("<|endoftext|>", "<|im_end|>", "<|user|>", "<|observation|>")
@@ -57,7 +57,7 @@ def test_flops_are_what_torch_counts(name):
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import AutoModelForCausalLM
 
-    from launch.model.tiny import hf_config
+    from launch.weights.tiny import hf_config
 
     m = model_of(name)
     names = ("<|endoftext|>", "<|im_end|>", "<|user|>", "<|observation|>")

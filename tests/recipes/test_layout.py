@@ -1,6 +1,6 @@
 import pytest
 
-from recipes.compose import compose_recipe
+from recipes.compose.recipe import compose_recipe
 from recipes.errors import ConfigError
 from recipes.layout import batch_multiple, stage_layers
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from jsonschema import Draft202012Validator
 
-from data_prep.chat import FAMILIES
+from data_prep.text.chat import FAMILIES
 from launch.sanity.behaviour.turns import WITHIN, Answer
 from launch.sanity.checks import Check, judged, share
 from recipes.config import Family

@@ -5,8 +5,8 @@ from typing import Any
 
 from launch.sanity.behaviour.turns import Calls, Turn, answer, parsed, spread
 from launch.sanity.checks import Check, share
-from launch.sanity.server.client import Client, all_at_once
-from launch.sanity.server.serving import PARSERS
+from launch.serving.client import Client, all_at_once
+from launch.serving.sglang_command import PARSERS
 from recipes.config import Family
 
 _STREAMED = 8  # turns that are asked for twice

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from launch.sanity.behaviour.turns import Answer, Turn, spread
 from launch.sanity.checks import Check, judged
-from launch.sanity.server.client import Client
+from launch.serving.client import Client
 
 _SHOWN = 8  # tokens of a difference
 _TOKENIZED = 16  # turns that /tokenize is asked for

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.dataset import Dataset
-from launch.sanity.server.client import Client, all_at_once
+from data_prep.pack.dataset import Dataset
+from launch.serving.client import Client, all_at_once
 
 SAMPLED = {"temperature": 0.6, "top_p": 0.95}  # what the model cards of Qwen3 and GLM-4.5 advise
 GREEDY = {"temperature": 0.0}

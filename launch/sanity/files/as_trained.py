@@ -12,10 +12,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from launch import tensor_work
-from launch.model.safetensors_file import Entry
-from launch.model.shards import Shards
-from launch.model.torch_dist import Piece, TorchDist
 from launch.sanity.checks import Check, Outcome, judged
 from launch.sanity.files import compare_worker, faults, trained_worker, trainers
 from launch.sanity.files.bands import bands
@@ -23,9 +19,13 @@ from launch.sanity.files.compare_worker import DTYPES, Seen
 from launch.sanity.files.digests import Digest
 from launch.sanity.files.misplaced import how
 from launch.sanity.files.trained_worker import Parameter
+from launch.weights import tensor_work
+from launch.weights.safetensors_file import Entry
+from launch.weights.shards import Shards
+from launch.weights.torch_dist import Piece, TorchDist
 from recipes.config import Model
 from recipes.errors import CheckpointError
-from recipes.tensors import is_mtp
+from recipes.families.tensors import is_mtp
 
 BATCH_BYTES = 256 << 20  # of the checkpoint, a worker's task
 _NAME, _PROTECTS = "weights as trained", "weights that were written to another's place, or are not the last step's"

@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.model import hf_folder
-from launch.model.safetensors_folder import SafetensorsFolder
-from launch.model.shards import Shards
 from launch.sanity.checks import Check
 from launch.sanity.files import faults
 from launch.sanity.files.compare_worker import Seen
+from launch.weights import hf_folder
+from launch.weights.safetensors_folder import SafetensorsFolder
+from launch.weights.shards import Shards
 from recipes import json_file
-from recipes.checkpoint_config import AGAIN, exported, read_config, rope_differences
 from recipes.config import Model, Mtp
-from recipes.tensors import is_mtp
+from recipes.families.checkpoint_config import AGAIN, exported, read_config, rope_differences
+from recipes.families.tensors import is_mtp
 
 _ROPE = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "max_position_embeddings")
 _EOS, _MTP = "eos_token_id", "num_nextn_predict_layers"

@@ -10,11 +10,11 @@ from pathlib import Path
 from rich.console import Console
 
 from data_prep.files import write_text
-from launch.model.safetensors_folder import SafetensorsFolder
-from launch.model.shards import Shards, read
 from launch.sanity.checks import Check
 from launch.sanity.files import as_trained, beside, misplaced, moved, shards, tensors
 from launch.sanity.files.compare_worker import Seen
+from launch.weights.safetensors_folder import SafetensorsFolder
+from launch.weights.shards import Shards, read
 from recipes.config import Model, Recipe
 from recipes.errors import CheckpointError
 from recipes.families.parts import OUTPUT

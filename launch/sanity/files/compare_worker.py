@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from launch.model.safetensors_file import Entry
 from launch.sanity.files.digests import Digest, Sums
 from launch.sanity.files.prints import Prints, Taker, Wanted
+from launch.weights.safetensors_file import Entry
 from recipes.errors import CheckpointError
 
 BLOCK = 1 << 17  # elements, or one row; a few blocks fit a core's cache

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from recipes.config import Model
-from recipes.tensors import is_mtp
+from recipes.families.tensors import is_mtp
 
 ROUTER_BIAS, MTP, NORM = "router bias", "MTP", "norm"
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from launch.model.safetensors_folder import SafetensorsFolder
-from launch.model.shards import Shards
 from launch.sanity.checks import Check
 from launch.sanity.files import faults
+from launch.weights.safetensors_folder import SafetensorsFolder
+from launch.weights.shards import Shards
 from recipes.config import Model
 from recipes.families.parts import OUTPUT
-from recipes.tensors import is_mtp
+from recipes.families.tensors import is_mtp
 
 
 def wanted(base: SafetensorsFolder, m: Model) -> set[str]:

@@ -6,13 +6,13 @@ from functools import partial
 
 from rich.console import Console
 
-from launch import tensor_work
-from launch.model.safetensors_folder import SafetensorsFolder
-from launch.model.shards import WIDTHS, Shards
 from launch.sanity.checks import Check
 from launch.sanity.files import bands, compare_worker, faults
 from launch.sanity.files.compare_worker import Pair, Reach, Seen, Stored
 from launch.sanity.files.prints import Wanted
+from launch.weights import tensor_work
+from launch.weights.safetensors_folder import SafetensorsFolder
+from launch.weights.shards import WIDTHS, Shards
 from recipes.config import Model, Optim
 from recipes.families.parts import OUTPUT
 

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from launch.model import torch_dist
-from launch.model.safetensors_file import Entry
-from launch.model.torch_dist import Piece
 from launch.sanity.files import compare_worker, trainers
 from launch.sanity.files.compare_worker import DTYPES
 from launch.sanity.files.digests import Digest, Sums
+from launch.weights import torch_dist
+from launch.weights.safetensors_file import Entry
+from launch.weights.torch_dist import Piece
 from recipes.config import Model
 from recipes.errors import CheckpointError
 

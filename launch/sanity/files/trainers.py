@@ -1,7 +1,7 @@
 """Which rows of the trainer's tensors are which of the export's: a second reading of Megatron's names and orders.
 
-`launch/model/hf.py` loads the base and writes exports; this only compares, and takes nothing from it, so that one mistake is not
-made in both. Megatron's tensors are named as in a torch_dist checkpoint, with the numbers of their layer and expert put in.
+`launch/weights/hf_names.py` loads the base and writes exports; this only compares, and takes nothing from it, so that one mistake
+is not made in both. Megatron's tensors are named as in a torch_dist checkpoint, with the numbers of their layer and expert put in.
 """
 
 import re

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.dataset import Dataset
-from launch.sanity.server.client import AT_ONCE, Client
-from launch.sanity.server.serving import RESERVED
+from data_prep.pack.dataset import Dataset
+from launch.serving.client import AT_ONCE, Client
+from launch.serving.sglang_command import RESERVED
 from recipes.errors import SanityError
 
 

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_prep.dataset import Dataset
+from data_prep.pack.dataset import Dataset
 from data_prep.sample import make, tools
 from launch.sanity.behaviour import answers
 from launch.sanity.checks import Check, Outcome, judged
 from launch.sanity.loop import sandbox
 from launch.sanity.loop.sandbox import Sandbox
-from launch.sanity.server.client import Client, all_at_once
+from launch.serving.client import Client, all_at_once
 from recipes.errors import SanityError
 
 MAX_CALLS = 16  # that are run of one turn; the others are answered with an error

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.sample import tools
-from launch.processes import end_session
+from launch.cluster.processes import end_session
 from recipes.errors import SanityError
 
 PROTECTIONS = {

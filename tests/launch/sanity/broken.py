@@ -17,8 +17,8 @@ import torch  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from launch.model import hf_folder  # noqa: E402
-from launch.model.safetensors_folder import SafetensorsFolder  # noqa: E402
+from launch.weights import hf_folder  # noqa: E402
+from launch.weights.safetensors_folder import SafetensorsFolder  # noqa: E402
 
 Tensors = dict[str, Tensor]
 LAYER, HEAD = "model.layers.1.", 24  # of both tiny models, and the rows of a head

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from launch.model.safetensors_folder import SafetensorsFolder
-from launch.model.shards import read
 from launch.sanity.files import tensors
-from recipes.compose import from_yaml
+from launch.weights.safetensors_folder import SafetensorsFolder
+from launch.weights.shards import read
+from recipes.compose.recipe import from_yaml
 from tests.launch.export_alone import largest
 
 

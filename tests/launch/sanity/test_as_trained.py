@@ -12,20 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from launch import export
-from launch.model import hf, shards
-from launch.model.safetensors_folder import SafetensorsFolder
+from launch.export import export
 from launch.sanity.checks import Outcome
 from launch.sanity.files import as_trained, compare_worker, tensors, trained_worker, trainers
 from launch.sanity.files.digests import Sums
 from launch.sanity.subject import of_run
-from recipes.compose import compose_recipe, to_yaml
+from launch.weights import hf_names, shards
+from launch.weights.safetensors_folder import SafetensorsFolder
+from recipes.compose.recipe import compose_recipe, to_yaml
 from recipes.families.parts import OUTPUT, Join
 from tests.conftest import REPO
+from tests.launch.export.test_export import LAYOUTS, MORE, trained
 from tests.launch.recorded import cut, dense, flip, hollow_base, rewritten
 from tests.launch.sanity import broken
 from tests.launch.support import short_run
-from tests.launch.test_export import LAYOUTS, MORE, trained
 
 QUIET = Console(quiet=True)
 
@@ -53,8 +53,8 @@ def test_the_ranks_export_is_the_checkpoint_s_in_every_layout(root, name, monkey
     monkeypatch.setattr(as_trained, "BATCH_BYTES", 200_000)
     check = checked(recipe, run.hf, run.checkpoint(2))
     assert check.outcome is Outcome.passed, check
-    frozen = sum("expert_bias" in link for link in hf.links(recipe.model))
-    count = sum(len(link.hf) for link in hf.links(recipe.model).values()) - recipe.model.tied - frozen
+    frozen = sum("expert_bias" in link for link in hf_names.links(recipe.model))
+    count = sum(len(link.hf) for link in hf_names.links(recipe.model).values()) - recipe.model.tied - frozen
     assert check.figure == f"{count} of {count} tensors, bit for bit"
 
 
@@ -63,11 +63,11 @@ def test_a_mistake_of_the_export_s_own_mapping_is_found(glm, tmp_path, monkeypat
     """It is written by `hf.split`, and compared by another reading of the names."""
     recipe, run = glm
 
-    def wrong(link, whole, m, split=hf.split):
+    def wrong(link, whole, m, split=hf_names.split):
         parts = split(link, whole, m)
         return parts[::-1] if link.join is Join.gate_up else parts
 
-    monkeypatch.setattr(hf, "split", wrong)
+    monkeypatch.setattr(hf_names, "split", wrong)
     export.export(recipe, run.checkpoint(2), tmp_path / "hf", QUIET)
     check = checked(recipe, tmp_path / "hf", run.checkpoint(2))
     assert check.outcome is Outcome.failed and "(gate and up swapped)" in check.detail
@@ -177,11 +177,11 @@ def test_both_readings_of_megatron_s_names_agree(model):
     m = compose_recipe([f"model={model}"]).model
     m = replace(m, hidden=2, layers=min(m.layers, m.dense_layers + 2), experts=min(m.experts, 3))
     rows = {Join.qkv: (m.heads + 2 * m.kv_heads) * m.head_dim, Join.gate_up: 2 * 6, Join.same: 6}
-    for name, link in hf.links(m).items():
+    for name, link in hf_names.links(m).items():
         if "expert_bias" in name or (m.tied and name == "output_layer.weight"):
             continue
         count = rows[link.join]
-        expected = hf.split(link, torch.arange(count)[:, None], m)
+        expected = hf_names.split(link, torch.arange(count)[:, None], m)
         numbered = trainers.parameter(*_stacked(name))
         found = trainers.homes(numbered, count, m)
         assert [*found] == [*link.hf], name

@@ -14,15 +14,15 @@ import pytest
 from rich.console import Console
 
 from data_prep.sample import make
-from launch.plan import Plan
+from launch.run.run_plan import Plan
 from launch.sanity import check as sanity
 from launch.sanity import page
 from launch.sanity.checks import Check, Outcome
 from launch.sanity.served import Served
-from launch.sanity.server import serving
-from launch.sanity.server.client import Client
 from launch.sanity.subject import Subject, of_export
-from recipes.compose import compose_recipe, to_yaml
+from launch.serving import sglang_command
+from launch.serving.client import Client
+from recipes.compose.recipe import compose_recipe, to_yaml
 from recipes.errors import SanityError
 from tests.launch.sanity import broken
 from tests.launch.support import alive, descendants, recipe_of
@@ -69,7 +69,9 @@ def checked(subject, monkeypatch):
 
     def run(*words, **more):
         command = [sys.executable, str(FAKE)]
-        monkeypatch.setattr(serving, "command", lambda recipe, export, port, thinks: [*command, str(port), *words])
+        monkeypatch.setattr(
+            sglang_command, "command", lambda recipe, export, port, thinks: [*command, str(port), *words]
+        )
         before = set(descendants(os.getpid()))
         done = sanity.check(dataclasses.replace(subject, **more), QUIET)
         started = [int(pid) for pid in re.findall(r"\d+", re.match(r"children.*|", subject.log.read_text())[0])]

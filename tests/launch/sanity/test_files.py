@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from launch.export import export
+from launch.export.export import export
 from launch.sanity.checks import Check, Outcome
 from launch.sanity.files import check as files
 from launch.sanity.files import compare_worker, tensors
 from launch.sanity.files import page as moved_page
-from recipes.compose import compose_recipe, to_yaml
+from recipes.compose.recipe import compose_recipe, to_yaml
 from recipes.config import Recipe
 from tests.conftest import REPO
 from tests.launch.recorded import hollow_base

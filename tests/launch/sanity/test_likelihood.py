@@ -17,9 +17,9 @@ from launch.sanity.likelihood import bootstrap, retention
 from launch.sanity.likelihood import page as likelihood_page
 from launch.sanity.likelihood.checks import beside_base, beside_trainer
 from launch.sanity.likelihood.scores import Scores, measure
-from launch.sanity.server import weights
-from launch.sanity.server.server import Server
-from recipes.compose import compose_recipe
+from launch.serving import weight_swap
+from launch.serving.server import Server
+from recipes.compose.recipe import compose_recipe
 from recipes.errors import ConfigError, SanityError
 from tests.launch.support import recipe_of
 
@@ -326,9 +326,9 @@ def test_scores_of_the_real_server_are_those_of_transformers_for_either_weights(
     scores = []
     with Server(recipe, Path(recipe.model.checkpoint), tmp_path / "log", True) as server:
         scores.append(measure(server, heldout, lambda: None))
-        weights.load(server, other.model.checkpoint)
+        weight_swap.load(server, other.model.checkpoint)
         scores.append(measure(server, heldout, lambda: None))
-        weights.load(server, recipe.model.checkpoint)
+        weight_swap.load(server, recipe.model.checkpoint)
         scores.append(measure(server, heldout, lambda: None))
     assert scores[0].fp32
     assert np.abs(scores[2].nll - scores[0].nll).max() < 1e-4, (

@@ -14,8 +14,8 @@ from data_prep.sample import make, tools
 from launch.sanity.checks import Outcome
 from launch.sanity.loop import loop, sandbox
 from launch.sanity.loop.loop import Task, Work
-from launch.sanity.server.server import Server
-from recipes.compose import compose_recipe
+from launch.serving.server import Server
+from recipes.compose.recipe import compose_recipe
 from recipes.errors import SanityError
 from tests.launch.support import limi
 

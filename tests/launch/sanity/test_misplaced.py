@@ -12,7 +12,7 @@ from launch.sanity.files import misplaced
 from launch.sanity.files.bands import Bands, bands
 from launch.sanity.files.compare_worker import Beside, Seen
 from launch.sanity.files.prints import Taker, Wanted
-from recipes.compose import compose_recipe
+from recipes.compose.recipe import compose_recipe
 
 ROWS, COLUMNS, HEAD = 48, 32, 12
 NAMES = [f"model.layers.{n}.self_attn.{c}_proj.weight" for n in range(3) for c in "qk"]

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from data_prep.dataset import Dataset
-from launch.sanity.server.server import running
+from data_prep.pack.dataset import Dataset
+from launch.serving.server import running
 from recipes.config import Recipe
+from recipes.families.tensors import is_mtp
 from recipes.paths import run_folder
-from recipes.tensors import is_mtp
 from tests.launch.one_rank import logits_of
 from tests.launch.support import exported, ranks_of
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from launch import export
-from launch.model.safetensors_folder import SafetensorsFolder
-from launch.model.shards import read
-from launch.run_folder import RunFolder
+from launch.export import export
+from launch.run.run_folder import RunFolder
 from launch.sanity.checks import Outcome
 from launch.sanity.files import check as files
 from launch.sanity.files import misplaced, moved, tensors
+from launch.weights.safetensors_folder import SafetensorsFolder
+from launch.weights.shards import read
 from recipes.families.parts import OUTPUT
 from tests.launch.sanity import broken
 from tests.launch.support import POOL, ranks_of

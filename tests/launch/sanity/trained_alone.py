@@ -6,9 +6,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from launch.model.shards import read
 from launch.sanity.files import as_trained
-from recipes.compose import from_yaml
+from launch.weights.shards import read
+from recipes.compose.recipe import from_yaml
 from tests.launch.export_alone import largest
 
 

@@ -17,8 +17,8 @@ import psutil
 import ray
 from ray.cluster_utils import Cluster
 
-from launch.slime import preflight, preflight_node
-from recipes.compose import compose_recipe
+from launch.preflight import cluster_checks, node_checks
+from recipes.compose.recipe import compose_recipe
 
 OURS = ("Peer", "report", "write", "unread", "remove")  # actors and tasks of the preflight
 
@@ -45,9 +45,9 @@ def wait_for(gpus: int) -> None:
 
 def rows_of(case: dict) -> dict:
     for name, value in case.get("pins", {}).items():
-        setattr(preflight_node, name, value)
+        setattr(node_checks, name, value)
     started = time.monotonic()
-    rows = preflight.rows(compose_recipe(case["words"]), *case.get("times", [2.0]))
+    rows = cluster_checks.rows(compose_recipe(case["words"]), *case.get("times", [2.0]))
     seconds = time.monotonic() - started
     deadline = time.monotonic() + 10
     while running() and time.monotonic() < deadline:

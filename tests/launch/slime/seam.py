@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data_prep.dataset import Dataset
+from data_prep.pack.dataset import Dataset
 from launch.megatron import cpu
 from launch.megatron.worker import Worker
 from recipes.config import Recipe

@@ -19,10 +19,11 @@ from megatron.core.transformer import attention as of_megatron  # noqa: E402
 
 from launch.megatron import batch, rank  # noqa: E402
 from launch.megatron.cpu import CPU  # noqa: E402
-from launch.model import attention, gpt, hf  # noqa: E402
+from launch.model import attention, gpt  # noqa: E402
 from launch.model.layers import block_spec  # noqa: E402
-from launch.model.safetensors_folder import SafetensorsFolder  # noqa: E402
 from launch.slime import cpu as of_slime  # noqa: E402
+from launch.weights import hf_names  # noqa: E402
+from launch.weights.safetensors_folder import SafetensorsFolder  # noqa: E402
 from tests.launch.one_rank import one_rank  # noqa: E402
 from tests.launch.slime import seam  # noqa: E402
 from tests.launch.support import recipe_of  # noqa: E402
@@ -83,7 +84,7 @@ def main(root: Path) -> None:
     def loss(of: Any, call: Any, make: Any) -> float:
         """Of the first two sequences, a supervised token."""
         chunks = of(recipe, config)
-        hf.load(chunks, recipe.model, read)
+        hf_names.load(chunks, recipe.model, read)
         with torch.no_grad():
             output, by = call(iter([make(data, (0, 1), recipe, 0, CPU)]), chunks[0])
             total, count, _ = by(output)

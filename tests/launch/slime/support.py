@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from launch.slime.arguments import arguments
-from recipes import lengths, planner
-from recipes.compose import compose_recipe
+from recipes.compose.recipe import compose_recipe
 from recipes.config import Recipe
-from recipes.search import Sequences
+from recipes.plan import planner
+from recipes.plan.search import Sequences
+from recipes.schedule import lengths
 from tests.guard import wants
 
 

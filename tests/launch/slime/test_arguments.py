@@ -7,10 +7,10 @@ import pytest
 
 from launch.slime import arguments as module
 from launch.slime.arguments import arguments
-from recipes.compose import compose_recipe
+from recipes.compose.recipe import compose_recipe
 from recipes.errors import ConfigError
 from recipes.layout import data_parallel
-from recipes.learning_rate import learning_rate
+from recipes.schedule.learning_rate import learning_rate
 from tests.launch.slime.support import checked, in_megatron, planned, rendered
 
 MODELS = ["glm4.5", "glm4.5-air", "qwen3-4b", "qwen3-8b", "qwen3-14b", "qwen3-32b"]

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from launch.model.safetensors_folder import SafetensorsFolder
-from recipes.compose import from_yaml
-from recipes.tensors import is_mtp
+from launch.weights.safetensors_folder import SafetensorsFolder
+from recipes.compose.recipe import from_yaml
+from recipes.families.tensors import is_mtp
 from tests.launch.slime.test_on_cpu import GLM, QWEN, trained
 from tests.launch.support import limi
 

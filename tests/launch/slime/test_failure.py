@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from launch.run_folder import RunFolder
+from launch.run.run_folder import RunFolder
 from launch.slime.failure import NAME, failure, leave
 from recipes.errors import CheckpointError, DivergedError, PreflightError, TrainError
 from tests.launch.support import recipe_of

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launch import metrics
+from launch.run import metrics
 from tests.launch.slime.support import on_cpu
 from tests.launch.slime.test_resume import killing, of_run
 from tests.launch.support import limi, ray_cluster

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch.distributed.checkpoint import FileSystemReader
 
-from launch import metrics
-from launch.model.safetensors_folder import SafetensorsFolder
-from launch.plan import Plan
-from launch.run_folder import RunFolder
+from launch.run import metrics
+from launch.run.run_folder import RunFolder
+from launch.run.run_plan import Plan
 from launch.slime import engine
+from launch.weights.safetensors_folder import SafetensorsFolder
 from tests.launch.slime.support import on_cpu
 from tests.launch.support import POOL, ranks_of, recipe_of
 

@@ -3,8 +3,8 @@
 import pytest
 from rich.console import Console
 
-from launch.plan import Plan
-from launch.run_state import Reached
+from launch.run.run_plan import Plan
+from launch.run.run_state import Reached
 from launch.slime import rehearsal
 from recipes.errors import ConfigError
 from tests.launch.states import content, run_in

@@ -12,10 +12,10 @@ import psutil
 import pytest
 from rich.console import Console
 
-from launch import metrics
-from launch.checkpoints import pick
-from launch.plan import Plan
-from launch.run_folder import RunFolder
+from launch.run import metrics
+from launch.run.run_folder import RunFolder
+from launch.run.run_plan import Plan
+from launch.run.which_run import pick
 from launch.slime import checkpoints, engine
 from recipes.errors import ConfigError, PreflightError, TrainError
 from tests.launch.slime.support import on_cpu

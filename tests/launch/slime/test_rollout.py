@@ -10,9 +10,9 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
-from launch.plan import Plan
+from launch.run.run_plan import Plan
 from launch.slime import job, rollout
-from recipes.compose import from_yaml, to_yaml
+from recipes.compose.recipe import from_yaml, to_yaml
 from recipes.errors import TrainError
 from tests.launch.support import recipe_of
 

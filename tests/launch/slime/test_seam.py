@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from launch.megatron import parity
+from launch.bench import parity
 from recipes.paths import REPO
 from tests.launch.slime import seam
 from tests.launch.slime.support import on_cpu

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from launch import metrics
-from launch.plan import Plan
+from launch.run import metrics
+from launch.run.run_plan import Plan
 from launch.slime import steps
 from recipes.errors import DivergedError
 from recipes.paths import run_folder

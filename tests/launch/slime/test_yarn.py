@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.files import write_text
-from recipes.compose import compose_recipe, to_yaml
+from recipes.compose.recipe import compose_recipe, to_yaml
 from recipes.paths import REPO
 from tests.launch.slime.support import on_cpu
 

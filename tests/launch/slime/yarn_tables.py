@@ -19,7 +19,7 @@ from transformers import Qwen3Config  # noqa: E402
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding  # noqa: E402
 
 from launch.slime import yarn  # noqa: E402
-from recipes.compose import from_yaml  # noqa: E402
+from recipes.compose.recipe import from_yaml  # noqa: E402
 
 run = Path(sys.argv[1])
 m = from_yaml(run / "config.yaml").model

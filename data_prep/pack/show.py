@@ -1,0 +1,158 @@
+"""Packed sequences for the eye: message by message, supervised tokens marked, long context cut short in view only."""
+
+import html
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from data_prep.pack.dataset import Dataset
+from recipes.compose.kinds import shown
+from recipes.compose.nearest import nearest
+from recipes.config import Recipe
+from recipes.errors import ConfigError
+
+if TYPE_CHECKING:
+    # Not at run time: a listing needs no tokenizer, and importing transformers takes seconds.
+    from transformers import PreTrainedTokenizerBase
+
+_LISTED = 200  # trajectories in a listing
+_HEAD, _TAIL = 60, 30  # tokens shown of a longer stretch that is not supervised
+
+
+@dataclass(frozen=True)
+class Block:
+    """One message of a sequence, or what the template puts before the first. pieces: (text, supervised, tokens)."""
+
+    title: str
+    pieces: list[tuple[str, bool, int]]
+
+    @property
+    def supervised(self) -> int:
+        return sum(n for _, marked, n in self.pieces if marked)
+
+    @property
+    def heading(self) -> str:
+        tokens = sum(n for *_, n in self.pieces)
+        return f"{self.title}: {tokens:,} tokens" + (f", {self.supervised:,} supervised" if self.supervised else "")
+
+
+def listing(name: str, data: Dataset) -> Table:
+    """The trajectories of a data set with their counts."""
+    table = Table(title=f"{name}, {data.folder}", title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("id", "sequences", "tokens", "supervised", "turns"):
+        table.add_column(column, justify="left" if column == "id" else "right", overflow="fold")
+    kept = [line for line in data.ledger() if line["status"] == "kept"]
+    for line in kept[:_LISTED]:
+        table.add_row(line["id"], *(f"{line[key]:,}" for key in ("segments", "tokens", "supervised", "turns")))
+    if len(kept) > _LISTED:
+        table.caption = f"and {len(kept) - _LISTED:,} more, in ledger.jsonl"
+    return table
+
+
+def sequences(data: Dataset, recipe: Recipe, console: Console) -> None:
+    """Prints every sequence of the trajectory `recipe.id`: green is supervised, and in brackets where there is no colour."""
+    from data_prep.text.chat import load_tokenizer
+
+    tokenizer = load_tokenizer(Path(recipe.model.checkpoint))
+    coloured = console.is_terminal and not console.no_color
+    for row, identity in enumerate(data.ids):
+        if identity != recipe.id:
+            continue
+        console.print()
+        console.rule(f"{heading(data, row)}", align="left")
+        if not coloured:
+            console.print(Text("what is supervised stands in ⟦ ⟧"))
+        for block in blocks(data, row, tokenizer, recipe):
+            console.print(Text(f"── {block.heading}", "bold cyan" if block.supervised else "cyan"))
+            for text, marked in shortened(block, tokenizer):
+                shown = f"⟦{text}⟧" if marked and not coloured else text
+                console.print(Text(shown, "green" if marked else "bright_black"), end="")
+            console.print()
+
+
+def heading(data: Dataset, row: int) -> str:
+    of = data.ids.count(data.ids[row])
+    return (
+        f"{data.ids[row]}, sequence {data.segments[row] + 1} of {of}: {data.lengths[row]:,} tokens, "
+        f"{data.supervised[row]:,} supervised in {len(data.spans(row))} turns"
+    )
+
+
+def blocks(data: Dataset, row: int, tokenizer: "PreTrainedTokenizerBase", recipe: Recipe) -> Iterator[Block]:
+    """The messages of a sequence as the family's role tokens part them."""
+    from data_prep.text.chat import FAMILIES
+
+    family = FAMILIES[recipe.model.family]
+    tokens = data.tokens(row).tolist()
+    opening = {tokenizer.convert_tokens_to_ids(t) for t in family.roles}
+    spans = data.spans(row)
+    marked = [False] * len(tokens)
+    turn_at: dict[int, int] = {}
+    for number, (start, end) in zip(data.turns[row], spans, strict=True):
+        marked[start:end] = [True] * (end - start)
+        turn_at[start] = number
+    # A stop token that is a role token, as GLM's, belongs to the turn that it ends, and is shown there.
+    starts = [i for i, t in enumerate(tokens) if t in opening]
+    edges = sorted({0, *(i + 1 if marked[i] else i for i in starts), len(tokens)})
+    for begin, end in pairwise(edges):
+        pieces: list[tuple[str, bool, int]] = []
+        at = begin
+        while at < end:
+            until = next((i for i in range(at, end) if marked[i] != marked[at]), end)
+            pieces.append((str(tokenizer.decode(tokens[at:until])), marked[at], until - at))
+            at = until
+        message = next((n for start, n in turn_at.items() if begin <= start < end), None)
+        title = _role(pieces[0][0] if not marked[begin] else "", tokens, begin, tokenizer)
+        yield Block(title if message is None else f"{title}, message {message}", pieces)
+
+
+def _role(text: str, tokens: list[int], begin: int, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """The role's name: after the opening token, or that token's own, which may be the stop of the turn before."""
+    first = str(tokenizer.decode(tokens[begin : begin + 1]))
+    before = str(tokenizer.decode(tokens[begin - 1 : begin])) if begin else ""
+    if text.startswith("<|im_start|>"):
+        return text.removeprefix(first).split("\n", 1)[0]
+    name = first if first.startswith("<|") else before
+    return name.strip("<|>") or "start"
+
+
+def shortened(block: Block, tokenizer: "PreTrainedTokenizerBase") -> Iterator[tuple[str, bool]]:
+    """(text, supervised) of the block's pieces; of a long one that is not supervised, both ends and what lies between."""
+    for text, marked, count in block.pieces:
+        if marked or count <= 2 * (_HEAD + _TAIL):
+            yield text, marked
+            continue
+        tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+        head, tail = (str(tokenizer.decode(part)) for part in (tokens[:_HEAD], tokens[-_TAIL:]))
+        yield f"{head} ⋯ {len(tokens) - _HEAD - _TAIL:,} tokens not shown ⋯ {tail}", False
+
+
+def page(data: Dataset, row: int, tokenizer: "PreTrainedTokenizerBase", recipe: Recipe) -> str:
+    """The sequence as HTML, folded; `mark` is what is supervised."""
+    out = [f"<details><summary>{html.escape(heading(data, row))}</summary>"]
+    for block in blocks(data, row, tokenizer, recipe):
+        out.append(f"<p class=sub>{html.escape(block.heading)}</p><pre>")
+        for text, marked in shortened(block, tokenizer):
+            out.append(f"<mark>{html.escape(text)}</mark>" if marked else html.escape(text))
+        out.append("</pre>")
+    return "".join([*out, "</details>"])
+
+
+def refuse_unknown(identity: str, packed: dict[str, Dataset]) -> None:
+    """Raises `ConfigError` with the id that is near, or why the record of that id is in no data set."""
+    for data in packed.values():
+        for line in data.ledger():
+            if line["id"] == identity:
+                raise ConfigError(f"id={identity} was rejected: {line['code']}: {line['reason']}")
+    near = nearest(identity, dict.fromkeys(i for data in packed.values() for i in data.ids))
+    raise ConfigError(
+        f"no trajectory has id={identity}",
+        f"the nearest is id={shown(near)}; leave id out for a list" if near else "leave id out for a list",
+    )

@@ -1,0 +1,18 @@
+"""What figures depend on beside the case: `python -m launch.bench.gpu.environment` prints it as JSON."""
+
+import json
+from typing import Any
+
+
+def environment() -> dict[str, Any]:
+    """Versions, and the GPU where there is one."""
+    import torch
+    import transformers
+
+    gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
+    versions = {"torch": torch.__version__, "cuda": torch.version.cuda, "transformers": transformers.__version__}
+    return versions | ({"gpu": gpu.name, "memory": f"{gpu.total_memory / 2**20:.0f} MiB"} if gpu else {})
+
+
+if __name__ == "__main__":
+    print(json.dumps(environment()))

@@ -1,0 +1,167 @@
+"""The table of `make bench-gpu`, and what its dry run shows."""
+
+import statistics
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import replace
+from typing import Any
+
+from rich.console import Console
+
+from launch.bench.gpu.cases import BAND, PARTS, Planned
+from recipes.config import OptimizerState, Recompute
+from recipes.dimensions import flops
+from recipes.plan.plan_words import gigabytes
+from recipes.plan.planner import RunPlan
+
+HEAD = (
+    "row",
+    "layout",
+    "tokens/s",
+    "transformers",
+    "ratio",
+    "of the roofline",
+    "MFU",
+    "peak GB",
+    "plan GB",
+    "off by",
+    "plan's step",
+)
+NONE = "not measured"
+
+
+def show(console: Console, rows: Sequence[tuple[Planned, dict[str, Any]]]) -> None:
+    """As Markdown, for `launch/README.md`; with the versions, and the rates for `hydra_conf/gpu`."""
+    console.print(f"\n| {' | '.join(HEAD)} |\n{'|---' * len(HEAD)}|")
+    for row in sorted(rows, key=lambda row: row[0].case.parts != PARTS):
+        console.print(line(*row))
+    environments = [part["environment"] for _, found in rows for part in found.values() if "gpu" in part["environment"]]
+    texts = dict.fromkeys(", ".join(f"{name} {value}" for name, value in one.items()) for one in environments)
+    console.print("\n" + ("\n".join(texts) or "Nothing is measured yet."))
+    for text in calibrated(rows):
+        console.print(text)
+
+
+def line(planned: Planned, found: dict[str, Any]) -> str:
+    """A row, or the sentence on the loss beside the CPU's."""
+    if planned.case.parts == PARTS:
+        return f"| {' | '.join(cells(planned, found))} |"
+    gpu, cpu = (_good(found.get(part)) for part in planned.case.parts)
+    if not (gpu and cpu):
+        return f"\n{planned.case.name}: {NONE}"
+    apart = abs(gpu["loss"] - cpu["loss"])
+    return (
+        f"\n{planned.case.name}: loss of the first step {gpu['loss']:.5f}, by the CPU engine in fp32 {cpu['loss']:.5f}, {apart:.1e} "
+        f"apart (to reach: {BAND:g})"
+    )
+
+
+def cells(planned: Planned, found: dict[str, Any]) -> list[str]:
+    """`found` may lack parts."""
+    ours, theirs, least = (_good(found.get(part)) for part in ("ours", "transformers", "roofline"))
+    step, other = (statistics.median(one["seconds"]) if one else None for one in (ours, theirs))
+    tokens, plan = planned.case.tokens, planned.allocated
+    peak = ours["peak"] if ours else None
+    work = 3 * flops(planned.recipe.model).batch(planned.case.sequences)
+    speed = (planned.recipe.gpu.bf16_tflops or 0) * 1e12
+    return [
+        planned.case.name,
+        _layout(planned),
+        _shown(found, "ours", f"{tokens / step:,.0f}" if step else ""),
+        _shown(found, "transformers", f"{tokens / other:,.0f}" if other else ""),
+        f"{other / step:.2f} ×" if step and other else "–",
+        f"{sum(least['seconds'].values()) / step:.0%}" if step and least else "–",
+        f"{work / step / speed:.0%}" if step and speed else "–",
+        gigabytes(peak) if peak else "–",
+        gigabytes(plan),
+        f"{plan / peak - 1:+.1%}" if peak else "–",
+        f"{planned.step_seconds / step - 1:+.0%}" if step else f"{planned.step_seconds:.1f} s",
+    ]
+
+
+def _layout(planned: Planned) -> str:
+    """What saves memory on the one GPU."""
+    p = planned.recipe.layout
+    again = "nothing again" if p.recompute is Recompute.none else f"{p.recompute.value} again"
+    words = [
+        again,
+        *["offloaded"] * p.offload,
+        *["optimizer offloaded"] * (p.optimizer_state is OptimizerState.offloaded),
+    ]
+    return ", ".join(words)
+
+
+def _good(part: dict[str, Any] | None) -> dict[str, Any] | None:
+    return part if part and "seconds" in part else None
+
+
+def _shown(found: dict[str, Any], part: str, figure: str) -> str:
+    if figure:
+        return figure
+    return "out of memory" if part in found else NONE
+
+
+def calibrated(rows: Sequence[tuple[Planned, dict[str, Any]]]) -> list[str]:
+    """The efficiencies of every second measured row, for `hydra_conf/gpu`, and how far they are off on the others."""
+    whole = [
+        (p, f) for p, f in rows if p.case.parts == PARTS and all(_good(f.get(part)) for part in ("ours", "roofline"))
+    ]
+    fitted, held = whole[::2], whole[1::2]
+    if not held:
+        return []
+    peak = (whole[0][0].recipe.gpu.bf16_tflops or 0) * 1e12
+    names = {"products": "matmul", "attention": "attention", "attention backward": "attention_backward"}
+    shares = {
+        f"{ours}_efficiency": statistics.median(f["roofline"]["tflops"][part] for _, f in fitted) * 1e12 / peak
+        for part, ours in names.items()
+    }
+    errors = [
+        f"{predicted(p, shares) / statistics.median(f['ours']['seconds']) - 1:+.0%} on {p.case.name}" for p, f in held
+    ]
+    fitted_on = ", ".join(p.case.name for p, _ in fitted)
+    figures = " ".join(f"{name}={value:.2f}" for name, value in shares.items())
+    return [f"\nRates of {fitted_on}: {figures}. A step predicted with them: {', '.join(errors)}."]
+
+
+def predicted(planned: Planned, shares: dict[str, float]) -> float:
+    """Seconds of a step with these shares of the peak attained."""
+    gpu = copy(planned.recipe.gpu)
+    for name, value in shares.items():
+        setattr(gpu, name, value)
+    return Planned(planned.case, RunPlan(replace(planned.recipe, gpu=gpu), planned.plan.sequences, None)).step_seconds
+
+
+def show_plan(console: Console, rows: Sequence[Planned], limit: float) -> None:
+    """Rows in the order in which they are measured, and the calls that they make."""
+    head = ("row", "tokens of a step", "micro-batches", "layout", "GB", "of the GPU", "step", "call")
+    console.print(f"| {rows[0].recipe.gpu.name}: {' | '.join(head)} |\n{'|---' * len(head)}|")
+    calls = calls_of(rows, limit)
+    for one, numbers in zip(rows, calls, strict=True):
+        memory, there = one.plan.memory[0], (one.recipe.gpu.memory_mib or 0) * 2**20
+        figures = [
+            one.case.name, f"{one.case.tokens:,}", str(len(one.batches)), _layout(one),
+            gigabytes(memory.allocated), f"{memory.total / there:.0%}", f"{one.step_seconds:.1f} s",
+            "–".join(map(str, sorted({numbers[0], numbers[-1]}))),
+        ]  # fmt: skip
+        console.print(f"| {' | '.join(figures)} |")
+    minutes = sum(one.part_seconds(part) for one in rows for part in one.case.parts) / 60
+    console.print(
+        f"\nEach row: {', '.join(PARTS)}, the last ours on the GPU and on the CPU, each in a process of its own; in all about "
+        f"{minutes:.0f} minutes, in {calls[-1][-1]} calls of at most {limit} s (limit_s). GB: what tensors take by the plan; of the "
+        "GPU: with its allowances. Nothing here is measured."
+    )
+
+
+def calls_of(rows: Sequence[Planned], limit: float) -> list[list[int]]:
+    """For every row the call, from 1, in which each of its parts falls."""
+    call, spent, found = 1, 0.0, []
+    for one in rows:
+        numbers = []
+        for part in one.case.parts:
+            takes = one.part_seconds(part)
+            if spent and spent + takes > limit:
+                call, spent = call + 1, 0.0
+            spent += takes
+            numbers.append(call)
+        found.append(numbers)
+    return found

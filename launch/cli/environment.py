@@ -1,0 +1,50 @@
+"""The Python that runs this, and what it cannot import: said in one sentence, with the command that has a Python that can."""
+
+from __future__ import annotations  # an older Python reads this file too
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from recipes.errors import PreflightError
+
+OLDEST = (3, 11)
+REPO = Path(__file__).resolve().parents[2]
+_OURS = ("data_prep", "launch", "recipes")
+
+
+def check_python(words: list[str]) -> None:
+    """Raises `PreflightError` where this Python is too old to read the other files. words: the command's."""
+    if sys.version_info < OLDEST:
+        here = ".".join(map(str, sys.version_info[:3]))
+        raise PreflightError(
+            f"'{sys.executable}' is Python {here}, and {'.'.join(map(str, OLDEST))} is needed", _instead(words)
+        )
+
+
+def lacking(error: ImportError, words: list[str]) -> PreflightError:
+    """What to say of a package that is not there or cannot be loaded. Raises the error itself where it is of a file of ours."""
+    name = (error.name or "").split(".")[0]
+    if name in _OURS:
+        raise error
+    if isinstance(error, ModuleNotFoundError):
+        return PreflightError(f"'{sys.executable}' has no package {name}", _instead(words))
+    return PreflightError(f"'{sys.executable}' cannot load {name or 'a package'}: {error}", _instead(words))
+
+
+def _instead(words: list[str]) -> str:
+    """The same command by the environment that `make` sets up."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # the cluster's own Python runs a job
+        return "install it on every node, or run slime's image there: `make check` lists what is missing"
+    python = REPO / ".venv" / "bin" / "python"
+    if Path(sys.executable).parent == python.parent:
+        return f"`make -C {shlex.quote(str(REPO))} clean setup` makes the environment anew"
+    if python.is_file():
+        return "run `" + shlex.join([str(python), str(REPO / "launch" / "limi.py"), *words]) + "`"
+    stage = [w for w in words if "=" not in w] or ["train"]
+    return (
+        "run `"
+        + shlex.join(["make", "-C", str(REPO), *stage, *(w for w in words if "=" in w)])
+        + "`, which sets one up"
+    )

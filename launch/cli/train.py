@@ -1,0 +1,179 @@
+"""Training from the recipe to the report, by either engine, and its rehearsal."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+from rich.console import Console
+
+from launch.preflight import checklist, checkpoint_checks, recipe_checks
+from launch.preflight.machine import machine
+from launch.run import prepare, run_state, same_run, which_run
+from launch.run import run_plan as plans
+from launch.run.run_folder import RunFolder, check_room, held
+from launch.run.run_plan import Plan
+from launch.run.run_state import Reached
+from launch.sanity.subject import Subject, of_run
+from launch.weights.hf_folder import check_kept
+from recipes.config import EngineName, Recipe
+from recipes.context import check_context
+from recipes.errors import ConfigError, LimiError
+from recipes.paths import run_folder
+from recipes.plan.memory import disk
+
+_ONCE = "leave out anew=true from now on: it would move this run aside and train again from the first step"
+
+
+def train(recipe: Recipe, console: Console) -> None:
+    """Goes on from what is in the run's folder: trains to the last step, exports, checks and writes the report. What is done is not
+    done again, and a finished run is left as it is. With `anew` all of it is done, and what is there moves aside.
+
+    Raises `ConfigError` where a run of another recipe is there.
+    """
+    from launch.serving.server import free_port
+
+    started = time.perf_counter()
+    there = run_state.State(Reached.nothing) if recipe.anew else run_state.of(recipe)
+    if there.completed:
+        same_run.refuse_another(recipe)
+    if there.reached is Reached.passed:
+        console.print(run_state.finished(recipe, there))
+        return
+    if recipe.sanity.url is None:
+        free_port(recipe.sanity.port)
+    if there.reached is Reached.failed:  # perhaps for what became of the export's files
+        with console.status("Reading the export"):
+            there = run_state.of(recipe, read=True)
+    if there.reached < Reached.trained:
+        plan = _plan(recipe, console)
+        run = RunFolder(plan.recipe, plan.data, plan.heldout)
+    else:
+        console.print(f"{recipe.run} {there.next}")
+        prepare.base(recipe, console)
+        plan = replace(plans.of_run(run_folder(recipe)), recipe=recipe)
+        run = RunFolder(plan.recipe, plan.data, plan.heldout)
+        run.take()
+    if recipe.anew and (aside := run.set_aside()):
+        console.print(f"the run of this name is now '{aside}'")
+    with _once(recipe):
+        if there.reached < Reached.trained and not trained(plan, run, console):
+            if recipe.anew:
+                console.print(_ONCE)
+            return
+        if there.reached < Reached.exported:
+            export(plan.recipe, run, console)
+        check(of_run(plan, run.hf), console, started)
+
+
+def _plan(recipe: Recipe, console: Console) -> Plan:
+    """What is trained, once everything that would end it early has been looked at."""
+    slime = recipe.engine.name is EngineName.slime
+    plan = _through_slime_plan(recipe, console) if slime else _embedded_plan(recipe, console)
+    console.print(
+        f"{recipe.run}: {plan.schedule.num_steps} steps on {plan.world_size} ranks, {len(plan.data.ids)} sequences of "
+        f"{min(plan.data.lengths):,} to {max(plan.data.lengths):,} tokens"
+    )
+    return replace(plan, recipe=replace(plan.recipe, anew=False))  # which is the command's, not the run's
+
+
+def _embedded_plan(recipe: Recipe, console: Console) -> Plan:
+    checklist.refuse([recipe_checks.paths(recipe), machine(recipe)])
+    prepare.base(recipe, console)
+    rows = checkpoint_checks.rows(recipe)
+    checklist.refuse(rows)
+    check_kept(Path(recipe.model.checkpoint))
+    plan = prepare.plan(recipe, console)
+    check_context(recipe.model, max(plan.data.lengths))
+    checklist.warn([*rows, *recipe_checks.oddities(plan.planned)], console)
+    one = disk(plan.recipe)  # every checkpoint kept, one being written, and the export
+    check_room(plan.recipe, one.checkpoint * (plan.recipe.engine.keep_last + 1) + one.export - held(plan.recipe))
+    return plan
+
+
+def _through_slime_plan(recipe: Recipe, console: Console) -> Plan:
+    """Every check of `make check` first; on a CPU without the network's, which is not judged there."""
+    from launch.preflight import cluster_checks as on_cluster
+    from launch.slime.arguments import on_cpu
+
+    able = machine(recipe)
+    checklist.refuse([able])
+    prepare.base(recipe, console)
+    packed = cache(lambda: prepare.packed(recipe, console))
+    rows = recipe_checks.rows(recipe, packed, able)
+    checklist.refuse(rows)  # before Ray starts, and half a minute goes by
+    checklist.refuse(on_cluster.connected_rows(recipe, console, 0.0 if on_cpu(recipe) else on_cluster.NETWORK_S))
+    checklist.warn(rows, console)
+    return prepare.settled(recipe, packed())
+
+
+@contextlib.contextmanager
+def _once(recipe: Recipe) -> Iterator[None]:
+    """Where the run has begun with `anew`, whatever ends it says that the word is not for the next command."""
+    try:
+        yield
+    except LimiError as error:
+        if recipe.anew:
+            error.fix = f"{error.fix}; {_ONCE}" if error.fix else _ONCE
+        raise
+    except KeyboardInterrupt as interrupt:
+        if recipe.anew:
+            raise KeyboardInterrupt(f"Interrupted; the same command goes on from what is whole; {_ONCE}") from interrupt
+        raise
+
+
+def trained(plan: Plan, run: RunFolder, console: Console) -> bool:
+    """Whether it came to the last step, whose checkpoint is whole then."""
+    if plan.recipe.engine.name is EngineName.megatron:
+        from launch.megatron import engine
+
+        return engine.train(plan, run, console)
+    from launch.slime import engine as through_slime
+
+    through_slime.train(plan, run, console)
+    return True
+
+
+def export(recipe: Recipe, run: RunFolder, console: Console) -> None:
+    """Makes `hf/` of the last step's checkpoint."""
+    from launch.export import export
+
+    _, last = which_run.pick(run.root, which_run.steps(run.root))
+    export.export(recipe, last, run.hf, console)
+
+
+def check(one: Subject, console: Console, started: float) -> None:
+    """Checks an export, and shows and writes what was found; `started`: of the command, by `time.perf_counter`.
+
+    Raises `SanityError` where a check failed.
+    """
+    # Here, not at the top: a finished run is told without transformers' import.
+    from launch.cli import report
+    from launch.sanity import check, page
+
+    done = check.check(one, console)
+    console.print(check.table(done))
+    if one.folder == one.export.parent:  # the last export of its run
+        written = report.write(one.recipe, one.folder)
+        run_state.mark_checked(one.folder)
+    else:
+        written = page.write(one)
+    console.print(f"report: {written}   checkpoint: {one.export}   {time.perf_counter() - started:.0f} s")
+    check.refuse_failed(done, one)
+
+
+def rehearse(recipe: Recipe, console: Console) -> None:
+    """What a run through slime does first and last, on the longest sequence."""
+    if recipe.engine.name is not EngineName.slime:
+        raise ConfigError(
+            f"cluster={recipe.cluster.name} trains with the embedded engine, which needs no rehearsal",
+            "write MODEL=qwen3-32b, or engine=slime",
+        )
+    from launch.slime import rehearsal
+
+    plan = _through_slime_plan(recipe, console)
+    done = rehearsal.rehearse(plan, console)
+    console.print(rehearsal.table(done, plan))
+    console.print(rehearsal.remark(done, plan))

@@ -1,0 +1,190 @@
+"""A run for a scheduler that starts Ray itself: an sbatch script for Slurm, a RayJob manifest for Kubernetes.
+
+Every number and word is the recipe's. What a site decides (partition, account, time limit, the image's tag) is sbatch's own
+options and the manifest's few names.
+"""
+
+import re
+import shlex
+from typing import Any
+
+import yaml
+
+from launch.cluster.submit import entrypoint, env_vars, metadata
+from recipes.config import Recipe
+from recipes.errors import ConfigError
+from recipes.paths import REPO, local_root
+
+IMAGE = "slimerl/slime"
+CLAIM = "limi"  # the volume that holds cluster.root
+
+_SLURM = """\
+#!/bin/bash
+#SBATCH --job-name=limi-{run}
+#SBATCH --nodes={nodes}
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node={gpus}
+#SBATCH --exclusive
+# What a site decides are options of sbatch; the last one ends training in order 600 s before its time is over. It goes on from its
+# last checkpoint, of engine.save_steps:
+#   sbatch --partition=NAME --account=NAME --time=24:00:00 --signal=B:TERM@600 THIS_FILE
+# Nodes run what is installed on them, or, with Pyxis, a container: LIMI_IMAGE={image} sbatch THIS_FILE
+# Keys of the Hub and of W&B are taken from the environment of sbatch.
+set -euo pipefail
+
+checkout={checkout}
+root={root}
+mkdir -p "$root"
+cd "$checkout"
+container=()
+if [[ -n "${{LIMI_IMAGE:-}}" ]]; then
+    container=(--container-image="$LIMI_IMAGE" --container-mounts="$checkout:$checkout,$root:$root" --container-workdir="$checkout")
+elif [[ -d .venv ]]; then
+    export PATH="$checkout/.venv/bin:$PATH"
+fi
+
+# A token of this job's own: others on the network cannot use its Ray.
+RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \\n')
+export RAY_AUTH_TOKEN RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
+read -r head < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+
+# On one node, beside what runs there already, with all its cores.
+on_head=(srun --overlap --cpu-bind=none --nodes=1 --ntasks=1 --nodelist="$head" "${{container[@]}}")
+ray=()
+end() {{
+    kill "${{ray[@]}}" 2>/dev/null || true
+    wait
+}}
+trap end EXIT
+"${{on_head[@]}}" ray start --head --block --port={port} --dashboard-port={dashboard} --num-gpus={gpus} &
+ray+=($!)
+{workers}
+# Every GPU is in the cluster before anything starts on it.
+"${{on_head[@]}}" python3 - "$head:{port}" {all_gpus} {timeout} <<'PYTHON' &
+import sys, time
+import ray
+
+address, wanted, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+deadline, there = time.monotonic() + seconds, 0
+while there < wanted:
+    if time.monotonic() > deadline:
+        sys.exit(f"{{there}} of {{wanted}} GPUs are in the cluster after engine.timeout={{seconds}} s")
+    time.sleep(2)
+    try:
+        ray.init(address=address, logging_level="ERROR", log_to_driver=False)
+        there = int(ray.cluster_resources().get("GPU", 0))
+        ray.shutdown()
+    except ConnectionError:
+        pass  # the head is not up yet
+PYTHON
+ray+=($!)
+wait -n "${{ray[@]}}" # the first to end: what waits, or a node that cannot start
+
+limi=("${{on_head[@]}}" python3 launch/limi.py)
+cluster=cluster.address=http://127.0.0.1:{dashboard}
+trap '"${{limi[@]}}" stop run={run} "$cluster" || true' TERM
+"${{limi[@]}}" train {words} "$cluster" &
+job=$!
+status=0
+wait "$job" || status=$?
+while kill -0 "$job" 2>/dev/null; do wait "$job" || status=$?; done # a signal ends the first wait, not the job
+exit "$status"
+"""
+
+_WORKERS = """\
+srun --overlap --cpu-bind=none --nodes={others} --ntasks={others} --exclude="$head" "${{container[@]}}" \\
+    ray start --block --address="$head:{port}" --num-gpus={gpus} &
+ray+=($!)
+"""
+
+
+def slurm(recipe: Recipe) -> str:
+    """An sbatch script: Ray on every node, and the run as a job of it. Raises `ConfigError` where there are no nodes to ask for."""
+    _check(recipe, "slurm")
+    c = recipe.cluster
+    numbers = {"gpus": c.gpus_per_node, "port": 6379, "others": c.nodes - 1}
+    words = [w for w in recipe.words if not w.startswith("cluster.address=")]
+    return _SLURM.format(
+        **numbers,
+        run=recipe.run,
+        nodes=c.nodes,
+        all_gpus=c.nodes * c.gpus_per_node,
+        dashboard=8265,
+        timeout=recipe.engine.timeout,
+        image=IMAGE,
+        checkout=shlex.quote(str(REPO)),
+        root=shlex.quote(c.root),
+        workers=_WORKERS.format(**numbers) if c.nodes > 1 else "",
+        words=shlex.join(words),
+    )
+
+
+def kuberay(recipe: Recipe) -> str:
+    """A RayJob manifest: a head without GPUs and a worker for every node. Raises `ConfigError` as `slurm` does."""
+    _check(recipe, "kuberay")
+    c = recipe.cluster
+    checkout = f"{c.root.rstrip('/')}/checkout"
+    name = re.sub("[^a-z0-9]+", "-", f"limi-{recipe.run.lower()}")[:47].strip("-")  # KubeRay's limit
+    workers = {
+        "groupName": "gpu",
+        "replicas": c.nodes,
+        "minReplicas": c.nodes,
+        "maxReplicas": c.nodes,
+        "rayStartParams": {},
+        "template": _pod(recipe, {"limits": {"nvidia.com/gpu": c.gpus_per_node}}),
+    }
+    spec = {
+        # The other modes pass the entry point through a shell more often than once.
+        "submissionMode": "HTTPMode",
+        "entrypoint": entrypoint("train", recipe, f"{checkout}/launch/limi.py"),
+        "metadata": metadata("train", recipe),
+        "runtimeEnvYAML": yaml.safe_dump({"env_vars": env_vars(recipe)}),
+        "shutdownAfterJobFinishes": True,
+        "rayClusterSpec": {
+            "headGroupSpec": {
+                "rayStartParams": {"dashboard-host": "0.0.0.0", "num-gpus": "0"},  # noqa: S104 - inside the pod's network
+                "template": _pod(recipe, {}),
+            },
+            "workerGroupSpecs": [workers],
+        },
+    }
+    manifest = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": name}, "spec": spec}
+    return (
+        f"# For `kubectl apply -f`, where KubeRay runs. It needs a PersistentVolumeClaim '{CLAIM}', ReadWriteMany, which becomes\n"
+        f"# {c.root}, with a clone of this repository in {checkout}.\n"
+        f"# Keys of the Hub and of W&B are taken from the Secret '{CLAIM}' where there is one.\n"
+        + yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True, width=10**6)
+    )
+
+
+def _pod(recipe: Recipe, resources: dict[str, Any]) -> dict[str, Any]:
+    """A pod of the image, with the shared volume, shared memory, and memory that may be locked for RDMA."""
+    container = {
+        "name": "ray",
+        "image": IMAGE,
+        "resources": resources,
+        "envFrom": [{"secretRef": {"name": CLAIM, "optional": True}}],
+        "securityContext": {"capabilities": {"add": ["IPC_LOCK"]}},
+        "volumeMounts": [
+            {"name": "root", "mountPath": recipe.cluster.root},
+            {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108 - the pod's
+        ],
+    }
+    volumes = [
+        {"name": "root", "persistentVolumeClaim": {"claimName": CLAIM}},
+        {"name": "shm", "emptyDir": {"medium": "Memory"}},
+    ]
+    return {"spec": {"containers": [container], "volumes": volumes}}
+
+
+def _check(recipe: Recipe, target: str) -> None:
+    c = recipe.cluster
+    if c.name == "local":
+        raise ConfigError(
+            f"cluster=local is this machine, and {target} asks for nodes", "write cluster=h100x8, or another with GPUs"
+        )
+    if c.root == local_root() and not any(w.startswith("cluster.root=") for w in recipe.words):
+        raise ConfigError(
+            f"{target} runs on other machines",
+            "write cluster.root=FOLDER, one that every node sees, on the command line",
+        )

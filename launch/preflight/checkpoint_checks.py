@@ -1,0 +1,141 @@
+"""What is checked of the checkpoint that training starts from."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launch.preflight import tensor_checks
+from launch.preflight.checklist import Found, Row, check
+from launch.run.fetch import RECORD, local_checkpoint
+from launch.weights.hf_folder import INDEX, check_kept
+from launch.weights.shards import Shards, read
+from recipes import json_file
+from recipes.config import Recipe
+from recipes.errors import ConfigError
+from recipes.families.checkpoint_config import AGAIN, differences, read_config, remedy
+from recipes.plan.plan_words import gigabytes
+
+if TYPE_CHECKING:
+    from data_prep.pack.dataset import Dataset
+
+SHOWN = 5  # faults in a row
+_SHARD = re.compile(r"-of-(\d+)\.safetensors$")
+
+
+@dataclass
+class Known:
+    """What one check found out and later ones need; None where it could not."""
+
+    shards: Shards | None = None  # of whole files
+
+
+def rows(r: Recipe | None) -> list[Row]:
+    """Whether the checkpoint is whole, and of the recipe's model; not known of None."""
+    known, first = Known(), model(r)
+    return [first, weights(r and folder(r), known), tensors(r, known.shards, first.mend)]
+
+
+def folder(r: Recipe) -> Path | None:
+    """The checkpoint's, where it is one."""
+    found = Path(r.model.checkpoint)
+    return found if (found / "config.json").is_file() else None
+
+
+@check("model", "training another model than the checkpoint's, which slime does without a word")
+def model(r: Recipe) -> Found:
+    if (here := folder(r)) is None:
+        local_checkpoint(r)  # says how to fetch one of the hub
+        raise ConfigError(
+            f"no config.json in '{r.model.checkpoint}'{_instead(Path(r.model.checkpoint))}",
+            f"write model.checkpoint=FOLDER of a Hugging Face checkpoint of {r.model.name}",
+        )
+    check_kept(here)
+    found = differences(r.model, read_config(here))
+    if not found:
+        return Found("as in the checkpoint's config.json", "no difference")
+    return Found("\n".join(fault.problem for fault in found), "no difference", remedy(r.model, found))
+
+
+@check("weights", "a download that is not whole, or files of two")
+def weights(folder: Path, known: Known) -> Found:
+    there = read(folder, alone=True)
+    again = f"download {folder} again, or write model.checkpoint=FOLDER of a whole checkpoint"
+    limit = "*.safetensors, all of the index"
+    if not any(folder.glob("*.safetensors")) and not (folder / INDEX).exists():
+        return Found(f"no *.safetensors{_instead(folder)}", limit, again)
+    names = {*there.files.values(), *there.beside}
+    downloads = sorted({found[1] for name in names if (found := _SHARD.search(name))})
+    wrong = [f"shards of {len(downloads)} downloads, of {' and of '.join(downloads)} files"] * (len(downloads) > 1)
+    wrong += [*there.faults, *there.beside.values()]
+    more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+    text = "; ".join(wrong[:SHOWN]) + more
+    if there.faults:
+        return Found(text, limit, again)
+    if there.beside:
+        return Found(text, limit, _apart(folder, ", ".join(there.beside)))
+    known.shards = there
+    size = sum(e.size for e in there.entries.values())
+    return Found(f"*.safetensors: {len(names)}, {gigabytes(size)} GB", limit)
+
+
+def _apart(folder: Path, files: str) -> str:
+    """How to take files out of the folder: what was fetched must stay whole, or it is fetched again."""
+    if (folder / RECORD).is_file():
+        return f"copy {folder} without {files}, and write model.checkpoint=FOLDER of the copy"
+    return f"move {files} out of {folder}"
+
+
+def _instead(folder: Path) -> str:
+    """What a folder is that is no checkpoint."""
+    kinds = {
+        "adapter_config.json": "a LoRA adapter, to be merged into its base first (peft: merge_and_unload, save_pretrained)",
+        "*.gguf": "quantised for llama.cpp, which cannot be trained",
+        "*.bin": "pickles, which are code: save them anew with transformers' save_pretrained",
+        "*.pt*": "pickles, which are code: save them anew with transformers' save_pretrained",
+    }
+    return next((f", but {there.name}: {what}" for glob, what in kinds.items() for there in folder.glob(glob)), "")
+
+
+@check("tensors", "training that stops once a rank reads them, or that is of another model")
+def tensors(r: Recipe, shards: Shards, other: str = "") -> Found:
+    """other: what mends the recipe where `config.json` is of another model: then the tensors are too."""
+    m = r.model
+    limit = f"{len(tensor_checks.wanted(m)):,} by name, shape and dtype"
+    if wrong := [*tensor_checks.faults(m, shards.entries)]:
+        mends = [other] if other else dict.fromkeys(fault.fix for fault in wrong)
+        return Found("\n".join(fault.problem for fault in wrong), limit, "; ".join(mends))
+    if odd := [*tensor_checks.oddities(m, shards.entries)]:
+        return Found("\n".join(o.problem for o in odd), limit, "; ".join(o.fix for o in odd), odd=True)
+    return Found(f"as those of {m.name}", limit)
+
+
+@check("code", "code from a checkpoint, which slime runs: it trusts every one")
+def code(folder: Path) -> Found:
+    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.py"))
+    settings = ("config.json", "tokenizer_config.json")
+    mapped = [
+        name for name in settings if (folder / name).is_file() and "auto_map" in json_file.read(folder / name, AGAIN)
+    ]
+    if not files and not mapped:
+        return Found("none", "no *.py, no auto_map")
+    text = [*files, *(f"auto_map in {name}" for name in mapped)]
+    mends = [f"remove {', '.join(files)} from {folder}"] * bool(files)
+    mends += [f"take auto_map out of {folder / name}" for name in mapped]
+    return Found(", ".join(text), "no *.py, no auto_map", "; ".join(mends))
+
+
+@check("tokenizer", "a checkpoint that reads other tokens, or another chat template, than the data was packed with")
+def tokenizer(r: Recipe, packed: dict[str, "Dataset"]) -> Found:
+    from data_prep.pack.dataset import tokenizer_hashes
+
+    here = tokenizer_hashes(Path(r.model.checkpoint))
+    wrong = []
+    for name, data in packed.items():
+        theirs = data.manifest["inputs"]["tokenizer"]
+        unlike = [file for file in sorted({*here, *theirs}) if here.get(file) != theirs.get(file)]
+        wrong += [f"{name} data has another {', '.join(unlike)}"] if unlike else []
+    if wrong:
+        mend = "write model.checkpoint= of the checkpoint it was packed with, or pack it for this one: make data, with the same words"
+        return Found("; ".join(wrong), "those of the data set", mend)
+    return Found(", ".join(here), "those of the data set")

@@ -1,0 +1,158 @@
+"""What is checked of each node of the cluster, from what the nodes report of themselves (`node.report`)."""
+
+from typing import Any
+
+from launch.preflight.checklist import Found, check
+from launch.slime.arguments import on_cpu
+from launch.slime.pins import MEGATRON, NUMPY, PACKAGES, SLIME, TRANSFORMER_ENGINE
+from recipes.config import Recipe
+
+# Bytes of /dev/shm for each GPU, an allowance for NCCL's buffers and Ray's objects; Docker gives 64 MB in all.
+SHM = 10**9
+IMAGE = "run slime's image, slimerl/slime, there"
+PINNED = f"check out slime {SLIME[:7]} and Megatron-LM {MEGATRON[:7]} with slime's patches, or {IMAGE}"
+Reports = dict[str, dict[str, Any]]  # `node.report` by node
+
+
+NOT_ON_CPU = Found("not on a CPU", judged=False)
+
+
+@check("numpy", "slime's own assertion, at its start")
+def numpy(r: Recipe, reports: Reports) -> Found:
+    here = {name: str(report["versions"]["numpy"]) for name, report in reports.items()}
+    good = {*here.values()} == {NUMPY}
+    mend = (
+        "write SLIME_ROOT=FOLDER MEGATRON_ROOT=FOLDER on make's line: it sets up a Python with it"
+        if on_cpu(r)
+        else f"on these nodes: python3 -m pip install numpy=={NUMPY}, or {IMAGE}"
+    )
+    return Found(listed(here), NUMPY, "" if good else mend)
+
+
+@check("software", "ranks that do not understand one another")
+def software(reports: Reports) -> Found:
+    here = {}
+    for name, report in reports.items():
+        versions = report["versions"]
+        here[name] = f"python {report['python']}, torch {versions['torch']}, ray {versions['ray']}"
+    good = len({*here.values()}) == 1 and "None" not in next(iter(here.values()))
+    return Found(listed(here), "alike on all nodes", "" if good else f"the same image on all nodes: {IMAGE}")
+
+
+@check("Transformer Engine", "layers and attention that slime's GPU path does not have")
+def transformer_engine(r: Recipe, reports: Reports) -> Found:
+    if on_cpu(r):
+        return NOT_ON_CPU
+    here = {name: str(report["versions"]["transformer_engine"]) for name, report in reports.items()}
+    good = all(version.split("+")[0] == TRANSFORMER_ENGINE for version in here.values())
+    return Found(listed(here), TRANSFORMER_ENGINE, "" if good else IMAGE)
+
+
+@check("slime", "another slime than the one that the project was checked with")
+def slime(r: Recipe, reports: Reports) -> Found:
+    return _checkout(reports, "slime", SLIME, str(r.engine.slime_root))
+
+
+@check("Megatron-LM", "another Megatron-LM, or one without slime's patches")
+def megatron(r: Recipe, reports: Reports) -> Found:
+    found, root = _checkout(reports, "megatron", MEGATRON, str(r.engine.megatron_root)), str(r.engine.megatron_root)
+    lacking = {n: ", ".join(p) for n, report in reports.items() if (p := report["patches"])}
+    unsure = any(report["patches"] is None for report in reports.values())
+    if found.mend:
+        return found
+    if unsure and any(report["slime"] != SLIME for report in reports.values()):
+        return Found(f"{found.text}; whether it is patched shows once slime is right", found.limit, judged=False)
+    if unsure:
+        again = f"git -C {r.engine.slime_root} checkout -- docker/patch, or {IMAGE}"
+        return Found("slime's patches are not to be found", found.limit, again)
+    if not lacking:
+        return Found(f"{found.text}, patched", found.limit)
+    patch = f"git -C {root} apply {r.engine.slime_root}/docker/patch/latest/megatron*.patch"
+    return Found(f"without {listed(lacking)}", found.limit, f"{patch}, or {IMAGE}")
+
+
+def _checkout(reports: Reports, name: str, commit: str, root: str) -> Found:
+    here = {at: str(report[name]) for at, report in reports.items()}
+    wrong = {at: found for at, found in here.items() if found != commit}
+    if not wrong:
+        return Found(commit[:7], commit[:7])
+    elsewhere = f"write engine.{name}_root=FOLDER of a checkout of it, or {IMAGE}"
+    there = all(" " not in found for found in wrong.values())  # commits, and not why there is none
+    return Found(listed(here), commit[:7], f"git -C {root} checkout {commit}, or {elsewhere}" if there else elsewhere)
+
+
+@check("contract", "a name, signature or text of slime's or Megatron-LM's that changed, met in the middle of a run")
+def contract(reports: Reports) -> Found:
+    here = {name: "; ".join(report["broken"]) or "kept" for name, report in reports.items()}
+    limit = "as at the commits that the project was checked with"
+    good = {*here.values()} == {"kept"}
+    return Found(listed(here), limit, "" if good else PINNED)
+
+
+@check("packages", "an import that fails inside slime")
+def packages(reports: Reports) -> Found:
+    lacking = {name: ", ".join(report["missing"]) for name, report in reports.items() if report["missing"]}
+    if not lacking:
+        return Found(f"{len(PACKAGES)} of {len(PACKAGES)}", "imported")
+    names = sorted({word.split(" (")[0] for report in reports.values() for word in report["missing"]})
+    wanted = " ".join(PACKAGES[name] for name in names)
+    return Found(
+        f"not {listed(lacking)}", "imported", f"on these nodes: python3 -m pip install {wanted} numpy=={NUMPY}"
+    )
+
+
+@check("files", "nodes that do not see the checkpoint or the data")
+def files(r: Recipe, reports: Reports, paths: list[str]) -> Found:
+    """paths: those that the reports are about, all of them here."""
+    unseen = {name: ", ".join(report["unseen"]) for name, report in reports.items() if report["unseen"]}
+    mend = "write model.checkpoint=FOLDER and data.out=FOLDER on the file system that every node sees"
+    if unseen:
+        return Found(f"not seen: {listed(unseen)}", "on every node", mend)
+    return Found("model.checkpoint and data.out are seen", "on every node")
+
+
+@check("shared memory", "NCCL and Ray without room for what processes of a node share")
+def shared_memory(r: Recipe, reports: Reports) -> Found:
+    least, needed = min(report["shm"] for report in reports.values()), SHM * r.cluster.gpus_per_node
+    text, limit = f"{least / 1e9:,.1f} GB of /dev/shm free, at least", f"{needed / 1e9:g} GB: 1 a GPU"
+    if on_cpu(r):
+        return Found(f"{text}; not on a CPU", limit, judged=False)
+    return Found(
+        text, limit, "" if least >= needed else f"docker run --shm-size={needed // 10**9}g, or more, on that node"
+    )
+
+
+@check("locked memory", "InfiniBand that NCCL cannot use")
+def locked_memory(r: Recipe, reports: Reports) -> Found:
+    if on_cpu(r):
+        return NOT_ON_CPU
+    here = {n: "unlimited" if (m := x["memlock"]) is None else f"{m / 1e6:,.2f} MB" for n, x in reports.items()}
+    if r.cluster.nodes == 1 or not any(report["infiniband"] for report in reports.values()):
+        return Found(f"{listed(here)}; one node, or no InfiniBand", "unlimited with InfiniBand", judged=False)
+    good = {*here.values()} == {"unlimited"}
+    return Found(
+        listed(here),
+        "unlimited",
+        "" if good else "docker run --ulimit memlock=-1, or ulimit -l unlimited before ray start",
+    )
+
+
+@check("Weights & Biases", "figures that nobody sees")
+def wandb(r: Recipe, reports: Reports) -> Found:
+    if r.engine.wandb is None:
+        return Found("engine.wandb is not set", judged=False)
+    without = [name for name, report in reports.items() if not report["wandb"]]
+    if without:
+        mend = "export WANDB_API_KEY=... before ray start on these nodes, or write engine.wandb=null"
+        return Found(f"no WANDB_API_KEY on {', '.join(without)}", "on every node", mend)
+    return Found("WANDB_API_KEY is set", "on every node")
+
+
+def listed(values: dict[str, str]) -> str:
+    """What is said of each node, nodes of which the same is said together."""
+    by_value: dict[str, list[str]] = {}
+    for name, value in values.items():
+        by_value.setdefault(value, []).append(name)
+    if len(by_value) == 1:
+        return f"{next(iter(by_value))}{f' on all {len(values)} nodes' if len(values) > 1 else ''}"
+    return "; ".join(f"{value} on {', '.join(names)}" for value, names in by_value.items())

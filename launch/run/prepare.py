@@ -1,0 +1,91 @@
+"""What a stage works on, made ready: the base, the packed data, and the recipe with its layout settled."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from data_prep.fetch import is_hub_id, local
+from data_prep.pack.dataset import Dataset, overlap, prepare, repeated
+from launch.run.fetch import local_checkpoint
+from launch.run.run_plan import Plan
+from recipes.config import Recipe
+from recipes.errors import ConfigError
+from recipes.plan import planner
+from recipes.plan.search import Sequences
+from recipes.schedule import lengths
+
+
+def base(recipe: Recipe, console: Console) -> None:
+    """Makes the checkpoint of a tiny model where it is missing. Raises `ConfigError` where one of the hub is not fetched."""
+    local_checkpoint(recipe)
+    if recipe.model.random_init:
+        from launch.weights import tiny
+
+        if tiny.make(recipe):
+            console.print(f"made {recipe.model.checkpoint} with random weights")
+
+
+def packed(recipe: Recipe, console: Console) -> dict[str, Dataset]:
+    """The data sets by name: `training`, and `held out` where the recipe names one. Says what comes twice."""
+    base(recipe, console)
+    if recipe.data.heldout is not None:
+        local(recipe.data.heldout, recipe.cluster.root, "data.heldout")  # before hours may go by
+    found = {"training": prepare(recipe, recipe.data.path)}
+    if recipe.data.heldout is not None:
+        found["held out"] = prepare(recipe, recipe.data.heldout, "data.heldout")
+        _warn(
+            console,
+            "held-out trajectories are among the training ones",
+            overlap(found["held out"], found["training"]),
+        )
+    for name, one in found.items():
+        _warn(console, f"{name} trajectories say the same as an earlier one", repeated(one))
+    return found
+
+
+def _warn(console: Console, what: str, pairs: list[tuple[str, str]]) -> None:
+    if pairs:
+        shown = ", ".join(f"{a} = {b}" for a, b in pairs[:5])
+        console.print(f"{len(pairs)} {what}: {shown}{' …' if len(pairs) > 5 else ''}", style="yellow")
+
+
+def plan(recipe: Recipe, console: Console) -> Plan:
+    """The recipe with its data, packed now or before, and with the layout settled where it is searched for."""
+    return settled(recipe, packed(recipe, console))
+
+
+def settled(recipe: Recipe, data: dict[str, Dataset]) -> Plan:
+    """As `plan`, with the data as `packed` gave it."""
+    if recipe.layout.search:
+        recipe = planner.plan(recipe, _of_data(recipe, data["training"])).recipe
+    return Plan(recipe, data["training"], data.get("held out"))
+
+
+def _of_data(recipe: Recipe, data: Dataset) -> Sequences:
+    return Sequences(data.trajectory, data.lengths, f"packed from {recipe.data.path}")
+
+
+def sequences(recipe: Recipe, console: Console) -> Sequences:
+    """What is trained on: the packed data where it and the tokenizer are on this machine, LIMI's published lengths otherwise."""
+    missing = []
+    if not Path(recipe.data.path).exists():
+        if not is_hub_id(recipe.data.path):
+            local(recipe.data.path, recipe.cluster.root)  # says what is wrong with it
+        missing.append(f"data.path={recipe.data.path}")
+    if not recipe.model.random_init and not (Path(recipe.model.checkpoint) / "tokenizer.json").is_file():
+        missing.append(f"model.checkpoint={recipe.model.checkpoint}")
+    if missing:
+        assumed = [n for n in lengths.quantiles() if n <= recipe.data.max_tokens]
+        if not assumed:
+            raise ConfigError(
+                f"data.max_tokens={recipe.data.max_tokens} is below the shortest of LIMI's trajectories, {lengths.SHORTEST:,} "
+                "tokens",
+                "raise it, or name data and a tokenizer that are on this machine",
+            )
+        console.print(
+            f"not on this machine: {' and '.join(missing)}. Nothing was measured: the plan is for {len(assumed)} sequences as "
+            f"LIMI's were published, {assumed[0]:,} to {assumed[-1]:,} tokens",
+            style="yellow",
+        )
+        return Sequences(range(len(assumed)), assumed, "as LIMI's were published")
+    return _of_data(recipe, packed(recipe, console)["training"])

@@ -1,0 +1,153 @@
+"""SGLang's command line and environment for a checkpoint, by model family and by device."""
+
+import os
+import sys
+from pathlib import Path
+
+import psutil
+
+from launch.preflight.machine import gpus_here
+from recipes.config import Family, Model, Recipe, Rope
+from recipes.dimensions import parameters
+from recipes.errors import PreflightError
+from recipes.families.checkpoint_config import read_config, yarn_reach
+
+STAND_INS = Path(__file__).parent / "stand_ins"
+PARSERS = {Family.qwen3: ("qwen25", "qwen3"), Family.glm4_moe: ("glm45", "glm45")}  # tool calls, reasoning
+_MAX_TOTAL_TOKENS = 65_536  # of the key-value cache on a CPU, all requests together
+RESERVED = 7  # tokens by which SGLang's longest prompt is below its context
+_ELSEWHERE = (
+    "run the command on a machine that has them and name it, as cluster=h100x8; make sanity also takes sanity.url=http://HOST:PORT "
+    "of a SGLang that is up"
+)
+_SHARE = 0.75  # of the GPUs' memory, for weights and one longest sequence; the rest is SGLang's own and more sequences
+
+
+def command(recipe: Recipe, checkpoint: Path, port: int, thinks: bool) -> list[str]:
+    """SGLang's command line, on loopback, without speculation by MTP layers and without code of the checkpoint's.
+
+    thinks: whether the model was trained with thinking.
+
+    Raises `PreflightError` where one node of the recipe's cluster cannot serve the model.
+    """
+    calls, reasoning = PARSERS[recipe.model.family]
+    # Qwen3 leaves out the marks where it does not think, and SGLang's parser takes all it says for thinking.
+    parsed = ["--reasoning-parser", reasoning] if thinks or recipe.model.family is not Family.qwen3 else []
+    return [
+        _python(recipe), "-m", "sglang.launch_server", "--model-path", str(checkpoint), "--host", "127.0.0.1",
+        "--port", str(port), "--tool-call-parser", calls, *parsed, "--skip-server-warmup",
+        "--log-level", "warning", *(_on_gpus(recipe, checkpoint) if on_gpus(recipe) else _on_cpu(recipe)),
+    ]  # fmt: skip
+
+
+def check_machine(recipe: Recipe, checkpoint: Path) -> None:
+    """Raises `PreflightError` where no server of the model can start on this machine, nor on a node of the recipe's cluster."""
+    m = recipe.model
+    if on_gpus(recipe):
+        wanted, there = tensor_parallel(recipe, context(recipe, checkpoint)), gpus_here()
+        if there < wanted:
+            raise PreflightError(
+                f"SGLang takes {wanted} x {recipe.gpu.name} to serve {m.name}, and this machine has {there} GPUs",
+                _ELSEWHERE,
+            )
+        return
+    needed = 4 * (parameters(m).total + _MAX_TOTAL_TOKENS * 2 * m.layers * m.kv_heads * m.head_dim)
+    if needed > (memory := psutil.virtual_memory().total):
+        raise PreflightError(
+            f"SGLang takes {needed / 1e9:,.0f} GB to serve {m.name} on a CPU (fp32 weights, and a cache of {_MAX_TOTAL_TOKENS:,} "
+            f"tokens), and this machine has {memory / 1e9:,.0f} GB",
+            _ELSEWHERE,
+        )
+
+
+def environment(recipe: Recipe, checkpoint: Path) -> dict[str, str]:
+    shared = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+    if not on_gpus(recipe):
+        shared |= {
+            "SGLANG_USE_CPU_ENGINE": "1", "TORCHDYNAMO_DISABLE": "1", "CUDA_VISIBLE_DEVICES": "",
+            "PYTHONPATH": str(STAND_INS),
+        }  # fmt: skip
+    elif context(recipe, checkpoint) > read_config(checkpoint)["max_position_embeddings"]:
+        shared["SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN"] = "1"
+    return shared
+
+
+def on_gpus(recipe: Recipe) -> bool:
+    return recipe.gpu.memory_mib is not None
+
+
+def _python(recipe: Recipe) -> str:
+    return (recipe.engine.python or sys.executable) if on_gpus(recipe) else sys.executable
+
+
+def _on_cpu(recipe: Recipe) -> list[str]:
+    """fp32 whatever it trained in: bf16 is emulated on most of them."""
+    if recipe.sanity.tp not in (None, 1):
+        raise PreflightError(
+            f"sanity.tp={recipe.sanity.tp} is of GPUs, and gpu={recipe.gpu.name}", "write sanity.tp=null"
+        )
+    return [
+        "--device", "cpu", "--dtype", "float32", "--max-total-tokens", str(_MAX_TOTAL_TOKENS), "--max-running-requests", "16",
+    ]  # fmt: skip
+
+
+def _on_gpus(recipe: Recipe, checkpoint: Path) -> list[str]:
+    longest = context(recipe, checkpoint)
+    tp = tensor_parallel(recipe, longest)
+    words = ["--dtype", "bfloat16", "--tp-size", str(tp), "--context-length", str(longest)]
+    # Whole experts on each GPU, where they can be dealt out evenly.
+    return words + (
+        ["--ep-size", str(tp)] if tp > 1 and recipe.model.experts and recipe.model.experts % tp == 0 else []
+    )
+
+
+def context(recipe: Recipe, checkpoint: Path) -> int:
+    """Tokens of a prompt and its answer: the config's, or as many as training had where that went beyond it.
+
+    Raises `PreflightError` where the checkpoint's YaRN does not reach so far.
+    """
+    config, trained = read_config(checkpoint), recipe.data.max_tokens
+    own: int = config["max_position_embeddings"]
+    if recipe.model.rope is Rope.native or trained + RESERVED <= own:
+        return own
+    reach = yarn_reach(config)
+    if reach is not None and reach < trained:
+        raise PreflightError(
+            f"data.max_tokens={trained} is over the {reach:,} tokens that the YaRN of '{checkpoint / 'config.json'}' reaches",
+            f"write data.max_tokens={reach}",
+        )
+    return trained + RESERVED
+
+
+def tensor_parallel(recipe: Recipe, longest: int) -> int:
+    """`sanity.tp`, or the smallest power of two of one node's GPUs that holds the weights in bf16 and one longest sequence.
+
+    Raises `PreflightError` where it does not go with the model's heads or the node's GPUs, or nothing holds them.
+    """
+    r, m = recipe, recipe.model
+    able = [tp for tp in (2**n for n in range(r.cluster.gpus_per_node.bit_length())) if _divides(m, tp)]
+    if r.sanity.tp is not None:
+        if r.sanity.tp > r.cluster.gpus_per_node or not _divides(m, r.sanity.tp):
+            raise PreflightError(
+                f"sanity.tp={r.sanity.tp} does not go with {m.heads} heads, {m.kv_heads} of keys and values, and "
+                f"{r.cluster.gpus_per_node} GPUs a node",
+                f"write sanity.tp={able[-1]}, or sanity.tp=null",
+            )
+        return r.sanity.tp
+    assert r.gpu.memory_mib is not None
+    needed = 2 * parameters(m).total + longest * 4 * m.layers * m.kv_heads * m.head_dim  # bf16; a key and a value
+    one = r.gpu.memory_mib * 2**20
+    for tp in able:
+        if needed <= _SHARE * tp * one:
+            return tp
+    raise PreflightError(
+        f"{m.name} takes {needed / 1e9:,.0f} GB to serve, weights and one sequence of {longest:,} tokens, and a node of "
+        f"{able[-1]} x {r.gpu.name} gives {_SHARE * able[-1] * one / 1e9:,.0f} GB",
+        "start SGLang over several nodes and write "
+        "sanity.url=http://HOST:PORT of it, or name a larger node, cluster=h200x8",
+    )
+
+
+def _divides(m: Model, tp: int) -> bool:
+    """SGLang splits the heads evenly; heads of keys and values too, or it repeats them."""
+    return m.heads % tp == 0 and (m.kv_heads % tp == 0 or tp % m.kv_heads == 0)

@@ -1,0 +1,106 @@
+"""Megatron's parameters from Hugging Face tensors and back, by the names of `recipes/families/tensors.py`, to load and to export.
+
+Both engines use it, and the export of a checkpoint, which is without Megatron: it is imported where a rank asks for its own
+tensors.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recipes.config import Model
+from recipes.errors import CheckpointError
+from recipes.families.parts import Join, Link
+from recipes.families.tensors import links
+
+
+def join(link: Link, parts: list[Tensor], m: Model) -> Tensor:
+    """The whole Megatron tensor from its Hugging Face tensors."""
+    if link.join is Join.same:
+        return parts[0]
+    if link.join is Join.gate_up:
+        return torch.cat(parts)
+    return torch.cat([p.unflatten(0, (m.kv_heads, -1)) for p in parts], dim=1).flatten(0, 1)
+
+
+def split(link: Link, whole: Tensor, m: Model) -> list[Tensor]:
+    """The inverse of `join`."""
+    if link.join is Join.same:
+        return [whole]
+    if link.join is Join.gate_up:
+        return list(whole.chunk(2))
+    queries = m.heads // m.kv_heads
+    sizes = [queries * m.head_dim, m.head_dim, m.head_dim]
+    return [p.flatten(0, 1) for p in whole.unflatten(0, (m.kv_heads, -1)).split(sizes, dim=1)]
+
+
+def shard(link: Link, whole: Tensor, axis: int, ranks: int, rank: int) -> Tensor:
+    """The part of a whole Megatron tensor that one of `ranks` tensor-parallel ranks holds, cut along `axis`."""
+    if link.join is Join.gate_up:
+        return torch.cat([half.chunk(ranks, axis)[rank] for half in whole.chunk(2)])
+    return whole.chunk(ranks, axis)[rank]
+
+
+def unshard(link: Link, shards: list[Tensor], axis: int) -> Tensor:
+    """The inverse of `shard`, from all ranks' parts in order."""
+    if link.join is Join.gate_up:
+        gates, ups = zip(*(s.chunk(2) for s in shards), strict=True)
+        return torch.cat([*gates, *ups])
+    return torch.cat(shards, axis)
+
+
+def global_tensors(chunks: list[Any], m: Model) -> Iterator[tuple[str, Tensor]]:
+    """This rank's parameters and expert biases under their global names."""
+    from megatron.core import parallel_state
+
+    first_expert = 0
+    if m.experts:
+        local = m.experts // parallel_state.get_expert_model_parallel_world_size()
+        first_expert = local * parallel_state.get_expert_model_parallel_rank()
+    for chunk in chunks:
+        numbers = {i: layer.layer_number - 1 for i, layer in enumerate(chunk.decoder.layers)}
+        biases = ((n, b) for n, b in chunk.named_buffers() if n.endswith("expert_bias"))
+        for name, tensor in [*chunk.named_parameters(), *biases]:
+            words = name.split(".")
+            if name.startswith("decoder.layers."):
+                words[2] = str(numbers[int(words[2])])
+            if ".experts." in name:
+                words[-1] = f"weight{int(words[-1].removeprefix('weight')) + first_expert}"
+            yield ".".join(words), tensor
+
+
+def tensor_parallel(name: str, tensor: Tensor) -> tuple[Any, int] | None:
+    """The group that holds the parts of this tensor and the axis it is cut along; None where it is whole."""
+    from megatron.core import parallel_state
+
+    if not getattr(tensor, "tensor_model_parallel", False):
+        return None
+    if ".experts." in name:
+        return parallel_state.get_expert_tensor_parallel_group(), tensor.partition_dim  # type: ignore[attr-defined]
+    return parallel_state.get_tensor_model_parallel_group(), tensor.partition_dim  # type: ignore[attr-defined]
+
+
+@torch.no_grad()
+def load(chunks: list[Any], m: Model, read: Callable[[str], Tensor]) -> None:
+    """Sets every weight of this rank from Hugging Face tensors; `read` gives one by name.
+
+    Raises `CheckpointError` where a shape differs. The expert bias keeps its fp32 value bit for bit.
+    """
+    table = links(m)
+    for name, tensor in global_tensors(chunks, m):
+        link = table[name]
+        whole = join(link, [read(n) for n in link.hf], m)
+        if (cut := tensor_parallel(name, tensor)) is not None:
+            group, axis = cut
+            whole = shard(link, whole, axis, group.size(), group.rank())
+        if whole.shape != tensor.shape:
+            raise CheckpointError(
+                f"{', '.join(link.hf)}: shape {list(whole.shape)} on this rank, the recipe's model has {list(tensor.shape)}",
+                "check model.* against the checkpoint's config.json",
+            )
+        if name.endswith("expert_bias"):
+            tensor.data = whole.to(tensor.device, torch.float32)
+        else:
+            tensor.copy_(whole)

@@ -1,0 +1,170 @@
+"""Makes the checkpoint of a tiny model: an ordinary Hugging Face folder with seeded random weights, a byte-level BPE
+trained on the sample, and a chat template of this project with the family's structure."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from data_prep.files import sha256, whole_folder
+from data_prep.sources import read
+from recipes import json_file
+from recipes.config import Family, Model, Recipe
+from recipes.errors import ConfigError
+from recipes.families import tensors
+from recipes.paths import REPO
+
+SAMPLE = REPO / "data_prep" / "sample" / "train.jsonl"
+RECORD = "limi.json"  # beside the checkpoint's files: what it was made of
+TEMPLATES = Path(__file__).parent / "templates"
+SPECIAL = {
+    Family.qwen3: ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>", "</tool_call>",
+                   "<tool_response>", "</tool_response>"],
+    Family.glm4_moe: ["<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>",
+                      "<think>", "</think>", "<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>",
+                      "</arg_value>", "<tool_response>", "</tool_response>"],
+}  # fmt: skip
+# Tokens that Qwen3 and GLM-4.5 list as added but not as special: a decoder shows them.
+SHOWN = ("think>", "tool_call>", "tool_response>", "arg_key>", "arg_value>")
+EOS = {Family.qwen3: ["<|im_end|>", "<|endoftext|>"], Family.glm4_moe: ["<|endoftext|>", "<|user|>", "<|observation|>"]}
+
+
+def make(recipe: Recipe) -> bool:
+    """Makes the folder of `model.checkpoint` where it is missing or was made here of something else; whether it did so.
+
+    The same recipe and seed give the same bytes. A folder that was not made here is left as it is, and none is made
+    outside `models/` of `cluster.root`: a mistyped `model.checkpoint` must not become a toy.
+    """
+    folder = Path(recipe.model.checkpoint)
+    if folder.parent != Path(recipe.cluster.root) / "models":
+        return False
+    inputs = _inputs(recipe)
+    if folder.exists():
+        made = json_file.read(folder / RECORD, "remove that file") if (folder / RECORD).is_file() else {}
+        # A fetched model has a record of that name with other keys.
+        if made.keys() != inputs.keys() or made == inputs:
+            return False
+        shutil.rmtree(folder)
+    with whole_folder(folder) as scratch:
+        _write_tokenizer(scratch, recipe.model)
+        _write_weights(scratch, recipe.model, recipe.seed)
+        (scratch / RECORD).write_text(json.dumps(inputs, indent=2) + "\n", encoding="utf-8")
+    return True
+
+
+def _inputs(recipe: Recipe) -> dict[str, Any]:
+    """Everything the checkpoint is made of, as plain values."""
+    # The base is without scaled positions, whatever the recipe trains.
+    apart = ("checkpoint", "mtp", "native_context", "rope", "rope_factor")
+    dimensions = {k: getattr(v, "value", v) for k, v in vars(recipe.model).items() if k not in apart}
+    sources = [SAMPLE, TEMPLATES / f"{recipe.model.family.value}.jinja", Path(__file__)]
+    return {"seed": recipe.seed, "model": dimensions, "sources": {p.name: sha256(p) for p in sources}}
+
+
+def _write_tokenizer(folder: Path, m: Model) -> None:
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    # Digits one by one and words with their leading space, in the manner of both families' own pre-tokenizers.
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    added = [AddedToken(t, special=not t.endswith(SHOWN), normalized=False) for t in SPECIAL[m.family]]
+    trainer = trainers.BpeTrainer(
+        vocab_size=m.vocab - len(added),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    template = (TEMPLATES / f"{m.family.value}.jinja").read_text(encoding="utf-8")
+    tokenizer.train_from_iterator(_sample_texts(template, SPECIAL[m.family]), trainer)
+    tokenizer.add_tokens(added)
+    if tokenizer.get_vocab_size() > m.vocab:
+        raise ConfigError(f"model.vocab={m.vocab} is below the tokenizer's {tokenizer.get_vocab_size()} tokens")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": EOS[m.family][0],
+        "pad_token": "<|endoftext|>",
+        "model_max_length": m.max_position,
+        "clean_up_tokenization_spaces": False,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+
+
+def _sample_texts(template: str, special: list[str]) -> list[str]:
+    """The rendered sample, cut at the special tokens, which the BPE must not learn from."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    cut = re.compile("|".join(map(re.escape, special)))
+    texts: list[str] = []
+    for trajectory in read(SAMPLE, "limi"):
+        rendered: Any = render_jinja_template([trajectory.chat()], [*trajectory.tools], chat_template=template)
+        texts += cut.split(rendered[0][0])
+    return texts
+
+
+def _write_weights(folder: Path, m: Model, seed: int) -> None:
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    config = hf_config(m, json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"])
+    generator = torch.Generator().manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for name, tensor in sorted(model.state_dict().items()):
+            if "norm" in name:
+                tensor.fill_(1.0)
+            elif tensor.dim() > 1:
+                tensor.normal_(0.0, 0.02, generator=generator)
+            else:  # biases, the router's expert bias among them
+                tensor.uniform_(-0.01, 0.01, generator=generator)
+    model.save_pretrained(folder)
+    for layer in range(m.layers, m.layers + m.mtp_layers):
+        # transformers has no MTP layer; its tensors carry the release's names and stay untrained.
+        shapes = {n: s for n, s in tensors.mtp(m).items() if n.startswith(f"model.layers.{layer}.")}
+        drawn = {n: torch.empty(*s).normal_(0.0, 0.02, generator=generator) for n, s in shapes.items()}
+        save_file(drawn, folder / f"mtp-{layer}.safetensors")
+    _write_index(folder)
+
+
+def _write_index(folder: Path) -> None:
+    from safetensors import safe_open
+
+    weight_map: dict[str, str] = {}
+    size = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            weight_map |= dict.fromkeys(file.keys(), path.name)
+            size += sum(file.get_tensor(name).nbytes for name in weight_map if weight_map[name] == path.name)
+    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+    )
+
+
+def hf_config(m: Model, added_tokens: list[dict[str, Any]]) -> Any:
+    """The transformers configuration of a recipe's model."""
+    from transformers import Glm4MoeConfig, Qwen3Config
+
+    ids = {t["content"]: t["id"] for t in added_tokens}
+    common = dict(
+        vocab_size=m.vocab, hidden_size=m.hidden, intermediate_size=m.ffn, num_hidden_layers=m.layers,
+        num_attention_heads=m.heads, num_key_value_heads=m.kv_heads, head_dim=m.head_dim, hidden_act="silu",
+        max_position_embeddings=m.max_position, rms_norm_eps=m.norm_eps, rope_theta=m.rope_base,
+        attention_bias=m.qkv_bias, tie_word_embeddings=m.tied, bos_token_id=None, pad_token_id=ids["<|endoftext|>"],
+        eos_token_id=[ids[t] for t in EOS[m.family]],
+    )  # fmt: skip
+    if m.family is Family.qwen3:
+        return Qwen3Config(**common)
+    return Glm4MoeConfig(  # type: ignore[call-arg]  # fields of the release that reach config.json as they are
+        **common, partial_rotary_factor=m.rope_fraction, use_qk_norm=m.qk_norm, n_routed_experts=m.experts,
+        num_experts_per_tok=m.top_k, moe_intermediate_size=m.expert_ffn, n_shared_experts=m.shared_experts,
+        first_k_dense_replace=m.dense_layers, routed_scaling_factor=m.router_scaling, norm_topk_prob=True, n_group=1,
+        topk_group=1, num_nextn_predict_layers=m.mtp_layers,
+    )  # fmt: skip

@@ -1,0 +1,96 @@
+"""The time model against published throughputs: calibrated on one half of them, its error printed for the other.
+
+Few have published one for long agentic training; no figure of 32k to 152k tokens was found for the models shipped here. A
+figure whose layout or model is not public cannot be predicted and is only listed.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+
+from recipes.compose.recipe import compose_recipe
+from recipes.config import Family, Gpu, Layout, Recipe
+from recipes.dimensions import flops
+from recipes.plan.step_time import Clock
+
+
+@dataclass(frozen=True)
+class Published:
+    """tflops: model operations (no recomputation counted) a second of one GPU, in 10^12. recipe: what it is read as."""
+
+    name: str
+    tflops: float
+    recipe: Recipe | None
+    length: int  # tokens of a sequence
+
+
+@cache
+def figures() -> tuple[Published, ...]:
+    """Qwen3-32B by TRL on 8 H100: 101 tokens/s/GPU at 1M tokens, sequence-parallel with full recomputation. Qwen3-30B-A3B by
+    NeMo Automodel: 277 TFLOP/s at 4k tokens. GLM-5.2 on 608 H100: 39.6 TFLOP/s at 200k; its dimensions and layout are not
+    public here."""
+    words = ["model=qwen3-32b", "cluster=h100x8", "layout=data_parallel", "layout.cp=8", "layout.recompute=full"]
+    long = compose_recipe(words)
+    cost = flops(long.model)
+    # Qwen3-30B-A3B's config.json.
+    small = replace(
+        long.model, name="qwen3-30b-a3b", family=Family.glm4_moe, layers=48, hidden=2048, ffn=6144, heads=32, kv_heads=4,
+        experts=128, top_k=8, expert_ffn=768,
+    )  # fmt: skip
+    spread = replace(long, model=small, layout=Layout(ep=8, max_tokens_per_gpu=8192))
+    return (
+        Published("TRL, Qwen3-32B, 1M tokens, 8 H100", 3 * cost.sequence(10**6) / 1e6 * 101 / 1e12, long, 10**6),
+        Published("NeMo Automodel, Qwen3-30B-A3B, 4k tokens, 8 H100", 277.0, spread, 4096),
+        Published("GLM-5.2, 200k tokens, 608 H100", 39.6, None, 200_000),
+    )
+
+
+def predicted(one: Published) -> float:
+    """TFLOP/s a GPU by the uncalibrated model, eight micro-batches a step."""
+    r = one.recipe
+    assert r is not None
+    batches = 8
+    tokens = np.full((1, batches), float(one.length))
+    seconds = sum(Clock(r).step(tokens, tokens * (tokens + 1) / 2).values())
+    # Data-parallel ranks each do so many.
+    work = 3 * flops(r.model).sequence(one.length) * batches
+    return work / (r.layout.cp * r.layout.tp * r.layout.pp) / seconds / 1e12
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """factor: attained speed over the model's. text: where it comes from and how far off it is elsewhere."""
+
+    factor: float
+    text: str
+
+
+def calibration(gpu: Gpu) -> Calibration:
+    """On the first of the comparable figures; the others are its test. All are of the H100, whose chip the H200 has too."""
+    if gpu.name not in ("h100", "h200"):
+        return Calibration(1.0, f"uncalibrated: no figure of long training on {gpu.name} was found")
+    comparable = [f for f in figures() if f.recipe is not None]
+    fitted, *held = comparable
+    factor = fitted.tflops / predicted(fitted)
+    errors = [f"{predicted(f) * factor / f.tflops - 1:+.0%} on {f.name}" for f in held]
+    text = f"calibrated on {fitted.name}, which attains {factor:.2f} of the model's speed; predicted with that: {', '.join(errors)}"
+    if gpu.name == "h200":
+        text = f"uncalibrated: no figure on h200 was found, the same chip's is taken: {text}"
+    return Calibration(factor, text)
+
+
+def rows() -> list[tuple[str, str, str, str]]:
+    """Name, published, predicted with the calibration, and the error, for the README."""
+    factor = calibration(compose_recipe(["cluster=h100x8", "layout=data_parallel"]).gpu).factor
+    made = []
+    for i, one in enumerate(figures()):
+        if one.recipe is None:
+            made.append(
+                (one.name, f"{one.tflops:.1f}", "–", "cannot be compared: dimensions and layout are not public")
+            )
+            continue
+        value = predicted(one) * factor
+        error = "calibrated on it" if i == 0 else f"{value / one.tflops - 1:+.0%}"
+        made.append((one.name, f"{one.tflops:.1f}", f"{value:.1f}", error))
+    return made

@@ -1,0 +1,233 @@
+"""Inside one step: which rank runs which sequences, in which micro-batches and in which order, so that the step ends soonest.
+
+Without a pipeline a step takes as long as its busiest rank, so ranks are balanced by cost. With one, a micro-batch waits for
+its neighbours, and many micro-batches of like size that grow and then shrink run best; what the best is, is searched for
+with the exact simulation of `pipeline.py`. A pure function of its arguments: the search is cut off by rounds, not seconds.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from recipes.errors import ConfigError
+from recipes.layout import round_up
+from recipes.schedule.pipeline import Pipeline
+
+Rank = list[list[int]]  # micro-batches in the order they run
+_NEIGHBOURS = 48  # variants that a round of the search tries at once
+_PATIENCE = 25  # rounds without a better one before the search ends
+
+
+def assign(
+    costs: Sequence[float],
+    fits: Callable[[Sequence[int]], bool],
+    dp: int,
+    pipeline: Pipeline,
+    multiple: int,
+    rounds: int,
+) -> list[Rank]:
+    """Micro-batches of sequences 0 … n-1 for every rank, equally many on each, a multiple of `multiple`.
+
+    costs: a forward pass over the whole model. fits: whether sequences may share a micro-batch; each alone does. rounds: of
+    the search, where there is a pipeline. Raises `ConfigError` where there are fewer sequences than micro-batches must be.
+    """
+    if pipeline.stages == 1:
+        return _packed(_balanced(costs, dp), costs, fits, multiple)
+    # A rank's costliest sequence passes one stage after another; meanwhile each further one adds its time on one stage.
+    spread = _spread(_dealt(costs, dp, 1 / pipeline.stages), costs, fits, multiple)
+    return _searched(spread, costs, fits, pipeline, rounds)
+
+
+def _balanced(costs: Sequence[float], dp: int) -> list[list[int]]:
+    """The sequences over ranks, the largest load as small as moves and swaps can make it."""
+    ranks = _dealt(costs, dp, 1.0)
+    load = [sum(costs[s] for s in rank) for rank in ranks]
+    # Closer to the mean than a thousandth is closer than anybody can measure.
+    while max(load) > 1.001 * sum(load) / dp and _improved(ranks, load, costs):
+        pass
+    return ranks
+
+
+def _dealt(costs: Sequence[float], dp: int, further: float) -> list[list[int]]:
+    """Costliest first, each to the rank with the least time so far: the first of a rank counts whole, each further one by
+    this share."""
+    ranks: list[list[int]] = [[] for _ in range(dp)]
+    load = [0.0] * dp
+    for s in sorted(range(len(costs)), key=lambda s: (-costs[s], s)):
+        r = min(range(dp), key=lambda r: (bool(ranks[r]), load[r], r))
+        load[r] += costs[s] * (further if ranks[r] else 1.0)
+        ranks[r].append(s)
+    return ranks
+
+
+def _improved(ranks: list[list[int]], load: list[float], costs: Sequence[float]) -> bool:
+    """Makes the best move or swap between the busiest rank and another one, where it lowers the larger of their loads."""
+    top = max(range(len(ranks)), key=lambda r: (load[r], -r))
+    best: tuple[float, int, int, int | None] | None = None
+    for other in range(len(ranks)):
+        gap = load[top] - load[other]
+        if other == top or gap <= 0:
+            continue
+        for s in ranks[top]:
+            # What is moved over should come close to half the gap.
+            for t in (None, *ranks[other]):
+                moved = costs[s] - (0.0 if t is None else costs[t])
+                if 0 < moved < gap and (t is not None or len(ranks[top]) > 1):
+                    larger = max(load[top] - moved, load[other] + moved)
+                    if best is None or larger < best[0]:
+                        best = (larger, other, s, t)
+    if best is None or best[0] >= load[top] * (1 - 1e-9):
+        return False
+    _, other, s, t = best
+    ranks[top].remove(s)
+    ranks[other].append(s)
+    if t is not None:
+        ranks[other].remove(t)
+        ranks[top].append(t)
+    moved = costs[s] - (0.0 if t is None else costs[t])
+    load[top], load[other] = load[top] - moved, load[other] + moved
+    return True
+
+
+def _packed(
+    ranks: list[list[int]], costs: Sequence[float], fits: Callable[[Sequence[int]], bool], multiple: int
+) -> list[Rank]:
+    """As few micro-batches as fit, first fit decreasing, then as many on every rank as the fullest one needs."""
+    packed: list[Rank] = []
+    for sequences in ranks:
+        bins: Rank = []
+        for s in sorted(sequences, key=lambda s: (-costs[s], s)):
+            for b in bins:
+                if fits([*b, s]):
+                    b.append(s)
+                    break
+            else:
+                bins.append([s])
+        packed.append(bins)
+    return _equal(packed, costs, round_up(max(map(len, packed)), multiple))
+
+
+def _spread(
+    ranks: list[list[int]], costs: Sequence[float], fits: Callable[[Sequence[int]], bool], multiple: int
+) -> list[Rank]:
+    """As many micro-batches as every rank has sequences, in an order that grows and then shrinks."""
+    count = max(multiple, min(map(len, ranks)) // multiple * multiple)
+    spread: list[Rank] = []
+    for sequences in ranks:
+        bins = [[s] for s in sorted(sequences, key=lambda s: (costs[s], s))]
+        while len(bins) > count:
+            first = bins.pop(0)
+            # Joined with the smallest that it fits with.
+            partner = next((b for b in bins if fits([*b, *first])), None)
+            if partner is None:
+                bins.append(first)
+                break
+            partner += first
+            bins.sort(key=lambda b: (sum(costs[s] for s in b), b))
+        spread.append(bins)
+    spread = _equal(spread, costs, round_up(max(map(len, spread)), multiple))
+    return [_mountain(bins, costs) for bins in spread]
+
+
+def _mountain(bins: Rank, costs: Sequence[float]) -> Rank:
+    rising = sorted(bins, key=lambda b: (sum(costs[s] for s in b), b))
+    return rising[::2] + rising[1::2][::-1]
+
+
+def _equal(ranks: list[Rank], costs: Sequence[float], count: int) -> list[Rank]:
+    """`count` micro-batches on every rank: the costliest that can be are halved, and a rank with too few sequences takes
+    the cheapest that another can spare."""
+    total = sum(len(b) for rank in ranks for b in rank)
+    if total < count * len(ranks):
+        raise ConfigError(
+            f"a step of {total} sequences cannot fill {count * len(ranks)} micro-batches ({count} on each of {len(ranks)} "
+            "data-parallel ranks)",
+            "give a step more sequences, or train on fewer ranks",
+        )
+    for rank in ranks:
+        while sum(map(len, rank)) < count:
+            spare = [r for r in ranks if sum(map(len, r)) > count]
+            donor, at = min(
+                ((r, b) for r in spare for b in range(len(r))),
+                key=lambda place: min(costs[s] for s in place[0][place[1]]),
+            )
+            given = min(donor[at], key=lambda s: (costs[s], s))
+            donor[at].remove(given)
+            if not donor[at]:
+                donor.pop(at)
+            rank.append([given])
+    for rank in ranks:
+        while len(rank) < count:
+            widest = max((b for b in rank if len(b) > 1), key=lambda b: (sum(costs[s] for s in b), b))
+            half = widest[1::2]
+            widest[:] = widest[::2]
+            rank.append(half)
+    return ranks
+
+
+def _searched(
+    ranks: list[Rank], costs: Sequence[float], fits: Callable[[Sequence[int]], bool], pipeline: Pipeline, rounds: int
+) -> list[Rank]:
+    """Each round tries variants of the slowest rank, and of it together with another, and keeps the best."""
+    # A string seed is hashed by Python's own SHA-512, the same on every platform and version.
+    rng = random.Random("limi:assign")
+
+    def times(variants: list[Rank]) -> np.ndarray:
+        forward = np.zeros((len(variants), max(map(len, variants))))
+        for row, rank in zip(forward, variants, strict=True):
+            row[: len(rank)] = [sum(costs[s] for s in b) for b in rank]
+        return pipeline.makespan(forward / pipeline.stages)
+
+    now, idle = times(ranks), 0
+    for _ in range(rounds):
+        if (idle := idle + 1) > _PATIENCE:
+            break
+        slowest = int(now.argmax())
+        tried: list[dict[int, Rank]] = []
+        for _ in range(_NEIGHBOURS):
+            variant = _variant(ranks, slowest, rng)
+            if all(fits(b) for rank in variant.values() for b in rank if len(b) > 1):
+                tried.append(variant)
+        if not tried:
+            continue
+        flat = iter(times([rank for variant in tried for rank in variant.values()]))
+        results = []
+        for variant in tried:
+            after = now.copy()
+            for r in variant:
+                after[r] = next(flat)
+            results.append(after)
+        # The mean, a little, so that ranks which are not the slowest make room.
+        best = min(range(len(tried)), key=lambda i: results[i].max() + 0.02 * results[i].mean())
+        if results[best].max() + 0.02 * results[best].mean() < now.max() + 0.02 * now.mean():
+            now, idle = results[best], 0
+            for r, rank in tried[best].items():
+                ranks[r] = rank
+    return ranks
+
+
+def _variant(ranks: list[Rank], slowest: int, rng: random.Random) -> dict[int, Rank]:
+    """A change of one rank or of two, with as many micro-batches as before."""
+    a = slowest if rng.random() < 0.8 else rng.randrange(len(ranks))
+    mine = [[*b] for b in ranks[a]]
+    i = rng.randrange(len(mine))
+    kind = rng.random()
+    if kind < 0.5 or (len(ranks) == 1 and kind < 0.75):
+        j = rng.randrange(len(mine))
+        if kind < 0.35:
+            mine.insert(j, mine.pop(i))
+        else:
+            mine[i], mine[j] = mine[j], mine[i]
+        return {a: mine}
+    b = a if kind < 0.75 else rng.choice([r for r in range(len(ranks)) if r != a] or [a])
+    theirs = mine if b == a else [[*x] for x in ranks[b]]
+    j = rng.randrange(len(theirs))
+    if theirs is mine and i == j:
+        return {a: mine}
+    if len(mine[i]) > 1 and rng.random() < 0.5:
+        theirs[j].append(mine[i].pop(rng.randrange(len(mine[i]))))
+    else:
+        p, q = rng.randrange(len(mine[i])), rng.randrange(len(theirs[j]))
+        mine[i][p], theirs[j][q] = theirs[j][q], mine[i][p]
+    return {a: mine, b: theirs}

@@ -1,0 +1,42 @@
+"""The driver, with one real rank behind it."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from launch.megatron import engine
+from launch.run.run_folder import RunFolder
+from launch.run.run_plan import Plan
+from launch.weights.safetensors_folder import SafetensorsFolder
+from tests.launch.support import POOL, exported, metrics_of, ranks_of, recipe_of
+
+
+@pytest.mark.slow
+def test_an_export_carries_the_yarn_it_was_trained_with(root, tmp_path):
+    words = ["cluster.gpus_per_node=1", "model.native_context=512", "model.rope=yarn", "model.rope_factor=4"]
+    with ranks_of(root, *words) as (plan, ranks):
+        exported(plan, ranks, tmp_path / "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert config["rope_parameters"] == {
+        "rope_theta": 1e4, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512,
+    }  # fmt: skip
+    assert config["max_position_embeddings"] == 2048
+    assert SafetensorsFolder(tmp_path / "hf").files
+
+
+@pytest.mark.slow
+def test_without_held_out_trajectories_it_trains_all_the_same(root):
+    """LIMI has none."""
+    POOL.close()
+    words = ["run=without-heldout", "cluster.gpus_per_node=1", "optim.epochs=1", "optim.eval_steps=1"]
+    recipe, data, _ = recipe_of(root, *words)
+    recipe.data.heldout = None
+    plan = Plan(recipe, data, None)
+    run = RunFolder(recipe, data, None)
+    assert engine.train(plan, run, Console(file=io.StringIO()))
+    lines = metrics_of(run.root)
+    assert [line["step"] for line in lines] == list(range(1, plan.schedule.num_steps + 1))
+    assert not any("heldout_loss" in line for line in lines)
+    assert run.checkpoint(plan.schedule.num_steps)

@@ -1,0 +1,106 @@
+"""Layers that are computed again, and what they keep on the host, give the gradients of plain training bit for bit, in an order that
+a GPU can run."""
+
+import weakref
+from unittest import mock
+
+import pytest
+import torch
+
+from tests.launch.one_rank import gradients_of, model_of
+from tests.launch.streams import Streams
+from tests.launch.support import recipe_of
+
+LAYERS, KEPT = 3, 2  # tensors of a layer
+
+
+def test_what_waits_on_the_host_comes_back_once_and_in_time(megatron, monkeypatch):
+    from launch.model.offload_streams import BESIDE
+    from launch.model.recompute import Stays
+
+    stays_of = []
+
+    def forward(stays, streams, number):
+        waiting, x = [], torch.full((4,), float(number))
+        for _ in range(LAYERS):
+            kept = [x, x * 2]
+            out = x + 1  # the layer
+            waiting.append((x.tolist(), stays.put(kept), weakref.ref(kept[1])))
+            stays_of.append(waiting[-1][1])
+            assert 0 < streams.under_way("out") <= BESIDE * KEPT, "leaves beside the next layer"
+            del kept
+            x = out
+        return waiting
+
+    def backward(stays, streams, waiting):
+        for layer in reversed(range(LAYERS)):
+            wanted, stay, left = waiting.pop()
+            tensors = stays.take(stay)
+            assert [t.tolist() for t in tensors] == [wanted, [2 * n for n in wanted]]
+            assert left() is None, "what left is not on the GPU any more"
+            assert streams.under_way("back") == (KEPT if layer else 0), "the layer before comes beside this one"
+            _ = tensors[0] + tensors[1]  # the layer again
+            assert stay.hosts == [] and stay.coming is None and stay.before is None, "the host's memory is free"
+
+    with Streams().at_work(monkeypatch) as streams:
+        stays = Stays(streams.lane())
+        for number in range(2):
+            backward(stays, streams, forward(stays, streams, number))
+        first, second = (forward(stays, streams, number) for number in range(2))
+        backward(stays, streams, first)
+        third = forward(stays, streams, 2)
+        backward(stays, streams, second)
+        backward(stays, streams, third)
+    assert not streams.freed_early, streams.freed_early
+    for kind in ("out", "back"):
+        assert sum(k == kind for k, _ in streams.copies) == 5 * LAYERS * KEPT, "each once"
+    assert all(stay.coming is None for stay in stays_of), "nothing is on its way that came before"
+
+
+LENGTHS = [[60, 41], [100, 3, 30]]
+
+
+def step(words, batches):
+    """Losses and gradients of two micro-batches as a pipeline takes them, and of one more."""
+    from launch.model.attention import packed_of
+    from launch.model.recompute import RecomputedLayer
+
+    recipe, chunk = model_of(words)
+
+    def run(number):
+        packed = packed_of(recipe.model, LENGTHS[number], torch.device("cpu"))
+        tokens, labels = batches[number]
+        return chunk(tokens, None, None, labels=labels, packed_seq_params=packed)
+
+    alone = run(0)
+    again = AssertionError("nothing is to be computed again")
+    with mock.patch.object(RecomputedLayer, "run", side_effect=again):
+        with torch.no_grad():
+            assert torch.equal(run(0), alone), "without gradients"
+        chunk.eval()
+        assert torch.equal(run(0), alone), "in evaluation"
+        chunk.train()
+    del alone
+    for layer in chunk.decoder.layers:
+        assert getattr(layer.self_attention.core_attention, "kept", None) is None
+    both = [run(number) for number in (0, 1)]
+    for losses in both:
+        losses.sum().backward()
+    run(1).sum().backward()
+    return [x.detach() for x in both], gradients_of(chunk)
+
+
+@pytest.mark.parametrize("model", ["qwen3-tiny", "glm4.5-tiny"])
+def test_a_step_of_layers_computed_again_is_the_plain_one_bit_for_bit(root, megatron, model):
+    words = [f"model={model}", "layout.ep=1", "cluster.gpus_per_node=1"]
+    words.append(f"model.checkpoint={recipe_of(root, *words)[0].model.checkpoint}")
+    torch.manual_seed(0)
+    batches = [torch.randint(0, 700, (2, 1, sum(n))) for n in LENGTHS]
+    losses, gradients = step(words, batches)
+    for recompute in ("linear", "full"):
+        for offload in ("false", "true"):
+            mine, own = step([*words, f"layout.recompute={recompute}", f"layout.offload={offload}"], batches)
+            assert all(map(torch.equal, mine, losses)), (recompute, offload)
+            assert own.keys() == gradients.keys() and len(own) > 10
+            for name, gradient in gradients.items():
+                assert torch.equal(own[name], gradient), (recompute, offload, name)

@@ -1,0 +1,21 @@
+from recipes.compose.recipe import compose_recipe
+from recipes.plan import published
+
+
+def test_the_model_is_calibrated_on_one_figure_and_judged_by_another():
+    found = published.calibration(compose_recipe(["cluster=h100x8", "layout=data_parallel"]).gpu)
+    fitted, held, unknown = published.figures()
+    assert found.factor * published.predicted(fitted) == fitted.tflops
+    error = found.factor * published.predicted(held) / held.tflops - 1
+    assert f"{error:+.0%} on {held.name}" in found.text
+    assert abs(error) < 0.25
+    assert unknown.recipe is None and "cannot be compared" in published.rows()[2][3]
+
+
+def test_no_figure_is_no_calibration():
+    h200, a100 = (
+        published.calibration(compose_recipe([f"cluster={c}", "layout=data_parallel"]).gpu)
+        for c in ("h200x8", "a100x64")
+    )
+    assert h200.text.startswith("uncalibrated") and a100.text.startswith("uncalibrated")
+    assert h200.factor < 1.0 == a100.factor
