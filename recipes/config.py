@@ -5,15 +5,19 @@ Lengths are in tokens, times in seconds, sizes in bytes unless a field says othe
 
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import MISSING
 
+if TYPE_CHECKING:
 
-class Family(Enum):
-    """Architecture as transformers names its `model_type`."""
+    class Family(Enum):
+        """Architecture as transformers names its `model_type`; a family is a file of `recipes/families/`."""
 
-    qwen3 = "qwen3"
-    glm4_moe = "glm4_moe"
+else:
+    _names = (path.stem for path in Path(__file__).with_name("families").glob("[!_]*.py"))
+    Family = Enum("Family", {name: name for name in sorted(_names)})
 
 
 class Mtp(Enum):

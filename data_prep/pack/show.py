@@ -17,6 +17,7 @@ from recipes.compose.kinds import shown
 from recipes.compose.nearest import nearest
 from recipes.config import Recipe
 from recipes.errors import ConfigError
+from recipes.families import facts
 
 if TYPE_CHECKING:
     # Not at run time: a listing needs no tokenizer, and importing transformers takes seconds.
@@ -87,9 +88,7 @@ def heading(data: Dataset, row: int) -> str:
 
 def blocks(data: Dataset, row: int, tokenizer: "PreTrainedTokenizerBase", recipe: Recipe) -> Iterator[Block]:
     """The messages of a sequence as the family's role tokens part them."""
-    from data_prep.text.chat import FAMILIES
-
-    family = FAMILIES[recipe.model.family]
+    family = facts(recipe.model.family).chat
     tokens = data.tokens(row).tolist()
     opening = {tokenizer.convert_tokens_to_ids(t) for t in family.roles}
     spans = data.spans(row)

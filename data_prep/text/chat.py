@@ -10,7 +10,6 @@ supervised exactly once, whatever the template does with its history.
 """
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,42 +21,10 @@ from data_prep.text.sequences import Encoded, Turn
 from data_prep.text.template import ChatTemplate
 from data_prep.trajectory import Code, Rejected, Trajectory
 from recipes import json_file
+from recipes.checkpoint.checkpoint_config import AGAIN
 from recipes.config import Family, Thinking
 from recipes.errors import DataError
-from recipes.families.checkpoint_config import AGAIN
-
-
-@dataclass(frozen=True)
-class ChatFamily:
-    """What a family's chat template does not say itself.
-
-    roles: special tokens that open a message. stops: special tokens that end an assistant turn. closing, closing_calls:
-    the stop token of a last turn without and with tool calls, where the template leaves it out. think: the tokens around
-    reasoning. empty_thought: what the template puts into a last message without reasoning, though neither the prompt nor
-    the history has it.
-    """
-
-    roles: tuple[str, ...]
-    stops: tuple[str, ...]
-    closing: str = ""
-    closing_calls: str = ""
-    think: tuple[str, str] = ("<think>", "</think>")
-    empty_thought: str = ""
-
-
-FAMILIES = {
-    # Qwen3 hybrid, and Qwen3-2507 Instruct, which has no thinking and so no empty thought.
-    Family.qwen3: ChatFamily(
-        roles=("<|im_start|>",), stops=("<|im_end|>",), empty_thought="<think>\n\n</think>\n\n"
-    ),
-    # GLM-4.5 and GLM-4.5-Air.
-    Family.glm4_moe: ChatFamily(
-        roles=("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
-        stops=("<|user|>", "<|observation|>"),
-        closing="<|user|>",
-        closing_calls="<|observation|>",
-    ),
-}  # fmt: skip
+from recipes.families import facts
 
 
 def load_tokenizer(checkpoint: Path) -> PreTrainedTokenizerBase:
@@ -105,7 +72,7 @@ class Chat:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, family: Family) -> None:
         self.tokenizer = tokenizer
-        self.family = FAMILIES[family]
+        self.family = facts(family).chat
         self.template = ChatTemplate(tokenizer)
         self.special = sorted((str(t) for t in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
         edges = {*self.family.roles, *self.family.stops}

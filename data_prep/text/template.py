@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from data_prep.trajectory import Code, Rejected
+from recipes.checkpoint.checkpoint_config import AGAIN
 from recipes.errors import DataError
-from recipes.families.checkpoint_config import AGAIN
 
 _DICT_ATTRIBUTES = frozenset(dir(dict))
 # Reading a method of a text that formats is wrapped by the sandbox each time.

@@ -28,8 +28,9 @@ from rich.progress import track
 from data_prep.sources import read
 from data_prep.text.chat import Chat, load_tokenizer
 from data_prep.trajectory import Trajectory
-from recipes.config import Family, Recipe
+from recipes.config import Recipe
 from recipes.errors import DataError
+from recipes.families import facts
 from recipes.paths import REPO
 
 COUNT = 78
@@ -192,7 +193,7 @@ def _command(recipe: Recipe, source: Path) -> Iterator[Row]:
 
 def _run(recipe: Recipe, source: Path, out: Path, workers: int) -> tuple[float, int]:
     """(seconds, peak bytes of all its processes) of the command on a source."""
-    model = "glm4.5-tiny" if recipe.model.family is Family.glm4_moe else "qwen3-tiny"
+    model = facts(recipe.model.family).tiny.model
     # A small vocabulary makes more of the same text than LIMI's longest.
     words = ["data=limi", f"data.path={source}", f"data.out={out}", f"data.workers={workers}", f"model={model}"]
     words.append("data.max_tokens=1000000")

@@ -24,11 +24,11 @@ from launch.run.run_folder import RECORD, check_room, damage
 from launch.weights import hf_folder, safetensors_file, tensor_work
 from launch.weights.safetensors_folder import SafetensorsFolder
 from launch.weights.torch_dist import TorchDist
+from recipes.checkpoint.checkpoint_config import check_checkpoint
+from recipes.checkpoint.tensors import is_mtp, links
 from recipes.config import Model, Mtp, Recipe
 from recipes.errors import CheckpointError, PreflightError
-from recipes.families.checkpoint_config import check_checkpoint
-from recipes.families.parts import OUTPUT, Link
-from recipes.families.tensors import is_mtp, links
+from recipes.families.common.parts import OUTPUT, Link
 
 BATCH_BYTES = 128 << 20  # a worker's task
 

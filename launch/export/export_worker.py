@@ -16,7 +16,7 @@ from launch.weights.safetensors_file import Entry
 from launch.weights.torch_dist import Part
 from recipes.config import Model
 from recipes.errors import CheckpointError
-from recipes.families.parts import Link
+from recipes.families.common.parts import Link
 
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 

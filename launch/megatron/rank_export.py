@@ -14,8 +14,8 @@ from torch import Tensor
 from launch.weights import hf_names
 from launch.weights.hf_folder import FILE_BYTES
 from launch.weights.safetensors_folder import SafetensorsFolder
+from recipes.checkpoint.tensors import is_mtp, links
 from recipes.config import Model, Mtp
-from recipes.families.tensors import is_mtp, links
 
 
 @torch.no_grad()

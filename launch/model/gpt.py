@@ -12,6 +12,7 @@ from launch.model.loss import ChunkedLossGPT
 from launch.model.offload_streams import Lane
 from launch.model.recompute import RecomputedLayer, Stays
 from recipes.config import Dtype, Layout, Recipe, Recompute
+from recipes.families import facts
 
 
 def transformer_config(r: Recipe) -> TransformerConfig:
@@ -67,17 +68,17 @@ def transformer_config(r: Recipe) -> TransformerConfig:
     )
     if p.recompute is Recompute.selective:
         arguments |= dict(recompute_granularity="selective", recompute_modules=["mlp", "moe"])
-    if m.experts:
+    if m.experts and (router := facts(m.family).router):
         arguments |= dict(
             num_moe_experts=m.experts,
             moe_layer_freq=[0] * m.dense_layers + [1] * (m.layers - m.dense_layers),
             moe_router_topk=m.top_k,
             moe_ffn_hidden_size=m.expert_ffn,
             moe_shared_expert_intermediate_size=m.shared_experts * m.expert_ffn or None,
-            moe_router_score_function="sigmoid",
-            moe_router_enable_expert_bias=True,
+            moe_router_score_function=router.score_function,
+            moe_router_enable_expert_bias=router.expert_bias,
             moe_router_bias_update_rate=0.0,  # fine-tuning leaves the release's routing balance as it is
-            moe_router_pre_softmax=True,
+            moe_router_pre_softmax=router.pre_softmax,
             moe_router_topk_scaling_factor=m.router_scaling,
             moe_router_dtype="fp32",
             moe_router_load_balancing_type="none",

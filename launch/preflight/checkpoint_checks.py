@@ -11,9 +11,9 @@ from launch.run.fetch import RECORD, local_checkpoint
 from launch.weights.hf_folder import INDEX, check_kept
 from launch.weights.shards import Shards, read
 from recipes import json_file
+from recipes.checkpoint.checkpoint_config import AGAIN, differences, read_config, remedy
 from recipes.config import Recipe
 from recipes.errors import ConfigError
-from recipes.families.checkpoint_config import AGAIN, differences, read_config, remedy
 from recipes.plan.plan_words import gigabytes
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from launch.weights.safetensors_file import Entry
 from launch.weights.shards import WIDTHS, some
+from recipes.checkpoint.tensors import is_mtp, mtp, trained
 from recipes.config import Model, Mtp
 from recipes.errors import Fault
-from recipes.families.parts import EMBEDDING, OUTPUT, Tensors
-from recipes.families.tensors import is_mtp, mtp, trained
+from recipes.families.common.parts import EMBEDDING, OUTPUT, Tensors
 
 Entries = Mapping[str, Entry]
 

@@ -10,10 +10,10 @@ from rich.table import Table
 
 from data_prep import hub
 from data_prep.fetch import data_set, is_hub_id, local
+from recipes.checkpoint.checkpoint_config import read_config
 from recipes.compose import commands
 from recipes.config import Recipe
 from recipes.errors import ConfigError, PreflightError
-from recipes.families.checkpoint_config import read_config
 
 RECORD = "limi.json"  # beside the model's own files: which commit they are of, and their hashes
 # Weights, their index, configuration, chat template and tokenizer. No code, and no pickles, which are code.

@@ -29,7 +29,7 @@ from launch.sanity.loop import loop
 from launch.sanity.subject import Subject
 from launch.serving import weight_swap
 from launch.serving.client import Client
-from recipes.families.checkpoint_config import read_config
+from recipes.checkpoint.checkpoint_config import read_config
 
 _OF_BASE = 32  # prompts: of a base that answers none of them, fewer than one in ten are answered, at 95%
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import psutil
 
 from launch.preflight.machine import gpus_here
-from recipes.config import Family, Model, Recipe, Rope
+from recipes.checkpoint.checkpoint_config import read_config, yarn_reach
+from recipes.config import Model, Recipe, Rope
 from recipes.dimensions import parameters
 from recipes.errors import PreflightError
-from recipes.families.checkpoint_config import read_config, yarn_reach
+from recipes.families import facts
 
 STAND_INS = Path(__file__).parent / "stand_ins"
-PARSERS = {Family.qwen3: ("qwen25", "qwen3"), Family.glm4_moe: ("glm45", "glm45")}  # tool calls, reasoning
 _MAX_TOTAL_TOKENS = 65_536  # of the key-value cache on a CPU, all requests together
 RESERVED = 7  # tokens by which SGLang's longest prompt is below its context
 _ELSEWHERE = (
@@ -30,12 +30,11 @@ def command(recipe: Recipe, checkpoint: Path, port: int, thinks: bool) -> list[s
 
     Raises `PreflightError` where one node of the recipe's cluster cannot serve the model.
     """
-    calls, reasoning = PARSERS[recipe.model.family]
-    # Qwen3 leaves out the marks where it does not think, and SGLang's parser takes all it says for thinking.
-    parsed = ["--reasoning-parser", reasoning] if thinks or recipe.model.family is not Family.qwen3 else []
+    parsers = facts(recipe.model.family).parsers
+    parsed = ["--reasoning-parser", parsers.reasoning] if thinks or parsers.always_reasons else []
     return [
         _python(recipe), "-m", "sglang.launch_server", "--model-path", str(checkpoint), "--host", "127.0.0.1",
-        "--port", str(port), "--tool-call-parser", calls, *parsed, "--skip-server-warmup",
+        "--port", str(port), "--tool-call-parser", parsers.tool_calls, *parsed, "--skip-server-warmup",
         "--log-level", "warning", *(_on_gpus(recipe, checkpoint) if on_gpus(recipe) else _on_cpu(recipe)),
     ]  # fmt: skip
 

@@ -13,6 +13,8 @@ from recipes.compose.kinds import write
 from recipes.compose.nearest import nearest
 from recipes.config import OptimizerState, Recipe, Recompute, Rope
 from recipes.errors import ConfigError
+from recipes.families import facts
+from recipes.families.common.facts import Router
 from recipes.layout import data_parallel
 from recipes.paths import run_folder
 
@@ -91,11 +93,11 @@ def model(r: Recipe) -> Group:
         yield "--custom-model-provider-path", "launch.slime.yarn.provider"
     if m.rope is Rope.yarn or on_cpu(r):
         yield ("--no-rope-fusion",)  # the fused kernel leaves out YaRN's attention factor for packed sequences
-    if m.experts:
-        yield from _experts(r)
+    if m.experts and (router := facts(m.family).router):
+        yield from _experts(r, router)
 
 
-def _experts(r: Recipe) -> Group:
+def _experts(r: Recipe, router: Router) -> Group:
     m = r.model
     yield "--num-experts", m.experts
     yield "--moe-layer-freq", f"[0]*{m.dense_layers}+[1]*{m.layers - m.dense_layers}"
@@ -104,10 +106,12 @@ def _experts(r: Recipe) -> Group:
         yield "--moe-shared-expert-intermediate-size", m.shared_experts * m.expert_ffn
     yield "--moe-router-topk", m.top_k
     yield "--moe-router-topk-scaling-factor", m.router_scaling
-    yield ("--moe-router-pre-softmax",)
-    yield "--moe-router-score-function", "sigmoid"
-    yield ("--moe-router-enable-expert-bias",)
-    yield "--moe-router-bias-update-rate", 0.0  # fine-tuning leaves the release's routing balance as it is
+    if router.pre_softmax:
+        yield ("--moe-router-pre-softmax",)
+    yield "--moe-router-score-function", router.score_function
+    if router.expert_bias:
+        yield ("--moe-router-enable-expert-bias",)
+        yield "--moe-router-bias-update-rate", 0.0  # fine-tuning leaves the release's routing balance as it is
     yield "--moe-router-load-balancing-type", "none"
     yield "--moe-aux-loss-coeff", 0.0
     yield "--moe-router-dtype", "fp32"

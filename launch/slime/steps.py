@@ -15,9 +15,9 @@ from launch.run import metrics
 from launch.run.run_plan import Plan
 from launch.slime import heldout
 from launch.slime.rollout import in_order, plan
+from recipes.checkpoint.tensors import links
 from recipes.config import Recipe
 from recipes.errors import DivergedError, TrainError
-from recipes.families.tensors import links
 from recipes.paths import run_folder
 from recipes.schedule.learning_rate import learning_rate
 

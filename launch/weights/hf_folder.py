@@ -11,8 +11,8 @@ from typing import Any
 
 from data_prep.files import sha256, write_text
 from recipes import json_file
+from recipes.checkpoint.checkpoint_config import AGAIN, exported, read_config
 from recipes.config import Model
-from recipes.families.checkpoint_config import AGAIN, exported, read_config
 
 FILE_BYTES = 4 << 30  # about as large is a file of tensors
 INDEX = "model.safetensors.index.json"

@@ -1,4 +1,4 @@
-"""Megatron's parameters from Hugging Face tensors and back, by the names of `recipes/families/tensors.py`, to load and to export.
+"""Megatron's parameters from Hugging Face tensors and back, by the names of `recipes/checkpoint/tensors.py`, to load and to export.
 
 Both engines use it, and the export of a checkpoint, which is without Megatron: it is imported where a rank asks for its own
 tensors.
@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recipes.checkpoint.tensors import links
 from recipes.config import Model
 from recipes.errors import CheckpointError
-from recipes.families.parts import Join, Link
-from recipes.families.tensors import links
+from recipes.families.common.parts import Join, Link
 
 
 def join(link: Link, parts: list[Tensor], m: Model) -> Tensor:

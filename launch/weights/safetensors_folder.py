@@ -9,8 +9,8 @@ from torch import Tensor
 from launch.weights import safetensors_file
 from launch.weights.hf_folder import INDEX, weight_map
 from launch.weights.safetensors_file import Entry
+from recipes.checkpoint.checkpoint_config import AGAIN
 from recipes.errors import CheckpointError
-from recipes.families.checkpoint_config import AGAIN
 
 
 class SafetensorsFolder:

@@ -12,8 +12,8 @@ from launch.weights import safetensors_file
 from launch.weights.hf_folder import INDEX, weight_map
 from launch.weights.safetensors_file import Entry
 from recipes import json_file
+from recipes.checkpoint.checkpoint_config import AGAIN
 from recipes.errors import CheckpointError
-from recipes.families.checkpoint_config import AGAIN
 
 SINGLE = "model.safetensors"  # the one file that needs no index
 WIDTHS = {"BF16": 2, "F16": 2, "F32": 4}  # bytes of an element, of the dtypes that are trained and exported

@@ -4,30 +4,23 @@ trained on the sample, and a chat template of this project with the family's str
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from data_prep.files import sha256, whole_folder
 from data_prep.sources import read
 from recipes import json_file
-from recipes.config import Family, Model, Recipe
+from recipes.checkpoint import tensors
+from recipes.config import Model, Recipe
 from recipes.errors import ConfigError
-from recipes.families import tensors
+from recipes.families import facts, template
 from recipes.paths import REPO
 
 SAMPLE = REPO / "data_prep" / "sample" / "train.jsonl"
 RECORD = "limi.json"  # beside the checkpoint's files: what it was made of
-TEMPLATES = Path(__file__).parent / "templates"
-SPECIAL = {
-    Family.qwen3: ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>", "</tool_call>",
-                   "<tool_response>", "</tool_response>"],
-    Family.glm4_moe: ["<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>",
-                      "<think>", "</think>", "<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>",
-                      "</arg_value>", "<tool_response>", "</tool_response>"],
-}  # fmt: skip
 # Tokens that Qwen3 and GLM-4.5 list as added but not as special: a decoder shows them.
 SHOWN = ("think>", "tool_call>", "tool_response>", "arg_key>", "arg_value>")
-EOS = {Family.qwen3: ["<|im_end|>", "<|endoftext|>"], Family.glm4_moe: ["<|endoftext|>", "<|user|>", "<|observation|>"]}
 
 
 def make(recipe: Recipe) -> bool:
@@ -58,43 +51,44 @@ def _inputs(recipe: Recipe) -> dict[str, Any]:
     # The base is without scaled positions, whatever the recipe trains.
     apart = ("checkpoint", "mtp", "native_context", "rope", "rope_factor")
     dimensions = {k: getattr(v, "value", v) for k, v in vars(recipe.model).items() if k not in apart}
-    sources = [SAMPLE, TEMPLATES / f"{recipe.model.family.value}.jinja", Path(__file__)]
+    sources = [SAMPLE, template(recipe.model.family), Path(__file__)]
     return {"seed": recipe.seed, "model": dimensions, "sources": {p.name: sha256(p) for p in sources}}
 
 
 def _write_tokenizer(folder: Path, m: Model) -> None:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+    family = facts(m.family).tiny
     tokenizer = Tokenizer(models.BPE())
     # Digits one by one and words with their leading space, in the manner of both families' own pre-tokenizers.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    added = [AddedToken(t, special=not t.endswith(SHOWN), normalized=False) for t in SPECIAL[m.family]]
+    added = [AddedToken(t, special=not t.endswith(SHOWN), normalized=False) for t in family.special]
     trainer = trainers.BpeTrainer(
         vocab_size=m.vocab - len(added),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    template = (TEMPLATES / f"{m.family.value}.jinja").read_text(encoding="utf-8")
-    tokenizer.train_from_iterator(_sample_texts(template, SPECIAL[m.family]), trainer)
+    text = template(m.family).read_text(encoding="utf-8")
+    tokenizer.train_from_iterator(_sample_texts(text, family.special), trainer)
     tokenizer.add_tokens(added)
     if tokenizer.get_vocab_size() > m.vocab:
         raise ConfigError(f"model.vocab={m.vocab} is below the tokenizer's {tokenizer.get_vocab_size()} tokens")
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": EOS[m.family][0],
+        "eos_token": family.eos[0],
         "pad_token": "<|endoftext|>",
         "model_max_length": m.max_position,
         "clean_up_tokenization_spaces": False,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(text, encoding="utf-8")
 
 
-def _sample_texts(template: str, special: list[str]) -> list[str]:
+def _sample_texts(template: str, special: Sequence[str]) -> list[str]:
     """The rendered sample, cut at the special tokens, which the BPE must not learn from."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -150,7 +144,7 @@ def _write_index(folder: Path) -> None:
 
 def hf_config(m: Model, added_tokens: list[dict[str, Any]]) -> Any:
     """The transformers configuration of a recipe's model."""
-    from transformers import Glm4MoeConfig, Qwen3Config
+    import transformers
 
     ids = {t["content"]: t["id"] for t in added_tokens}
     common = dict(
@@ -158,13 +152,10 @@ def hf_config(m: Model, added_tokens: list[dict[str, Any]]) -> Any:
         num_attention_heads=m.heads, num_key_value_heads=m.kv_heads, head_dim=m.head_dim, hidden_act="silu",
         max_position_embeddings=m.max_position, rms_norm_eps=m.norm_eps, rope_theta=m.rope_base,
         attention_bias=m.qkv_bias, tie_word_embeddings=m.tied, bos_token_id=None, pad_token_id=ids["<|endoftext|>"],
-        eos_token_id=[ids[t] for t in EOS[m.family]],
+        eos_token_id=[ids[t] for t in facts(m.family).tiny.eos],
     )  # fmt: skip
-    if m.family is Family.qwen3:
-        return Qwen3Config(**common)
-    return Glm4MoeConfig(  # type: ignore[call-arg]  # fields of the release that reach config.json as they are
-        **common, partial_rotary_factor=m.rope_fraction, use_qk_norm=m.qk_norm, n_routed_experts=m.experts,
-        num_experts_per_tok=m.top_k, moe_intermediate_size=m.expert_ffn, n_shared_experts=m.shared_experts,
-        first_k_dense_replace=m.dense_layers, routed_scaling_factor=m.router_scaling, norm_topk_prob=True, n_group=1,
-        topk_group=1, num_nextn_predict_layers=m.mtp_layers,
-    )  # fmt: skip
+    family = facts(m.family).config
+    own = {theirs: getattr(m, ours) for theirs, ours in family.names.items()} | family.constants
+    if m.rope_fraction != 1:
+        own["partial_rotary_factor"] = m.rope_fraction
+    return getattr(transformers, family.architecture)(**common, **own)

@@ -1,7 +1,8 @@
-"""GLM-4.5: leading dense layers, then layers with routed and shared experts; multi-token-prediction layers after them."""
+"""GLM-4.5 and GLM-4.5-Air: leading dense layers, then layers with routed and shared experts, then multi-token-prediction layers."""
 
 from recipes.config import Model
-from recipes.families.parts import Link, Links, Tensors, attention, dense, ends, mlp, of_layer
+from recipes.families.common.facts import Chat, Config, Facts, Parsers, Router, Tiny
+from recipes.families.common.parts import Link, Links, Tensors, attention, dense, ends, mlp, of_layer
 
 
 def links(m: Model) -> Links:
@@ -43,3 +44,40 @@ def _experts(m: Model, ours: str, theirs: str) -> Links:
     for e in range(m.experts):
         found |= mlp(m, m.expert_ffn, ours + "mlp.experts.", f"{theirs}mlp.experts.{e}.", str(e))
     return found
+
+
+def _router_bytes(m: Model) -> float:
+    """9 bytes an expert and 20 a choice (`moe_utils.topk_routing_with_score_function`, `permute`)."""
+    return 9 * m.experts + 20 * m.top_k + 4
+
+
+FACTS = Facts(
+    chat=Chat(
+        roles=("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
+        stops=("<|user|>", "<|observation|>"),
+        closing="<|user|>",
+        closing_calls="<|observation|>",
+    ),
+    config=Config(
+        "Glm4MoeConfig",
+        names={
+            "n_routed_experts": "experts", "num_experts_per_tok": "top_k", "moe_intermediate_size": "expert_ffn",
+            "n_shared_experts": "shared_experts", "first_k_dense_replace": "dense_layers",
+            "routed_scaling_factor": "router_scaling", "num_nextn_predict_layers": "mtp_layers", "use_qk_norm": "qk_norm",
+        },
+        constants={"norm_topk_prob": True, "n_group": 1, "topk_group": 1},
+    ),
+    links=links,
+    mtp=mtp,
+    router=Router("sigmoid", expert_bias=True, pre_softmax=True, bytes_of=_router_bytes),
+    parsers=Parsers("glm45", "glm45", always_reasons=True),
+    tiny=Tiny(
+        model="glm4.5-tiny",
+        special=(
+            "<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>", "<think>", "</think>",
+            "<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "<tool_response>",
+            "</tool_response>",
+        ),
+        eos=("<|endoftext|>", "<|user|>", "<|observation|>"),
+    ),
+)  # fmt: skip

@@ -1,7 +1,8 @@
-"""Qwen3: dense layers, QK norms, no biases."""
+"""Qwen3, hybrid and 2507: dense layers, QK norms, no biases."""
 
 from recipes.config import Model
-from recipes.families.parts import Links, Tensors, attention, dense, ends, of_layer
+from recipes.families.common.facts import Chat, Config, Facts, Parsers, Tiny
+from recipes.families.common.parts import Links, Tensors, attention, dense, ends, of_layer
 
 
 def links(m: Model) -> Links:
@@ -15,3 +16,23 @@ def links(m: Model) -> Links:
 def mtp(m: Model) -> Tensors:
     """Qwen3 has no multi-token-prediction layers."""
     return {}
+
+
+FACTS = Facts(
+    # 2507 Instruct has no thinking, and so no empty thought.
+    chat=Chat(roles=("<|im_start|>",), stops=("<|im_end|>",), empty_thought="<think>\n\n</think>\n\n"),
+    config=Config("Qwen3Config", fixed={"qk_norm": True, "experts": 0, "mtp_layers": 0}),
+    links=links,
+    mtp=mtp,
+    router=None,
+    # A Qwen3 that does not think leaves out the marks, and the parser takes all it says for thinking.
+    parsers=Parsers("qwen25", "qwen3", always_reasons=False),
+    tiny=Tiny(
+        model="qwen3-tiny",
+        special=(
+            "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>",
+            "</tool_response>",
+        ),
+        eos=("<|im_end|>", "<|endoftext|>"),
+    ),
+)  # fmt: skip

@@ -11,6 +11,7 @@ All counts are bytes a token of the rank: t tokens after context parallelism, t 
 from dataclasses import dataclass
 
 from recipes.config import EngineName, Model, Recipe, Recompute
+from recipes.families import facts
 from recipes.plan.partition import Chunk, element_size
 
 IMBALANCE = 1.25  # tokens that the busiest rank's experts get, over the mean
@@ -108,10 +109,10 @@ def _attention(r: Recipe, size: int) -> float:
 def _experts(m: Model, cut: float, tp: int, etp: int, size: int, imbalance: float) -> float:
     """Router, dispatched tokens and both products of routed and shared experts.
 
-    The router keeps fp32 scores and maps (`moe_utils.topk_routing_with_score_function`, `permute`): 9 bytes an expert and 20
-    a choice.
+    The router keeps scores and maps, by its family.
     """
-    router = cut * (9 * m.experts + 20 * m.top_k + 4)
+    kept = facts(m.family).router
+    router = cut * kept.bytes_of(m) if kept else 0.0
     # Each choice is a row at its expert; expert tensor parallelism gathers the rows of etp ranks and cuts the columns.
     rows = cut * m.top_k * etp * imbalance
     routed = rows * (m.hidden * size + 3 * m.expert_ffn / etp * size + 4)

@@ -12,9 +12,9 @@ from data_prep.trajectory import Message, Trajectory, validate
 from recipes.config import Family
 
 OFFICIAL = {
-    "glm4.5": ("glm45_standin_hf", Family.glm4_moe, "GLM-4.5.jinja"),
-    "qwen3": ("qwen3_hf", Family.qwen3, "Qwen3.jinja"),
-    "qwen3-2507": ("qwen3_hf", Family.qwen3, "Qwen3-Instruct-2507.jinja"),
+    "glm4.5": ("glm45_standin_hf", Family["glm4_moe"], "GLM-4.5.jinja"),
+    "qwen3": ("qwen3_hf", Family["qwen3"], "Qwen3.jinja"),
+    "qwen3-2507": ("qwen3_hf", Family["qwen3"], "Qwen3-Instruct-2507.jinja"),
 }
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from launch.weights import safetensors_file, tiny
+from recipes.checkpoint.tensors import trained
 from recipes.config import Model
-from recipes.families.tensors import trained
+from recipes.families import facts
 
 
 def rewritten(
@@ -137,7 +138,7 @@ def hollow_base(m: Model) -> None:
     """The base of a dense, tied bf16 model: headers and room for its tensors, zeros that take no disk."""
     folder = Path(m.checkpoint)
     folder.mkdir(parents=True)
-    ids = [{"content": token, "id": i} for i, token in enumerate(tiny.SPECIAL[m.family])]
+    ids = [{"content": token, "id": i} for i, token in enumerate(facts(m.family).tiny.special)]
     tiny.hf_config(m, ids).save_pretrained(folder)
     entries = {n: safetensors_file.Entry("BF16", shape, 0, 2 * math.prod(shape)) for n, shape in trained(m).items()}
     safetensors_file.create(folder / "model.safetensors", entries)

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from launch.weights.tiny import SPECIAL, hf_config
+from launch.weights.tiny import hf_config
+from recipes.checkpoint.checkpoint_config import exported
 from recipes.config import Dtype, Recipe
-from recipes.families.checkpoint_config import exported
+from recipes.families import facts
 
 DRAWN = 2**24 + 43  # random numbers; a prime, so that no two rows of a weight begin alike
 WARM_UP = 4096  # tokens of a sequence beside those that are timed, by which kernels are compiled and loaded
@@ -41,7 +42,7 @@ def dtype_of(r: Recipe) -> torch.dtype:
 
 def peer_config(r: Recipe) -> Any:
     """transformers' configuration of the recipe's model, its positions scaled where the recipe's are."""
-    plain = hf_config(r.model, [{"content": t, "id": i} for i, t in enumerate(SPECIAL[r.model.family])])
+    plain = hf_config(r.model, [{"content": t, "id": i} for i, t in enumerate(facts(r.model.family).tiny.special)])
     return type(plain)(**exported(r.model, plain.to_dict()))
 
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from jsonschema import Draft202012Validator
 
-from data_prep.text.chat import FAMILIES
 from launch.sanity.behaviour.turns import WITHIN, Answer
 from launch.sanity.checks import Check, judged, share
 from recipes.config import Family
+from recipes.families import facts
 
 _MARKS = (
     "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>",
@@ -82,7 +82,7 @@ def valid_calls(answers: Sequence[Answer], least: float) -> Check:
 
 def leaks(answers: Sequence[Answer], family: Family, least: float) -> Check:
     """No marks of calls, thinking or roles in what a client shows as text."""
-    known = FAMILIES[family]
+    known = facts(family).chat
     marks = {*_MARKS, *known.think, *known.roles, *known.stops}
     found = [
         f"{a.turn}: {mark} in {text[:200]!r}"

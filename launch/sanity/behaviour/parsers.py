@@ -6,8 +6,8 @@ from typing import Any
 from launch.sanity.behaviour.turns import Calls, Turn, answer, parsed, spread
 from launch.sanity.checks import Check, share
 from launch.serving.client import Client, all_at_once
-from launch.serving.sglang_command import PARSERS
 from recipes.config import Family
+from recipes.families import facts
 
 _STREAMED = 8  # turns that are asked for twice
 
@@ -16,7 +16,8 @@ def gold(client: Client, turns: Sequence[Turn], family: Family, decode: Callable
     """The tool-call parser on turns with calls, the reasoning parser on turns with thinking, as they are trained on."""
     calling = [t for t in turns if t.expected]
     thinking = [t for t in turns if t.message.get("reasoning_content")]
-    tools, reasoning = PARSERS[family]
+    named = facts(family).parsers
+    tools, reasoning = named.tool_calls, named.reasoning
 
     def wrong_calls(turn: Turn) -> str | None:
         body = {"text": _words(turn, decode), "tools": turn.conversation["tools"], "tool_call_parser": tools}

@@ -23,9 +23,9 @@ from launch.weights import tensor_work
 from launch.weights.safetensors_file import Entry
 from launch.weights.shards import Shards
 from launch.weights.torch_dist import Piece, TorchDist
+from recipes.checkpoint.tensors import is_mtp
 from recipes.config import Model
 from recipes.errors import CheckpointError
-from recipes.families.tensors import is_mtp
 
 BATCH_BYTES = 256 << 20  # of the checkpoint, a worker's task
 _NAME, _PROTECTS = "weights as trained", "weights that were written to another's place, or are not the last step's"

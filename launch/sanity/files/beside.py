@@ -11,9 +11,9 @@ from launch.weights import hf_folder
 from launch.weights.safetensors_folder import SafetensorsFolder
 from launch.weights.shards import Shards
 from recipes import json_file
+from recipes.checkpoint.checkpoint_config import AGAIN, exported, read_config, rope_differences
+from recipes.checkpoint.tensors import is_mtp
 from recipes.config import Model, Mtp
-from recipes.families.checkpoint_config import AGAIN, exported, read_config, rope_differences
-from recipes.families.tensors import is_mtp
 
 _ROPE = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "max_position_embeddings")
 _EOS, _MTP = "eos_token_id", "num_nextn_predict_layers"

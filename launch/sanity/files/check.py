@@ -17,7 +17,7 @@ from launch.weights.safetensors_folder import SafetensorsFolder
 from launch.weights.shards import Shards, read
 from recipes.config import Model, Recipe
 from recipes.errors import CheckpointError
-from recipes.families.parts import OUTPUT
+from recipes.families.common.parts import OUTPUT
 
 
 def checks(

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from recipes.checkpoint.tensors import is_mtp
 from recipes.config import Model
-from recipes.families.tensors import is_mtp
 
 ROUTER_BIAS, MTP, NORM = "router bias", "MTP", "norm"
 

@@ -6,9 +6,9 @@ from launch.sanity.checks import Check
 from launch.sanity.files import faults
 from launch.weights.safetensors_folder import SafetensorsFolder
 from launch.weights.shards import Shards
+from recipes.checkpoint.tensors import is_mtp
 from recipes.config import Model
-from recipes.families.parts import OUTPUT
-from recipes.families.tensors import is_mtp
+from recipes.families.common.parts import OUTPUT
 
 
 def wanted(base: SafetensorsFolder, m: Model) -> set[str]:

@@ -14,7 +14,7 @@ from launch.weights import tensor_work
 from launch.weights.safetensors_folder import SafetensorsFolder
 from launch.weights.shards import WIDTHS, Shards
 from recipes.config import Model, Optim
-from recipes.families.parts import OUTPUT
+from recipes.families.common.parts import OUTPUT
 
 BATCH_BYTES = 256 << 20  # of the export, a worker's task
 _PRINTED = 1 << 21  # elements of fingerprints, all tensors together

@@ -46,11 +46,11 @@ def test_a_word_that_the_stage_reads_is_taken(stage, words):
     stages.check_words(stages.STAGES[stage], words)
 
 
-ROOMS = ("cli", "cluster", "preflight", "run", "weights", "export", "serving", "sanity")
+ROOMS = ("cli", "cluster", "run", "weights", "export", "serving", "sanity")
 SHARED = ["recipes/**/*.py", "data_prep/**/*.py", *(f"launch/{room}/**/*.py" for room in ROOMS)]
 OF_ENGINE = {
-    EngineName.megatron: [*SHARED, "launch/megatron/*.py", "launch/model/*.py"],
-    EngineName.slime: [*SHARED, "launch/slime/*.py"],
+    EngineName.megatron: [*SHARED, "launch/megatron/*.py", "launch/model/*.py", "launch/preflight/recipe_checks.py"],
+    EngineName.slime: [*SHARED, "launch/slime/*.py", "launch/preflight/*.py"],
 }
 DEFINE = (
     "recipes/config.py",

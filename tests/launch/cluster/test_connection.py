@@ -20,7 +20,7 @@ from tests.conftest import REPO
 START = """
 import json, os, sys
 import psutil, ray
-from launch import connection, ray_errors
+from launch.cluster import connection, ray_errors
 from recipes.errors import PreflightError
 
 try:

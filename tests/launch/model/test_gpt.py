@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from recipes.checkpoint.checkpoint_config import exported
 from recipes.compose.recipe import compose_recipe
-from recipes.families.checkpoint_config import exported
 from tests.launch.one_rank import logits_of
 from tests.launch.support import recipe_of
 

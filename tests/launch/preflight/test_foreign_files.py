@@ -12,9 +12,9 @@ from launch.preflight import recipe_checks
 from launch.run import metrics, prepare, run_folder, run_plan, which_run
 from launch.weights import hf_folder, safetensors_file
 from launch.weights.safetensors_folder import SafetensorsFolder
+from recipes.checkpoint.checkpoint_config import check_checkpoint
 from recipes.compose.recipe import compose_recipe
 from recipes.errors import CheckpointError, ConfigError, LimiError
-from recipes.families.checkpoint_config import check_checkpoint
 
 QUIET = Console(quiet=True)
 JSON = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")

@@ -8,9 +8,9 @@ import pytest
 
 from launch.preflight import tensor_checks as check
 from launch.weights.safetensors_file import Entry
+from recipes.checkpoint.tensors import mtp, trained
 from recipes.compose.recipe import compose_recipe
-from recipes.families.parts import EMBEDDING, OUTPUT
-from recipes.families.tensors import mtp, trained
+from recipes.families.common.parts import EMBEDDING, OUTPUT
 from tests.conftest import REPO
 
 QWEN, UNTIED, GLM = (

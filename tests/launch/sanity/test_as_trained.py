@@ -20,7 +20,7 @@ from launch.sanity.subject import of_run
 from launch.weights import hf_names, shards
 from launch.weights.safetensors_folder import SafetensorsFolder
 from recipes.compose.recipe import compose_recipe, to_yaml
-from recipes.families.parts import OUTPUT, Join
+from recipes.families.common.parts import OUTPUT, Join
 from tests.conftest import REPO
 from tests.launch.export.test_export import LAYOUTS, MORE, trained
 from tests.launch.recorded import cut, dense, flip, hollow_base, rewritten

@@ -25,12 +25,13 @@ from launch.serving.client import Client
 from recipes.compose.recipe import compose_recipe, to_yaml
 from recipes.errors import SanityError
 from tests.launch.sanity import broken
+from tests.launch.serving import fake_server
 from tests.launch.support import alive, descendants, recipe_of
 
 pytestmark = pytest.mark.run
 
 SAMPLE = Path(make.__file__).parent / "train.jsonl"
-FAKE = Path(__file__).parent / "fake_server.py"
+FAKE = Path(fake_server.__file__)
 QUIET = Console(quiet=True)
 FILES = 20  # checks of a Qwen3's files
 TIMEOUT = 10

@@ -12,8 +12,8 @@ from safetensors import safe_open
 
 from data_prep.pack.dataset import Dataset
 from launch.serving.server import running
+from recipes.checkpoint.tensors import is_mtp
 from recipes.config import Recipe
-from recipes.families.tensors import is_mtp
 from recipes.paths import run_folder
 from tests.launch.one_rank import logits_of
 from tests.launch.support import exported, ranks_of

@@ -17,7 +17,7 @@ from launch.sanity.files import check as files
 from launch.sanity.files import misplaced, moved, tensors
 from launch.weights.safetensors_folder import SafetensorsFolder
 from launch.weights.shards import read
-from recipes.families.parts import OUTPUT
+from recipes.families.common.parts import OUTPUT
 from tests.launch.sanity import broken
 from tests.launch.support import POOL, ranks_of
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from launch.weights.safetensors_folder import SafetensorsFolder
+from recipes.checkpoint.tensors import is_mtp
 from recipes.compose.recipe import from_yaml
-from recipes.families.tensors import is_mtp
 from tests.launch.slime.test_on_cpu import GLM, QWEN, trained
 from tests.launch.support import limi
 

@@ -7,9 +7,9 @@ import sys
 import pytest
 import torch
 
+from recipes.checkpoint.tensors import is_mtp, links
 from recipes.compose.recipe import compose_recipe
-from recipes.families.parts import Join
-from recipes.families.tensors import is_mtp, links
+from recipes.families.common.parts import Join
 from tests.conftest import REPO
 
 

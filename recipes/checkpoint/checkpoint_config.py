@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from recipes import json_file
-from recipes.config import Family, Model, Mtp, Rope
+from recipes.config import Model, Mtp, Rope
 from recipes.errors import ConfigError, Fault
+from recipes.families import facts
 
 # Field by field: the name in config.json and in the recipe.
 _SAME = {
@@ -19,16 +20,10 @@ _SAME = {
     "num_key_value_heads": "kv_heads", "head_dim": "head_dim", "vocab_size": "vocab", "rms_norm_eps": "norm_eps",
     "max_position_embeddings": "max_position", "tie_word_embeddings": "tied", "attention_bias": "qkv_bias",
 }  # fmt: skip
-_SAME_MOE = {
-    "n_routed_experts": "experts", "num_experts_per_tok": "top_k", "moe_intermediate_size": "expert_ffn",
-    "n_shared_experts": "shared_experts", "first_k_dense_replace": "dense_layers",
-    "routed_scaling_factor": "router_scaling", "num_nextn_predict_layers": "mtp_layers", "use_qk_norm": "qk_norm",
-}  # fmt: skip
 # What the engines compute whatever the recipe says; a checkpoint that wants it otherwise cannot be trained.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",), "attention_dropout": (0, None), "use_sliding_window": (False, None),
-    "quantization_config": (None,), "norm_topk_prob": (True,), "n_group": (1,), "topk_group": (1,),
-    "output_router_logits": (False,),
+    "quantization_config": (None,), "output_router_logits": (False,),
 }  # fmt: skip
 _YARN = {"factor": "rope_factor", "original_max_position_embeddings": "native_context"}
 # YaRN's own (arXiv 2309.00071), which readers take where a file does not say it; the attention factor is 0.1 ln(factor) + 1.
@@ -91,9 +86,9 @@ def differences(m: Model, config: dict[str, Any]) -> list[Fault]:
     """
     if m.rope is Rope.yarn and _scaled(config) and config.get("max_position_embeddings") == _longest(m):
         config = config | {"max_position_embeddings": m.max_position}  # an export's, or the release's: both are right
-    wanted = {theirs: (f"model.{ours}", getattr(m, ours)) for theirs, ours in _SAME.items()}
-    if m.family is Family.glm4_moe:
-        wanted |= {theirs: (f"model.{ours}", getattr(m, ours)) for theirs, ours in _SAME_MOE.items()}
+    family = facts(m.family).config
+    wanted = {theirs: (f"model.{ours}", getattr(m, ours)) for theirs, ours in (_SAME | family.names).items()}
+    fixed = _FIXED | {name: (value,) for name, value in family.constants.items()}
     found = []
     if config.get("model_type") != m.family.value:
         found.append(
@@ -104,16 +99,15 @@ def differences(m: Model, config: dict[str, Any]) -> list[Fault]:
             found.append(Fault(f"{name} is missing, the recipe says {ours}={_shown(value)}"))
         elif config[name] != value:
             found.append(_unlike(name, config[name], _shown(value), ours))
-    found += rope_differences(m, config) + _not_allowed(config, _FIXED)
+    found += rope_differences(m, config) + _not_allowed(config, fixed)
     kinds = config.get("layer_types") or []
     if other := [k for k in (kinds if isinstance(kinds, list) else [kinds]) if k != "full_attention"]:
         found.append(Fault(f"layer_types holds {_shown(other[0])}, only full_attention can be trained"))
-    if m.family is Family.qwen3 and not m.qk_norm:
-        found.append(Fault("qwen3 always has QK norms", "model.qk_norm=true"))
-    if m.family is Family.qwen3:
-        lacks = {"experts": m.experts, "mtp_layers": m.mtp_layers}
-        found += [Fault(f"qwen3 has no {n}, the recipe says {k}", f"model.{n}=0") for n, k in lacks.items() if k]
-    found += [Fault(f"unknown field {name}") for name in sorted({*config} - {*wanted} - {*_FIXED} - _IGNORED)]
+    for name, only in family.fixed.items():
+        if (value := getattr(m, name)) != only:
+            says = f"{m.family.value} {f'always has {name}' if only else f'has no {name}'}, the recipe says {_shown(value)}"
+            found.append(Fault(says, f"model.{name}={_shown(only)}"))
+    found += [Fault(f"unknown field {name}") for name in sorted({*config} - {*wanted} - {*fixed} - _IGNORED)]
     return found
 
 

@@ -2,16 +2,14 @@
 
 import re
 
-from recipes.config import Family, Model
-from recipes.families import glm4_moe, qwen3
-from recipes.families.parts import Links, Tensors
-
-_FAMILIES = {Family.qwen3: qwen3, Family.glm4_moe: glm4_moe}
+from recipes.config import Model
+from recipes.families import facts
+from recipes.families.common.parts import Links, Tensors
 
 
 def links(m: Model) -> Links:
     """Every parameter and the router's bias, by its global Megatron name (layers and experts counted over all ranks)."""
-    return _FAMILIES[m.family].links(m)
+    return facts(m.family).links(m)
 
 
 def trained(m: Model) -> Tensors:
@@ -21,7 +19,7 @@ def trained(m: Model) -> Tensors:
 
 def mtp(m: Model) -> Tensors:
     """Every tensor of the release's multi-token-prediction layers, which are not trained."""
-    return _FAMILIES[m.family].mtp(m)
+    return facts(m.family).mtp(m)
 
 
 def is_mtp(name: str, m: Model) -> bool:

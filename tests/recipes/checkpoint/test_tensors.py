@@ -7,10 +7,10 @@ import sys
 import pytest
 
 from launch.weights import safetensors_file
+from recipes.checkpoint.tensors import is_mtp, links, mtp, trained
 from recipes.compose.recipe import compose_recipe
 from recipes.dimensions import parameters
-from recipes.families.parts import EMBEDDING, OUTPUT
-from recipes.families.tensors import is_mtp, links, mtp, trained
+from recipes.families.common.parts import EMBEDDING, OUTPUT
 from tests.conftest import REPO
 
 PUBLISHED = ["qwen3-4b", "qwen3-8b", "qwen3-32b", "glm4.5-air", "glm4.5"]
@@ -95,5 +95,5 @@ def test_a_name_without_a_layer_s_number_is_of_no_mtp_layer():
 
 
 def test_they_need_neither_torch_nor_ray():
-    script = "import sys, recipes.families.tensors; sys.exit(any(m in sys.modules for m in ('torch', 'ray')))"
+    script = "import sys, recipes.checkpoint.tensors; sys.exit(any(m in sys.modules for m in ('torch', 'ray')))"
     assert subprocess.run([sys.executable, "-c", script], cwd=REPO).returncode == 0

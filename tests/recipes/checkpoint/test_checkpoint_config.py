@@ -2,9 +2,9 @@ import json
 
 import pytest
 
+from recipes.checkpoint.checkpoint_config import check_checkpoint, differences, exported
 from recipes.compose.recipe import compose_recipe
 from recipes.errors import ConfigError, Fault
-from recipes.families.checkpoint_config import check_checkpoint, differences, exported
 from tests.recipes.test_dimensions import model_of
 
 PUBLISHED = ["qwen3-4b", "qwen3-8b", "qwen3-32b", "glm4.5-air", "glm4.5"]
