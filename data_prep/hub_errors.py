@@ -1,4 +1,4 @@
-"""What the Hugging Face hub refuses, and its HTTP library raises, in words that say what mends it; and the token it is asked with."""
+"""What the Hugging Face hub refuses, and its HTTP library raises, in words that say what fixes it; and the token it is asked with."""
 
 import os
 import re
@@ -43,7 +43,7 @@ def explained(kind: str, name: str) -> Iterator[None]:
         ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise PreflightError(
-            f"the hub has no {kind} {name}, or it is private and {may}", "mend the id or set HF_TOKEN"
+            f"the hub has no {kind} {name}, or it is private and {may}", "fix the id or set HF_TOKEN"
         ) from error
     except RevisionNotFoundError as error:
         raise PreflightError(

@@ -1,4 +1,4 @@
-"""The project's named errors: what is wrong, with value and limit, and apart from it what mends it."""
+"""The project's named errors: what is wrong, with value and limit, and apart from it what fixes it."""
 
 from typing import NamedTuple
 
@@ -9,9 +9,9 @@ def sentence(problem: str, fix: str) -> str:
 
 
 class LimiError(Exception):
-    """Base of every error a user can mend; `launch/limi.py` prints it without a traceback and exits 2.
+    """Base of every error a user can fix; `launch/limi.py` prints it without a traceback and exits 2.
 
-    problem: what is wrong, with the value and the limit. fix: the exact override or command that mends it, empty where nothing
+    problem: what is wrong, with the value and the limit. fix: the exact override or command that fixes it, empty where nothing
     that can be typed does. Both survive pickling, so that an error reaches the user from a worker or a Ray actor as it was raised.
     """
 
@@ -52,7 +52,7 @@ class SanityError(LimiError):
 
 
 class Fault(NamedTuple):
-    """What is wrong and what mends it, where more than one thing may be: a `LimiError` takes `*fault`."""
+    """What is wrong and what fixes it, where more than one thing may be: a `LimiError` takes `*fault`."""
 
     problem: str
     fix: str = ""

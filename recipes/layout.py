@@ -86,8 +86,8 @@ def check_layout(r: Recipe) -> None:
 def fix(r: Recipe) -> str:
     """Return the overrides that make the layout a legal one: each alternative was tried, with what else it asks for."""
     first = next(faults(r))
-    mended = [changes for way in first.ways if (changes := completed(r, way)) is not None]
-    texts = dict.fromkeys(map(typed, mended))
+    fixed = [changes for way in first.ways if (changes := completed(r, way)) is not None]
+    texts = dict.fromkeys(map(typed, fixed))
     if texts:
         return f"write {', or '.join(texts)}"
     return first.otherwise or "leave the words of layout out, or write layout=auto"
@@ -128,7 +128,7 @@ def _value(r: Recipe, name: str) -> Any:
 
 
 def faults(r: Recipe) -> Iterator[Wrong]:
-    """Everything that is wrong with the layout; what no number of ranks mends comes first."""
+    """Everything that is wrong with the layout; what no number of ranks fixes comes first."""
     yield from _divided(r.model, r.layout)
     yield from _stages(r.model, r.layout)
     yield from _grid(r)

@@ -200,12 +200,12 @@ def _accepted(data: Dataset, max_rejected: int, source: str) -> Dataset:
         codes = Counter(n["code"] for n in rejected)
         more = f"  … and {len(rejected) - _LISTED} more" if len(rejected) > _LISTED else ""
         allowed = f"data.max_rejected={max_rejected} allows {max_rejected}" if counts["kept"] else "and none is left"
-        mend = f"; to go on without them write data.max_rejected={counts['rejected']}" if counts["kept"] else ""
+        fix = f"; to go on without them write data.max_rejected={counts['rejected']}" if counts["kept"] else ""
         raise DataError(
             f"{counts['rejected']} of {counts['records']} records of '{source}' are rejected "
             f"({', '.join(f'{n} {code}' for code, n in codes.most_common())}), {allowed}:\n"
             + "\n".join([*listed, *([more] if more else [])])
-            + f"\nAll are in {data.folder / 'ledger.jsonl'}{mend}"
+            + f"\nAll are in {data.folder / 'ledger.jsonl'}{fix}"
         )
     return data
 

@@ -2,7 +2,7 @@
 
 `records(path) -> Iterator[Record]`: the records of a file or folder, not parsed.
 
-`convert(record, repairs) -> dict`: a parsed record as `{id?, messages, tools}`; what had to be mended is appended to
+`convert(record, repairs) -> dict`: a parsed record as `{id?, messages, tools}`; what had to be fixed is appended to
 `repairs`. A record that it cannot map raises `Rejected`.
 """
 

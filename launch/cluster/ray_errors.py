@@ -1,4 +1,4 @@
-"""What Ray cannot start by, or connect to, in words that say what mends it."""
+"""What Ray cannot start by, or connect to, in words that say what fixes it."""
 
 import contextlib
 import os

@@ -46,7 +46,7 @@ def _named(chunks: list[Any]) -> list[tuple[str, Any]]:
     return [("model" if len(chunks) == 1 else f"model{i}", chunk) for i, chunk in enumerate(chunks)]
 
 
-# Faults of megatron-core 0.16.1 without Transformer Engine and Apex, mended once for this process.
+# Faults of megatron-core 0.16.1 without Transformer Engine and Apex, fixed once for this process.
 
 
 def _write_in_this_process() -> None:

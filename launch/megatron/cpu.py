@@ -95,8 +95,8 @@ class _Loader(importlib.machinery.SourceFileLoader):
     def exec_module(self, module: types.ModuleType) -> None:
         module.__dict__["_cpu_device"] = _cpu_device
         super().exec_module(module)
-        if mend := _MENDS.get(module.__name__):
-            mend(module)
+        if fix := _MENDS.get(module.__name__):
+            fix(module)
 
 
 class _Finder(importlib.abc.MetaPathFinder):
@@ -137,7 +137,7 @@ _MENDS: dict[str, Callable[[Any], None]] = {
 }
 
 
-def mend(module: str, change: Callable[[Any], None]) -> None:
+def fix(module: str, change: Callable[[Any], None]) -> None:
     """Calls `change` with a module of Megatron once it has been imported."""
     _MENDS[module] = change
 

@@ -176,10 +176,10 @@ class Pool:
 
 def too_few_gpus(r: Recipe, there: int) -> PreflightError:
     """Ray would wait for those that are missing."""
-    mend = f"write cluster.gpus_per_node={there}, or" if there else "write"
+    fix = f"write cluster.gpus_per_node={there}, or" if there else "write"
     return PreflightError(
         f"cluster={r.cluster.name} is {world_size(r)} GPUs, and Ray finds {there} on this machine",
-        f"{mend} cluster=local for a tiny model on the CPU",
+        f"{fix} cluster=local for a tiny model on the CPU",
     )
 
 

@@ -1,4 +1,4 @@
-"""Checks that end in a row each: what was found, within which limit, and what mends it. None keeps the others from being made."""
+"""Checks that end in a row each: what was found, within which limit, and what fixes it. None keeps the others from being made."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -18,12 +18,12 @@ WIDE = 140  # columns, from which on every row has room for what it protects fro
 
 @dataclass(frozen=True)
 class Found:
-    """What a check saw. mend: the override or command that mends it, empty where nothing is wrong. judged: whether it is
-    checked at all, or only shown. odd: whether it is right in some runs, so that it is said with its mend and ends nothing."""
+    """What a check saw. fix: the override or command that fixes it, empty where nothing is wrong. judged: whether it is
+    checked at all, or only shown. odd: whether it is right in some runs, so that it is said with its fix and ends nothing."""
 
     text: str
     limit: str = ""
-    mend: str = ""
+    fix: str = ""
     judged: bool = True
     odd: bool = False
 
@@ -36,13 +36,13 @@ class Row:
     protects: str
     found: str
     limit: str
-    mend: str
+    fix: str
     judged: bool
     odd: bool
 
     @property
     def red(self) -> bool:
-        return bool(self.mend) and not self.odd
+        return bool(self.fix) and not self.odd
 
     @property
     def mark(self) -> Text:
@@ -61,7 +61,7 @@ def check(name: str, protects: str) -> Callable[[Callable[..., Found]], Callable
         @functools.wraps(look)
         def row(*arguments: object) -> Row:
             found = Found(NOT_KNOWN, judged=False) if any(a is None for a in arguments) else _looked(look, arguments)
-            return Row(name, protects, found.text, found.limit, found.mend, found.judged, found.odd)
+            return Row(name, protects, found.text, found.limit, found.fix, found.judged, found.odd)
 
         return row
 
@@ -72,19 +72,19 @@ def _looked(look: Callable[..., Found], arguments: Sequence[object]) -> Found:
     try:
         return look(*arguments)
     except LimiError as error:
-        return Found(error.problem, mend=error.fix or error.problem)
+        return Found(error.problem, fix=error.fix or error.problem)
     except OSError as error:
         fault = named(error, next((a for a in arguments if isinstance(a, Recipe)), None))
-        return Found(fault.problem, mend=fault.fix or fault.problem)
+        return Found(fault.problem, fix=fault.fix or fault.problem)
     except Exception as error:  # whatever a machine may have in store: the other checks go on
         return Found(
-            f"{type(error).__name__}: {error}", mend="the check itself could not be made: mend what its error names"
+            f"{type(error).__name__}: {error}", fix="the check itself could not be made: fix what its error names"
         )
 
 
 def table(rows: Sequence[Row], width: int) -> Table:
     """A line a check; what is not known yet is listed in the last. width: columns of the terminal, `WIDE` ones show from what
-    each protects; `refuse` says it of the red ones, with what mends them, and `warn` what mends the odd ones."""
+    each protects; `refuse` says it of the red ones, with what fixes them, and `warn` what fixes the odd ones."""
     wide = width >= WIDE
     out = Table(title="Before a GPU is held", title_justify="left", title_style="bold", box=None, pad_edge=False)
     out.add_column("", no_wrap=True)
@@ -103,19 +103,19 @@ def table(rows: Sequence[Row], width: int) -> Table:
 
 
 def refuse(rows: Sequence[Row]) -> None:
-    """Raises `PreflightError` with every red row, from what it protects and what mends it."""
+    """Raises `PreflightError` with every red row, from what it protects and what fixes it."""
     red = [r for r in rows if r.red]
     if red:
         text = [
-            f"  {r.name}: {r.found}{f' (limit: {r.limit})' if r.limit else ''}\n    protects from {r.protects}\n    → {r.mend}"
+            f"  {r.name}: {r.found}{f' (limit: {r.limit})' if r.limit else ''}\n    protects from {r.protects}\n    → {r.fix}"
             for r in red
         ]
         raise PreflightError("\n".join([f"{len(red)} of {len(rows)} checks failed:", *text]))
 
 
 def warn(rows: Sequence[Row], console: Console) -> None:
-    """Says every odd row, with what mends it."""
+    """Says every odd row, with what fixes it."""
     for row in rows:
         if row.odd:
-            line = f"warning: {row.name}: {sentence(row.found, row.mend)}"
+            line = f"warning: {row.name}: {sentence(row.found, row.fix)}"
             console.print(line, style="yellow", markup=False, highlight=False)

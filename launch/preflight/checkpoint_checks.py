@@ -33,7 +33,7 @@ class Known:
 def rows(r: Recipe | None) -> list[Row]:
     """Whether the checkpoint is whole, and of the recipe's model; not known of None."""
     known, first = Known(), model(r)
-    return [first, weights(r and folder(r), known), tensors(r, known.shards, first.mend)]
+    return [first, weights(r and folder(r), known), tensors(r, known.shards, first.fix)]
 
 
 def folder(r: Recipe) -> Path | None:
@@ -99,12 +99,12 @@ def _instead(folder: Path) -> str:
 
 @check("tensors", "training that stops once a rank reads them, or that is of another model")
 def tensors(r: Recipe, shards: Shards, other: str = "") -> Found:
-    """other: what mends the recipe where `config.json` is of another model: then the tensors are too."""
+    """other: what fixes the recipe where `config.json` is of another model: then the tensors are too."""
     m = r.model
     limit = f"{len(tensor_checks.wanted(m)):,} by name, shape and dtype"
     if wrong := [*tensor_checks.faults(m, shards.entries)]:
-        mends = [other] if other else dict.fromkeys(fault.fix for fault in wrong)
-        return Found("\n".join(fault.problem for fault in wrong), limit, "; ".join(mends))
+        fixes = [other] if other else dict.fromkeys(fault.fix for fault in wrong)
+        return Found("\n".join(fault.problem for fault in wrong), limit, "; ".join(fixes))
     if odd := [*tensor_checks.oddities(m, shards.entries)]:
         return Found("\n".join(o.problem for o in odd), limit, "; ".join(o.fix for o in odd), odd=True)
     return Found(f"as those of {m.name}", limit)
@@ -120,9 +120,9 @@ def code(folder: Path) -> Found:
     if not files and not mapped:
         return Found("none", "no *.py, no auto_map")
     text = [*files, *(f"auto_map in {name}" for name in mapped)]
-    mends = [f"remove {', '.join(files)} from {folder}"] * bool(files)
-    mends += [f"take auto_map out of {folder / name}" for name in mapped]
-    return Found(", ".join(text), "no *.py, no auto_map", "; ".join(mends))
+    fixes = [f"remove {', '.join(files)} from {folder}"] * bool(files)
+    fixes += [f"take auto_map out of {folder / name}" for name in mapped]
+    return Found(", ".join(text), "no *.py, no auto_map", "; ".join(fixes))
 
 
 @check("tokenizer", "a checkpoint that reads other tokens, or another chat template, than the data was packed with")
@@ -136,6 +136,6 @@ def tokenizer(r: Recipe, packed: dict[str, "Dataset"]) -> Found:
         unlike = [file for file in sorted({*here, *theirs}) if here.get(file) != theirs.get(file)]
         wrong += [f"{name} data has another {', '.join(unlike)}"] if unlike else []
     if wrong:
-        mend = "write model.checkpoint= of the checkpoint it was packed with, or pack it for this one: make data, with the same words"
-        return Found("; ".join(wrong), "those of the data set", mend)
+        fix = "write model.checkpoint= of the checkpoint it was packed with, or pack it for this one: make data, with the same words"
+        return Found("; ".join(wrong), "those of the data set", fix)
     return Found(", ".join(here), "those of the data set")

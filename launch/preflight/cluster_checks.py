@@ -52,7 +52,7 @@ def connected_rows(r: Recipe, console: Console, seconds: float = NETWORK_S) -> l
         "Checking the cluster, half a minute to two"
     )  # a job's log is no terminal: nothing turns there meanwhile
     ours = [] if in_ray_job() else [python(r)]
-    if any(row.mend for row in ours):
+    if any(row.fix for row in ours):
         return ours
     found: list[Row] = []
     return [*ours, reach(r, found, seconds), *found]
@@ -69,14 +69,14 @@ def python(r: Recipe) -> Found:
         said = (done.stdout if done.returncode == 0 else done.stderr).strip()
     except OSError as error:
         said = f"{error.strerror}"
-    mend = (
+    fix = (
         "write SLIME_ROOT=FOLDER MEGATRON_ROOT=FOLDER of their checkouts on make's line, which makes an environment for slime, "
         "or engine.python=PYTHON of one that has it"
     )
     return Found(
         f"engine.python={given}: {said.splitlines()[-1] if said else 'says nothing'}",
         wanted,
-        "" if said == wanted else mend,
+        "" if said == wanted else fix,
     )
 
 
@@ -138,8 +138,8 @@ def nodes(r: Recipe, known: Known) -> Found:
 @check("free GPUs", "waiting for GPUs that another job holds")
 def free_gpus(r: Recipe, taken: list[dict[str, Any]]) -> Found:
     free, wanted = int(ray.available_resources().get("GPU", 0)), world_size(r)
-    mend = "wait for the job that holds them, or end it: ray job list, ray job stop ID"
-    return Found(f"{free} free", f"{wanted}", "" if free >= wanted else mend)
+    fix = "wait for the job that holds them, or end it: ray job list, ray job stop ID"
+    return Found(f"{free} free", f"{wanted}", "" if free >= wanted else fix)
 
 
 @check("CPUs", "slime's placement, which waits for a CPU beside every GPU and one for its rollout manager")
@@ -149,8 +149,8 @@ def cpus(r: Recipe, taken: list[dict[str, Any]]) -> Found:
     total = int(ray.cluster_resources().get("CPU", 0))
     limit = f"{a_node} a node, {world_size(r) + 1} in all"
     enough = min(counts) >= a_node and total > world_size(r)
-    mend = f"start the nodes anew with more: ray start --num-cpus={a_node + 1}"
-    return Found(f"{', '.join(map(str, counts))}, {total} in all", limit, "" if enough else mend)
+    fix = f"start the nodes anew with more: ray start --num-cpus={a_node + 1}"
+    return Found(f"{', '.join(map(str, counts))}, {total} in all", limit, "" if enough else fix)
 
 
 @check("answers", "nodes on which no process of the project starts")
@@ -176,8 +176,8 @@ def flags(r: Recipe, answering: dict[str, dict[str, Any]]) -> Found:
     name, one = next(iter(answering.items()))
     said, failed = _on_each(r, {name: one}, installed.flags, lambda _: (on_cpu(r),), FLAGS_S)
     if failed:
-        mend = f"on that node: {r.engine.python} -c 'import slime.utils.arguments', and mend what it says"
-        return Found(f"slime's parser cannot be asked: {failed[name]}", "it answers", mend)
+        fix = f"on that node: {r.engine.python} -c 'import slime.utils.arguments', and fix what it says"
+        return Found(f"slime's parser cannot be asked: {failed[name]}", "it answers", fix)
     given = {word for word in arguments(r, 1, r.model.checkpoint) if word.startswith("--")}
     if unknown := sorted(given - {*said[name]}):
         return Found(f"unknown: {', '.join(unknown)}", f"{len(said[name])} flags", here.PINNED)
@@ -188,20 +188,20 @@ def flags(r: Recipe, answering: dict[str, dict[str, Any]]) -> Found:
 def shared_folder(r: Recipe, answering: dict[str, dict[str, Any]]) -> Found:
     folder = os.path.join(r.cluster.root, f".check-{secrets.token_hex(8)}")
     nonces = {name: secrets.token_hex(16) for name in answering}
-    limit, mend = (
+    limit, fix = (
         "written and read by every node",
         "write cluster.root=FOLDER of one file system that every node can write to",
     )
     try:
         _, failed = _on_each(r, answering, node_report.write, lambda name: (folder, name, nonces[name]))
         if failed:
-            return Found(f"'{r.cluster.root}': {listed(failed)}", limit, mend)
+            return Found(f"'{r.cluster.root}': {listed(failed)}", limit, fix)
         read, failed = _on_each(r, answering, node_report.unread, lambda _: (folder, nonces))
     finally:
         _on_each(r, answering, node_report.remove, lambda _: (folder,))
     blind = failed | {name: f"does not see what {', '.join(others)} wrote" for name, others in read.items() if others}
     if blind:
-        return Found(f"'{r.cluster.root}': {listed(blind)}", limit, mend)
+        return Found(f"'{r.cluster.root}': {listed(blind)}", limit, fix)
     return Found(f"'{r.cluster.root}': {len(read)} of {len(answering)} nodes", limit)
 
 
@@ -248,7 +248,7 @@ def _exchange(r: Recipe, speeds: dict[str, float] | Exception, name: str) -> Fou
         f"{half:g} GB/s, half of cluster.network_gb_s",
         ""
         if between >= half
-        else f"write cluster.network_gb_s={between:.3g} where it is no faster; {network.mend(gpu=True)}",
+        else f"write cluster.network_gb_s={between:.3g} where it is no faster; {network.fix(gpu=True)}",
     )
 
 

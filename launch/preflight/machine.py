@@ -47,8 +47,8 @@ def _gpus(r: Recipe) -> Found:
     limit = f"{wanted} of cluster={r.cluster.name}, on {nodes} {'nodes' if nodes > 1 else 'node'}"
     if in_ray_job():
         there = _gpus_of_cluster()
-        mend = "write a smaller cluster.nodes, or add nodes to it: ray start --address=HEAD:6379, on each"
-        return Found(f"{there} GPUs in the Ray cluster of this job", limit, "" if there >= wanted else mend)
+        fix = "write a smaller cluster.nodes, or add nodes to it: ray start --address=HEAD:6379, on each"
+        return Found(f"{there} GPUs in the Ray cluster of this job", limit, "" if there >= wanted else fix)
     there = gpus_here()
     if nodes > 1:
         return Found(f"{there} GPUs on this machine, and cluster.address is not set", limit, _elsewhere(r))

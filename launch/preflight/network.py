@@ -108,14 +108,14 @@ def _answers(calls: list[Any], deadline: float, gpu: bool) -> list[Any]:
                 continue
         except RayError as error:
             raise PreflightError(
-                f"rank {calls.index(done[0])}: {str(error).strip().splitlines()[-1]}", mend(gpu)
+                f"rank {calls.index(done[0])}: {str(error).strip().splitlines()[-1]}", fix(gpu)
             ) from error
         stuck = ", ".join(str(i) for i, c in enumerate(calls) if c in pending)
-        raise PreflightError(f"rank {stuck} did not answer in time", mend(gpu))
+        raise PreflightError(f"rank {stuck} did not answer in time", fix(gpu))
     return ray.get(calls)
 
 
-def mend(gpu: bool) -> str:
+def fix(gpu: bool) -> str:
     """What to write where ranks do not reach one another, or not fast enough."""
     if not gpu:
         return "write cluster.interface=NAME of the network interface between the nodes"

@@ -21,12 +21,12 @@ NOT_ON_CPU = Found("not on a CPU", judged=False)
 def numpy(r: Recipe, reports: Reports) -> Found:
     here = {name: str(report["versions"]["numpy"]) for name, report in reports.items()}
     good = {*here.values()} == {NUMPY}
-    mend = (
+    fix = (
         "write SLIME_ROOT=FOLDER MEGATRON_ROOT=FOLDER on make's line: it sets up a Python with it"
         if on_cpu(r)
         else f"on these nodes: python3 -m pip install numpy=={NUMPY}, or {IMAGE}"
     )
-    return Found(listed(here), NUMPY, "" if good else mend)
+    return Found(listed(here), NUMPY, "" if good else fix)
 
 
 @check("software", "ranks that do not understand one another")
@@ -58,7 +58,7 @@ def megatron(r: Recipe, reports: Reports) -> Found:
     found, root = _checkout(reports, "megatron", MEGATRON, str(r.engine.megatron_root)), str(r.engine.megatron_root)
     lacking = {n: ", ".join(p) for n, report in reports.items() if (p := report["patches"])}
     unsure = any(report["patches"] is None for report in reports.values())
-    if found.mend:
+    if found.fix:
         return found
     if unsure and any(report["slime"] != SLIME for report in reports.values()):
         return Found(f"{found.text}; whether it is patched shows once slime is right", found.limit, judged=False)
@@ -105,9 +105,9 @@ def packages(reports: Reports) -> Found:
 def files(r: Recipe, reports: Reports, paths: list[str]) -> Found:
     """paths: those that the reports are about, all of them here."""
     unseen = {name: ", ".join(report["unseen"]) for name, report in reports.items() if report["unseen"]}
-    mend = "write model.checkpoint=FOLDER and data.out=FOLDER on the file system that every node sees"
+    fix = "write model.checkpoint=FOLDER and data.out=FOLDER on the file system that every node sees"
     if unseen:
-        return Found(f"not seen: {listed(unseen)}", "on every node", mend)
+        return Found(f"not seen: {listed(unseen)}", "on every node", fix)
     return Found("model.checkpoint and data.out are seen", "on every node")
 
 
@@ -143,8 +143,8 @@ def wandb(r: Recipe, reports: Reports) -> Found:
         return Found("engine.wandb is not set", judged=False)
     without = [name for name, report in reports.items() if not report["wandb"]]
     if without:
-        mend = "export WANDB_API_KEY=... before ray start on these nodes, or write engine.wandb=null"
-        return Found(f"no WANDB_API_KEY on {', '.join(without)}", "on every node", mend)
+        fix = "export WANDB_API_KEY=... before ray start on these nodes, or write engine.wandb=null"
+        return Found(f"no WANDB_API_KEY on {', '.join(without)}", "on every node", fix)
     return Found("WANDB_API_KEY is set", "on every node")
 
 

@@ -83,7 +83,7 @@ def oddities(plan: RunPlan | None) -> list[Row]:
 def _odd(name: str) -> Callable[..., Row]:
     @check(name, "days of a run that was not meant so")
     def row(one: planner.Oddity) -> Found:
-        return Found(one.problem, mend=one.fix, odd=True)
+        return Found(one.problem, fix=one.fix, odd=True)
 
     return row
 
@@ -99,8 +99,8 @@ def paths(r: Recipe) -> Found:
     text = " ".join(f"{name}={path}" for name, path in relative.items())
     if not in_ray_job():
         return Found(f"{text}, from this folder: not in a Ray job", "absolute in a Ray job")
-    mend = " ".join(f"{name}=/FOLDER/{Path(path).name}" for name, path in relative.items())
-    return Found(text, "absolute in a Ray job", f"write {mend}, on a file system that every node sees")
+    fix = " ".join(f"{name}=/FOLDER/{Path(path).name}" for name, path in relative.items())
+    return Found(text, "absolute in a Ray job", f"write {fix}, on a file system that every node sees")
 
 
 @check("warm-up", "a warm-up that another one silently wins over")

@@ -38,10 +38,10 @@ class RunFolder:
         self.fixed: dict[str, Any] = {**fixed(recipe), **keys}
         self._lock: TextIO | None = None
 
-    def open(self, mend: Callable[[], None] = lambda: None) -> tuple[int, Path | None, str | None]:
+    def open(self, fix: Callable[[], None] = lambda: None) -> tuple[int, Path | None, str | None]:
         """Makes the folder ready: the steps completed so far, the checkpoint to go on from, and what to tell the user.
 
-        mend: what else puts an earlier start's checkpoints in order, once no other process is at them.
+        fix: what else puts an earlier start's checkpoints in order, once no other process is at them.
 
         A checkpoint whose files are not those that were written is moved aside, and the one before it taken. Raises `ConfigError`
         where a run of another recipe is there, and `PreflightError` where another process is at it.
@@ -53,7 +53,7 @@ class RunFolder:
                 shutil.rmtree(leftover)
             else:  # of a write that was cut short
                 leftover.unlink()
-        mend()
+        fix()
         damaged = self._set_aside_damaged()
         step, last, note = 0, None, None
         if checkpoints := self.checkpoints():

@@ -71,7 +71,7 @@ def install() -> None:
     if any(isinstance(finder, _StandIns) for finder in sys.meta_path):
         return
     cpu.install()
-    cpu.mend("megatron.core.optimizer.distrib_optimizer", _mend_optimizer)
+    cpu.fix("megatron.core.optimizer.distrib_optimizer", _mend_optimizer)
     sys.meta_path.append(_StandIns())
     _register()
 

@@ -17,7 +17,7 @@ def check_conf(folder: Path) -> None:
 
 def check_yaml(path: Path) -> None:
     """Raises `ConfigError` where a file is no YAML mapping."""
-    fix = "mend it there"
+    fix = "fix it there"
     from omegaconf._utils import get_yaml_loader
 
     raw = path.read_bytes()

@@ -19,7 +19,7 @@ _OPTIONS = {
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _BROKEN = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN)
 _IN_THE_WAY = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
-# What no other path would mend.
+# What no other path would fix.
 _LIMITS = {
     errno.EMFILE: "raise the limit of open files, and run the same command: ulimit -n 65536",
     errno.ENFILE: "end other programs: the limit of open files is the whole machine's",
@@ -101,10 +101,10 @@ def _elsewhere(path: str, code: int) -> str:
     """What to type for a path that no option names."""
     if any(_within(path, str(REPO / folder)) for folder in _CODE):
         return f"`git -C {shlex.quote(str(REPO))} status` shows what of the checkout is not as it was"
-    mends = ["make room there"] * (code in _FULL)
+    fixes = ["make room there"] * (code in _FULL)
     for variable in ("RAY_TMPDIR", "TMPDIR", "HOME"):
         folder = os.environ.get(variable, "")
         if folder not in ("", "/") and _within(path, os.path.abspath(folder)):
-            mends.append(f"set {variable}=FOLDER you can write to, before the command")
+            fixes.append(f"set {variable}=FOLDER you can write to, before the command")
             break
-    return ", or ".join(mends)
+    return ", or ".join(fixes)

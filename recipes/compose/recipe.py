@@ -82,7 +82,7 @@ def from_yaml(path: Path) -> Recipe:
         return cast(Recipe, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.load(path))))
     except (OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(
-            f"'{path}' is no recipe of this version: {str(error).splitlines()[0]}", "mend that line there"
+            f"'{path}' is no recipe of this version: {str(error).splitlines()[0]}", "fix that line there"
         ) from error
 
 

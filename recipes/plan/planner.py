@@ -175,7 +175,7 @@ def refuse_too_large(p: RunPlan) -> None:
 
 
 class Oddity(NamedTuple):
-    """What is odd about a plan, and right in some: what it is of, the value with its limit, and the override that mends it."""
+    """What is odd about a plan, and right in some: what it is of, the value with its limit, and the override that fixes it."""
 
     name: str
     problem: str

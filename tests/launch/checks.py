@@ -24,8 +24,8 @@ def odd(rows):
     return [name for name, row in rows.items() if row.odd]
 
 
-def overrides(mend):
-    """What a mend says to write, before what else one could."""
+def overrides(fix):
+    """What a fix says to write, before what else one could."""
     name = r"\b((?:model|optim|layout|engine|cluster|data)\.[\w.-]+)"
-    found = dict(re.findall(name + r"=([^\s,;]+)", mend.split(", or ")[0]))
+    found = dict(re.findall(name + r"=([^\s,;]+)", fix.split(", or ")[0]))
     return [f"{name}={value}" for name, value in found.items()]

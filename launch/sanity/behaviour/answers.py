@@ -105,9 +105,9 @@ def separated(answers: Sequence[Answer]) -> Check:
         seen += 1
         if said != (thought, words):
             misplaced.append(f"{a.turn}: the server has thinking {said[0][:80]!r} and words {said[1][:80]!r}")
-    mend = "serve a model that does not think without --reasoning-parser, as make serve does, or ask with separate_reasoning=false"
+    fix = "serve a model that does not think without --reasoning-parser, as make serve does, or ask with separate_reasoning=false"
     protects_from = "words that a client hides as thinking, or thinking that it shows"
-    faults = [*misplaced[:1], *([mend] if misplaced else [])]
+    faults = [*misplaced[:1], *([fix] if misplaced else [])]
     return share("thinking apart", protects_from, seen - len(misplaced), seen, 1, faults)
 
 

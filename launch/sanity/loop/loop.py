@@ -180,11 +180,11 @@ def check(client: Client, data: Dataset, heldout: Dataset | None, tokens: int, l
     if not trained:
         return [_closed("left out: no task of the sample, whose tools alone can be run here", None, Outcome.passed, "")]
     if why := sandbox.available():
-        mend = "run it where user namespaces are allowed (user.max_user_namespaces), or write sanity.min_finished=null"
+        fix = "run it where user namespaces are allowed (user.max_user_namespaces), or write sanity.min_finished=null"
         outcome = Outcome.warned if least is None else Outcome.failed
         return [
             _closed("not run", least, outcome, "tool calls cannot be protected here"),
-            _protection(f"not run: {why}", outcome, mend),
+            _protection(f"not run: {why}", outcome, fix),
         ]
     works = all_at_once(lambda task: work(client, task, tokens), [*trained, *new])
     return of_works(works[: len(trained)], works[len(trained) :], least)

@@ -11,8 +11,8 @@ from recipes.errors import PreflightError
 
 def test_all_red_rows_are_in_the_one_error():
     rows = [
-        check(name, "nothing")(lambda mend=mend: Found("3", "2", mend))()
-        for name, mend in [("a", "write a=2"), ("b", ""), ("c", "write c=2")]
+        check(name, "nothing")(lambda fix=fix: Found("3", "2", fix))()
+        for name, fix in [("a", "write a=2"), ("b", ""), ("c", "write c=2")]
     ]
     with pytest.raises(
         PreflightError,

@@ -39,26 +39,26 @@ def changed(folder, fields):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_model_that_is_not_the_checkpoints_is_refused_and_the_mend_mends_it(base, name):
-    fields, mend = CONFIGS[name]
+    fields, fix = CONFIGS[name]
     words = [*GLM, f"model.checkpoint={base}"]
     assert not checkpoint_checks.model(compose_recipe(words)).red
     changed(base, fields)
     row = checkpoint_checks.model(compose_recipe(words))
-    assert row.red and f"write {mend}" in row.mend
-    assert not checkpoint_checks.model(compose_recipe([*words, *overrides(row.mend)])).red
+    assert row.red and f"write {fix}" in row.fix
+    assert not checkpoint_checks.model(compose_recipe([*words, *overrides(row.fix)])).red
 
 
 def test_every_difference_is_in_the_one_row(base):
     changed(base, {name: value for fields, _ in CONFIGS.values() for name, value in fields.items()})
     row = checkpoint_checks.model(compose_recipe([*GLM, f"model.checkpoint={base}"]))
     assert len(row.found.splitlines()) == len(CONFIGS)
-    assert all(mend in row.mend for _, mend in CONFIGS.values())
+    assert all(fix in row.fix for _, fix in CONFIGS.values())
 
 
 def test_a_field_that_a_checkpoint_lacks_is_refused(base):
     changed(base, {"use_qk_norm": None})
     row = checkpoint_checks.model(compose_recipe([*GLM, f"model.checkpoint={base}"]))
-    assert "use_qk_norm is missing" in row.found and "model.checkpoint=FOLDER of a glm4.5-tiny" in row.mend
+    assert "use_qk_norm is missing" in row.found and "model.checkpoint=FOLDER of a glm4.5-tiny" in row.fix
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -80,8 +80,8 @@ def test_a_checkpoint_with_code_is_refused(base):
         (base / name).write_text(json.dumps(settings | {"auto_map": {"AutoModel": "modeling.Model"}}))
     row = checkpoint_checks.code(base)
     assert row.found == "deep/modeling.py, auto_map in config.json, auto_map in tokenizer_config.json"
-    assert f"remove deep/modeling.py from {base}" in row.mend
-    assert f"take auto_map out of {base / 'config.json'}" in row.mend
+    assert f"remove deep/modeling.py from {base}" in row.fix
+    assert f"take auto_map out of {base / 'config.json'}" in row.fix
 
 
 def weights(base):
@@ -98,7 +98,7 @@ def test_weights_that_are_not_whole_are_refused(base):
     whole = main.read_bytes()
     main.write_bytes(whole[:-1])
     row = weights(base)
-    assert f"has {len(whole) - 1:,} bytes, and " in row.found and row.mend.startswith(f"download {base} again")
+    assert f"has {len(whole) - 1:,} bytes, and " in row.found and row.fix.startswith(f"download {base} again")
     main.write_text("version https://git-lfs.github.com/spec/v1")
     assert "its header alone" in weights(base).found
     main.write_bytes(mtp.read_bytes())
@@ -106,7 +106,7 @@ def test_weights_that_are_not_whole_are_refused(base):
     main.write_bytes(whole)
     mtp.unlink()
     row = weights(base)
-    assert row.found == "mtp-3.safetensors is missing" and "download" in row.mend
+    assert row.found == "mtp-3.safetensors is missing" and "download" in row.fix
     (base / INDEX).unlink()
     assert not weights(base).red, "one file needs no index"
     main.rename(base / "other.safetensors")
@@ -120,9 +120,9 @@ def test_files_beside_the_index_are_to_be_taken_out(base):
     shutil.copyfile(base / "mtp-3.safetensors", base / "model-00001-of-00004.safetensors")
     row = weights(base)
     assert row.found.endswith(" more are in two shards, model-00001-of-00004.safetensors and mtp-3.safetensors")
-    assert row.mend == f"move model-00001-of-00004.safetensors out of {base}"
+    assert row.fix == f"move model-00001-of-00004.safetensors out of {base}"
     (base / RECORD).write_text("{}")  # of a fetch
-    assert weights(base).mend == (
+    assert weights(base).fix == (
         f"copy {base} without model-00001-of-00004.safetensors, and write model.checkpoint=FOLDER of the copy"
     )
     (base / "model-00001-of-00004.safetensors").unlink()
@@ -144,10 +144,10 @@ def test_shards_of_two_downloads_are_told(base):
     shutil.copyfile(base / "model-00001-of-00002.safetensors", base / "model-00003-of-00004.safetensors")
     row = weights(base)
     assert row.found.startswith("shards of 2 downloads, of 00002 and of 00004 files; ")
-    assert row.mend == f"move model-00003-of-00004.safetensors out of {base}"
+    assert row.fix == f"move model-00003-of-00004.safetensors out of {base}"
     (base / "model-00001-of-00002.safetensors").unlink()
     row = weights(base)
-    assert "model-00001-of-00002.safetensors is missing" in row.found and row.mend.startswith(f"download {base} again")
+    assert "model-00001-of-00002.safetensors is missing" in row.found and row.fix.startswith(f"download {base} again")
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_tensors_of_another_model_are_mended_as_its_config_is(base):
     model, _, tensors = checkpoint_checks.rows(compose_recipe(words))
     assert model.red and not tensors.red, "the tensors are the recipe's"
     model, _, tensors = checkpoint_checks.rows(compose_recipe([*words, "model.ffn=64"]))
-    assert tensors.mend == model.mend and "write model.ffn=128, or" in model.mend
+    assert tensors.fix == model.fix and "write model.ffn=128, or" in model.fix
     assert tensors.found.startswith(
         "3 tensors of another shape: model.layers.0.mlp.gate_proj.weight is [192, 96], and not [64, 96]"
     )
@@ -216,7 +216,7 @@ def test_the_tokenizer_of_another_model_and_another_template_are_refused(root, b
     assert not checkpoint_checks.tokenizer(recipe, packed).red
     (base / "chat_template.jinja").write_text("{{ messages }}")
     row = checkpoint_checks.tokenizer(recipe, packed)
-    assert row.found == "training data has another chat_template.jinja" and "make data" in row.mend
+    assert row.found == "training data has another chat_template.jinja" and "make data" in row.fix
     other = compose_recipe([f"model.checkpoint={bases['qwen3-tiny']}"])
     assert "another chat_template.jinja, tokenizer.json" in checkpoint_checks.tokenizer(other, packed).found
 

@@ -65,14 +65,14 @@ def judged(r, **other):
     return {name: judge(r, said) for name, judge in JUDGES.items()}
 
 
-@pytest.mark.parametrize(("other", "name", "found", "mend"), FAULTS, ids=lambda x: x if isinstance(x, str) else "")
-def test_a_node_that_is_not_as_the_others_is_refused(monkeypatch, other, name, found, mend):
+@pytest.mark.parametrize(("other", "name", "found", "fix"), FAULTS, ids=lambda x: x if isinstance(x, str) else "")
+def test_a_node_that_is_not_as_the_others_is_refused(monkeypatch, other, name, found, fix):
     monkeypatch.setattr(GPUS.engine, "slime_root", "/root/slime")
     monkeypatch.setattr(GPUS.engine, "megatron_root", "/root/Megatron-LM")
     assert [n for n, row in judged(GPUS).items() if row.red or not row.judged] == []
     rows = judged(GPUS, **other)
     assert [n for n, row in rows.items() if row.red] == [name]
-    assert found in rows[name].found and mend in rows[name].mend
+    assert found in rows[name].found and fix in rows[name].fix
 
 
 def test_on_a_cpu_what_makes_no_sense_there_says_so():
@@ -87,7 +87,7 @@ def test_the_key_of_weights_and_biases_must_be_there_where_it_is_used():
     r = compose_recipe(["engine=slime", "engine.wandb=limi"])
     assert not node_checks.wandb(r, {"a": GOOD}).red
     row = node_checks.wandb(r, {"a": GOOD, "b": GOOD | {"wandb": False}})
-    assert row.found == "no WANDB_API_KEY on b" and "engine.wandb=null" in row.mend
+    assert row.found == "no WANDB_API_KEY on b" and "engine.wandb=null" in row.fix
     assert not node_checks.wandb(CPU, {"a": GOOD | {"wandb": False}}).judged
 
 
@@ -103,7 +103,7 @@ def test_a_network_below_half_its_speed_is_refused():
     assert not speed(GPUS, "all-to-all", 51).red
     row = speed(GPUS, "all-to-all", 49)
     assert row.limit == "25 GB/s, half of cluster.network_gb_s"
-    assert "cluster.network_gb_s=24.5" in row.mend and "cluster.interface=NAME" in row.mend
+    assert "cluster.network_gb_s=24.5" in row.fix and "cluster.interface=NAME" in row.fix
     assert not speed(CPU, "all-to-all", 0.001).judged and "gloo" in speed(CPU, "all-to-all", 1).found
     one = compose_recipe(["engine=slime", "gpu=h100", "cluster.network_gb_s=50"])
     assert not speed(one, "all-reduce", 0.001).judged, "no network is in it"
@@ -142,7 +142,7 @@ def test_a_python_without_this_ray_is_named_before_a_ray_starts(tmp_path, monkey
         compose_recipe(["engine=slime", f"engine.python={python}"]), Console(quiet=True)
     )
     assert row.red and row.found == f"engine.python={python}: {found}"
-    assert row.mend.endswith("or engine.python=PYTHON of one that has it")
+    assert row.fix.endswith("or engine.python=PYTHON of one that has it")
 
 
 @pytest.mark.run
@@ -180,11 +180,11 @@ def test_a_mend_names_only_what_is_there(monkeypatch):
     monkeypatch.setattr(cluster_checks.ray, "nodes", lambda: [alone])
     one = compose_recipe(["engine=slime", "gpu=h100", "cluster.gpus_per_node=8"])
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
-    assert cluster_checks.nodes(one, cluster_checks.Known()).mend == (
+    assert cluster_checks.nodes(one, cluster_checks.Known()).fix == (
         "write cluster.nodes=1 cluster.gpus_per_node=4, or write cluster.address=http://HEAD:8265 of a larger one"
     )
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    assert cluster_checks.nodes(one, cluster_checks.Known()).mend.endswith(
+    assert cluster_checks.nodes(one, cluster_checks.Known()).fix.endswith(
         "or add nodes to the cluster: ray start --address=HEAD:6379, on each"
     )
 
@@ -349,7 +349,7 @@ def test_two_good_nodes_are_green(on_ray):
 @pytest.mark.slow
 def test_everything_that_is_wrong_is_red_at_once_with_its_mend(on_ray):
     rows = on_ray["spoiled"]["rows"]
-    mends = {
+    fixes = {
         "nodes": "write cluster.nodes=2 cluster.gpus_per_node=2",
         "numpy": "SLIME_ROOT=FOLDER",
         "slime": "write engine.slime_root=FOLDER",
@@ -357,7 +357,7 @@ def test_everything_that_is_wrong_is_red_at_once_with_its_mend(on_ray):
         "Weights & Biases": "engine.wandb=null",
         "cluster.root": "write cluster.root=FOLDER",
     }
-    assert red(on_ray["spoiled"]) == list(mends)
+    assert red(on_ray["spoiled"]) == list(fixes)
     assert rows["nodes"]["found"] == "2 alive, GPUs: 2, 2"
     assert "NotADirectoryError" in rows["cluster.root"]["found"]
     assert "hydra (OSError)" in rows["packages"]["found"]
@@ -369,7 +369,7 @@ def test_ranks_that_do_not_answer_end_in_a_red_row_in_time(on_ray):
     assert red(on_ray["late"]) == red(on_ray["no network"]) == ["all-reduce", "all-to-all"]
     assert "did not answer in time" in on_ray["late"]["rows"]["all-reduce"]["found"]
     assert "none0" in on_ray["no network"]["rows"]["all-reduce"]["found"]
-    assert "cluster.interface=NAME" in on_ray["no network"]["rows"]["all-reduce"]["mend"]
+    assert "cluster.interface=NAME" in on_ray["no network"]["rows"]["all-reduce"]["fix"]
     assert on_ray["late"]["seconds"] < 60
 
 

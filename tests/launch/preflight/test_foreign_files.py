@@ -40,10 +40,10 @@ def refused(root: Path, base: Path) -> str:
         train._embedded_plan(recipe, QUIET)
     rows = [row for row in recipe_checks.rows(recipe, lambda: prepare.packed(recipe, QUIET)) if row.red]
     # `train` may end at the first red row, or with the table of all that it has looked at.
-    (found,), (mend,) = {row.found for row in rows}, {row.mend for row in rows}
+    (found,), (fix,) = {row.found for row in rows}, {row.fix for row in rows}
     assert found in error.value.problem, "one fault, one text"
-    assert mend in str(error.value)
-    return f"{found}; {mend}"
+    assert fix in str(error.value)
+    return f"{found}; {fix}"
 
 
 @pytest.mark.parametrize("name", JSON)

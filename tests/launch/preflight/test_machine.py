@@ -39,7 +39,7 @@ def test_a_model_that_this_machine_cannot_hold_is_refused_with_the_figures_and_w
     with pytest.raises(PreflightError, match=r"glm4\.5 needs at least 8,468 GB on 2 ranks (.*\n)*.*model=qwen3-tiny"):
         refuse([row])
     assert row.limit == "25.0 GB of this machine"
-    assert row.mend == (
+    assert row.fix == (
         "write cluster=h100x64 cluster.address=http://HEAD:8265 of a Ray cluster with these GPUs; `make plan MODEL=glm4.5 "
         "cluster=h100x64` shows what it takes; here, model=qwen3-tiny trains on the CPU"
     )
@@ -59,23 +59,23 @@ def test_of_a_layout_that_is_searched_for_nothing_is_counted_twice(memory):
 def test_a_model_that_is_trained_on_no_cluster_is_told_no_cluster(memory):
     memory(1)
     row = row_of("model.layers=2000")
-    assert row.red and row.mend == "write a smaller model; here, model=qwen3-tiny trains on the CPU"
+    assert row.red and row.fix == "write a smaller model; here, model=qwen3-tiny trains on the CPU"
 
 
 def test_gpus_that_are_not_on_this_machine_are_refused(gpus):
     gpus(0)
     row = row_of("model=qwen3-8b", "run=ab")
     assert (row.found, row.limit) == ("0 GPUs on this machine", "8 of cluster=h100x8, on 1 node")
-    assert row.mend.startswith(
+    assert row.fix.startswith(
         "write cluster.address=http://HEAD:8265 of a Ray cluster with these GPUs; `make plan MODEL=qwen3-8b run=ab` shows"
     )
     gpus(4)
-    assert row_of("model=qwen3-8b").mend.startswith("write cluster.gpus_per_node=4, or write cluster.address=http://")
+    assert row_of("model=qwen3-8b").fix.startswith("write cluster.gpus_per_node=4, or write cluster.address=http://")
     gpus(8)
     assert not row_of("model=qwen3-8b").red
     row = row_of("model=glm4.5")
     assert row.red and row.found == "8 GPUs on this machine, and cluster.address is not set"
-    assert "gpus_per_node" not in row.mend
+    assert "gpus_per_node" not in row.fix
     assert not row_of("model=qwen3-4b", "cluster=h100x1").red, "the embedded engine's"
 
 
@@ -84,7 +84,7 @@ def test_the_plan_that_is_advised_keeps_what_is_not_of_machines(memory):
     words = ["cluster=local", "layout=data_parallel", "cluster.gpus_per_node=4", "optim.lr=1e-5", "cluster.root=/a b"]
     assert (
         "`make plan MODEL=qwen3-4b optim.lr=1e-5 'cluster.root=/a b' cluster=h100x8`"
-        in row_of("model=qwen3-4b", *words).mend
+        in row_of("model=qwen3-4b", *words).fix
     )
 
 
@@ -136,7 +136,7 @@ def test_a_check_says_what_it_can_and_nothing_of_fetching(tmp_path):
     rows = {row.name: row for row in recipe_checks.rows(recipe, lambda: pytest.fail("asks for the data"))}
     assert red(rows)[0] == "machine" and next(iter(rows)) == "machine"
     assert "data" not in red(rows) and "model" not in red(rows)
-    assert not any("fetch" in row.mend for row in rows.values())
+    assert not any("fetch" in row.fix for row in rows.values())
     assert rows["model"].found == rows["tensors"].found == "not known without what is red"
     assert not rows["paths"].red and rows["disk"].judged
 
@@ -149,7 +149,7 @@ def test_a_check_of_a_cluster_that_this_machine_is_not_starts_no_ray(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "found", "mend"),
+    ("words", "found", "fix"),
     [
         (["model=qwen3-32b", "cluster=h100x1"], "qwen3-32b needs at least 197 GB on 1 rank (weights and gradients)",
          "write cluster=h100x64 cluster.address="),
@@ -160,10 +160,10 @@ def test_a_check_of_a_cluster_that_this_machine_is_not_starts_no_ray(tmp_path):
         (["model=glm4.5", "model.layers=400"], "glm4.5 needs at least 9,", "write a larger cluster.nodes, or a smaller model"),
     ],
 )  # fmt: skip
-def test_gpus_that_cannot_hold_the_model_are_refused_however_many_are_here(gpus, words, found, mend):
+def test_gpus_that_cannot_hold_the_model_are_refused_however_many_are_here(gpus, words, found, fix):
     gpus(64)
     row = row_of(*words)
-    assert row.red and row.found.startswith(found) and row.mend.startswith(mend)
+    assert row.red and row.found.startswith(found) and row.fix.startswith(fix)
     assert " x h100" in row.limit
 
 
@@ -175,7 +175,7 @@ def test_every_model_fits_the_cluster_that_its_file_names(monkeypatch, model):
     assert not row_of(f"model={model}").red
     monkeypatch.setattr(machine, "_gpus_of_cluster", lambda: 7)
     row = row_of(f"model={model}")
-    assert row.red and row.found == "7 GPUs in the Ray cluster of this job" and "add nodes to it" in row.mend
+    assert row.red and row.found == "7 GPUs in the Ray cluster of this job" and "add nodes to it" in row.fix
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ def test_a_good_recipe_is_green_and_every_row_says_what_it_protects_from(root):
     assert all(row.protects and row.found for row in rows.values())
 
 
-# Words that make one row red, the row, and what its mend says.
+# Words that make one row red, the row, and what its fix says.
 WORDS = {
     "batch below data parallel": (
         ["cluster.gpus_per_node=8", "optim.batch_size=4"], "steps", "optim.batch_size=8"),
@@ -44,12 +44,12 @@ WORDS = {
 
 @pytest.mark.parametrize("name", WORDS)
 def test_words_that_slime_would_take_are_refused_and_the_mend_mends_them(root, name):
-    words, row, mend = WORDS[name]
+    words, row, fix = WORDS[name]
     rows = checked(root, *GLM, *words)
     assert red(rows) == [row]
-    assert mend in rows[row].mend
+    assert fix in rows[row].fix
     kept = [w for w in words if "engine.args." not in w]  # a misspelt name is left out
-    assert red(checked(root, *GLM, *kept, *overrides(rows[row].mend))) == []
+    assert red(checked(root, *GLM, *kept, *overrides(rows[row].fix))) == []
 
 
 LAYOUTS = {
@@ -64,23 +64,23 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_layout_that_fails_on_the_gpus_is_refused(root, name):
-    words, layout, mend = LAYOUTS[name]
+    words, layout, fix = LAYOUTS[name]
     rows = checked(root, *GLM, *words, **layout)
     assert red(rows) == ["layout"]
-    assert mend in rows["layout"].mend
+    assert fix in rows["layout"].fix
     assert rows["GPU memory"].found == "not known without what is red"
-    with pytest.raises(ConfigError, match=re.escape(mend.split()[0])):
+    with pytest.raises(ConfigError, match=re.escape(fix.split()[0])):
         compose_recipe([*GLM, *words, *(f"layout.{k}={str(v).lower()}" for k, v in layout.items())])
 
 
 def test_the_mend_of_a_layout_mends_it(root):
     rows = checked(root, *GLM, ep=4)
-    assert red(checked(root, *GLM, *overrides(rows["layout"].mend))) == []
+    assert red(checked(root, *GLM, *overrides(rows["layout"].fix))) == []
 
 
 def test_a_warm_up_passed_on_to_slime_is_refused(root):
     row = checked(root, *GLM, "engine.args.lr_warmup_fraction=0.1")["warm-up"]
-    assert row.red and "leave out engine.args.lr_warmup_fraction" in row.mend
+    assert row.red and "leave out engine.args.lr_warmup_fraction" in row.fix
     assert not recipe_checks.warmup_once(compose_recipe([*GLM, "optim.warmup_fraction=0.1"])).red, "typed once"
     assert not recipe_checks.warmup_once(
         compose_recipe(["model=qwen3-4b", "experiment=released", "cluster=h100x64"])
@@ -98,15 +98,15 @@ def test_a_relative_path_in_a_ray_job_is_refused(root, tmp_path, monkeypatch):
     assert not recipe_checks.paths(compose_recipe(words)).red, "outside a job it is a path from here"
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     row = recipe_checks.paths(compose_recipe(words))
-    assert "data.path=/FOLDER/my.jsonl" in row.mend and "model.checkpoint=/FOLDER/base" in row.mend
-    assert "data.heldout" not in row.mend, "an id on the hub"
+    assert "data.path=/FOLDER/my.jsonl" in row.fix and "model.checkpoint=/FOLDER/base" in row.fix
+    assert "data.heldout" not in row.fix, "an id on the hub"
     Path("their/own").mkdir(parents=True)
-    assert "data.heldout=/FOLDER/own" in recipe_checks.paths(compose_recipe(words)).mend, "a folder of that name"
+    assert "data.heldout=/FOLDER/own" in recipe_checks.paths(compose_recipe(words)).fix, "a folder of that name"
     assert not recipe_checks.paths(
-        compose_recipe([words[0], *overrides(recipe_checks.paths(compose_recipe(words)).mend)])
+        compose_recipe([words[0], *overrides(recipe_checks.paths(compose_recipe(words)).fix)])
     ).red
     out = compose_recipe([words[0], "data.out=packed/sets"])
-    assert "data.out" in recipe_checks.paths(out).mend, "written to, so that it is no id"
+    assert "data.out" in recipe_checks.paths(out).fix, "written to, so that it is no id"
 
 
 @pytest.mark.parametrize(("spans", "what"), [([], "none in a"), ([(0, 2)], "the first token in a")])
@@ -143,7 +143,7 @@ def test_a_disk_without_room_for_the_checkpoints_is_refused(root, monkeypatch):
     rows = checked(root, *words)
     assert red(rows) == ["disk"]
     assert rows["disk"].limit.endswith("3 checkpoints and the export")
-    assert rows["disk"].mend.startswith("write engine.keep_last=1, make room in")
+    assert rows["disk"].fix.startswith("write engine.keep_last=1, make room in")
     assert red(checked(root, *words, "engine.keep_last=1")) == []
     rows = checked(root, *GLM, "engine.save_steps=1000")
     assert red(rows) == [] and rows["disk"].limit.endswith("1 checkpoint and the export"), "saved once, at the end"
@@ -154,7 +154,7 @@ def test_memory_that_the_plan_passes_is_refused(root, monkeypatch):
     rows = checked(root, *GLM, "gpu.memory_mib=1", "cluster.host_memory_gb=0.1")
     assert red(rows) == ["machine", "GPU memory", "host memory"]
     assert rows["GPU memory"].limit == "0.001 GB" and "stage 0: does not fit" in rows["GPU memory"].found
-    assert "choose a smaller model" in rows["host memory"].mend
+    assert "choose a smaller model" in rows["host memory"].fix
 
 
 def test_a_check_that_fails_leaves_the_others_standing(root, base):
@@ -197,7 +197,7 @@ def test_make_check_of_slime_starts_a_ray_of_this_machine(root, tmp_path):
     assert "on the bus of 2 ranks, by" in done.stdout
 
 
-# Words that a plan warns of, the row, what is found, and what its mend says.
+# Words that a plan warns of, the row, what is found, and what its fix says.
 ODD = {
     "a warm-up that is longer than the run": (
         ["optim.warmup_steps=500"], "learning rate",
@@ -222,11 +222,11 @@ ODD = {
 
 @pytest.mark.parametrize("name", ODD)
 def test_what_the_plan_warns_of_is_said_and_refuses_nothing(root, name):
-    words, row, found, mend = ODD[name]
+    words, row, found, fix = ODD[name]
     rows = checked(root, *words)
     assert red(rows) == [] and odd(rows) == [row]
-    assert rows[row].found.startswith(found) and mend in rows[row].mend
-    assert odd(checked(root, *words, *overrides(rows[row].mend))) in ([], [row] if row == "host memory" else [])
+    assert rows[row].found.startswith(found) and fix in rows[row].fix
+    assert odd(checked(root, *words, *overrides(rows[row].fix))) in ([], [row] if row == "host memory" else [])
 
 
 def test_what_the_plan_warns_of_stands_in_the_place_of_the_plain_row(root, monkeypatch):

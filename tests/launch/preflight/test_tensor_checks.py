@@ -1,4 +1,4 @@
-"""A checkpoint's names, shapes and dtypes against the recipe's model: every kind of fault by name, with what mends it."""
+"""A checkpoint's names, shapes and dtypes against the recipe's model: every kind of fault by name, with what fixes it."""
 
 import math
 import subprocess

@@ -73,7 +73,7 @@ def test_an_export_in_a_run_has_the_run_s_own_recipe(tmp_path):
     [
         ("sanity: {oops: 1}", "' is no recipe of this version: "),
         ("sanity: {port: 1}", "' is no recipe of this version: "),
-        ("{", "', line 1: expected the node content, but found '<stream end>'; mend it there"),
+        ("{", "', line 1: expected the node content, but found '<stream end>'; fix it there"),
     ],
 )
 def test_a_recipe_of_another_version_is_named(tmp_path, text, says):

@@ -11,7 +11,7 @@ from recipes.errors import ConfigError
 from recipes.paths import CONF
 
 BROKEN = {
-    "cut off": ("lr: [1", "', line 1: expected ',' or ']', but got '<stream end>'; mend it there"),
+    "cut off": ("lr: [1", "', line 1: expected ',' or ']', but got '<stream end>'; fix it there"),
     "a tab": ("a: 1\n\tlr: 1", "', line 2: found character '\\t' that cannot start any token"),
     "two colons": ("a: 1\nlr: 1: 2", "', line 2: mapping values are not allowed here"),
     "a key twice": ("lr: 1\nlr: 2\n", "', line 2: found duplicate key lr"),

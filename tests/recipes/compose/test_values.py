@@ -21,8 +21,8 @@ def test_an_option_that_nothing_would_read_is_refused_and_the_mend_helps(words, 
     with pytest.raises(ConfigError) as error:
         compose_recipe(words.split())
     assert str(error.value).endswith(says)
-    for mend in error.value.fix.removeprefix("write ").split(", or "):
-        compose_recipe([*words.split(), mend])
+    for fix in error.value.fix.removeprefix("write ").split(", or "):
+        compose_recipe([*words.split(), fix])
 
 
 def test_they_are_taken_where_they_are_read():

@@ -100,9 +100,9 @@ def test_what_machines_make_odd_is_warned_of_with_the_override_that_mends_it(nam
     found = {w.name: w for w in planner.warnings(planned(*words))}
     assert found[name].problem.startswith(problem) and found[name].fix.startswith(fix)
     assert str(found[name]) == f"{found[name].problem}; {found[name].fix}"
-    mended = found[name].fix.removeprefix("write ").split()[0]
-    kept = [w for w in words if w.partition("=")[0] != mended.partition("=")[0]]
-    again = {w.name: w for w in planner.warnings(planned(*kept, mended))}
+    fixed = found[name].fix.removeprefix("write ").split()[0]
+    kept = [w for w in words if w.partition("=")[0] != fixed.partition("=")[0]]
+    again = {w.name: w for w in planner.warnings(planned(*kept, fixed))}
     assert name not in again or name == "pipeline"
 
 
