@@ -16,7 +16,7 @@ from types import FrameType
 # Python puts this file's folder first on the path; the packages are one above it.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from launch.cli import environment  # noqa: E402
+from launch.cli import python_environment  # noqa: E402
 from recipes.errors import LimiError, PreflightError, SanityError, TrainError  # noqa: E402
 
 _INTERRUPTED = "Interrupted; the same command goes on from what is whole: a data set, a checkpoint."
@@ -36,7 +36,7 @@ def main(words: list[str]) -> int:
 def _failed(words: list[str]) -> LimiError | KeyboardInterrupt | None:
     """Runs the stage to its end; what ended it early."""
     try:
-        environment.check_python(words)
+        python_environment.check_python(words)
         from launch.cli import terminal
 
         with terminal.streams():
@@ -47,7 +47,7 @@ def _failed(words: list[str]) -> LimiError | KeyboardInterrupt | None:
     except (LimiError, KeyboardInterrupt) as error:
         return error
     except ImportError as error:
-        return environment.lacking(error, words)
+        return python_environment.lacking(error, words)
     except MemoryError:
         return PreflightError(
             "this machine's memory is used up", "end other programs, or take a smaller model or data set"
@@ -62,7 +62,7 @@ def _run(words: list[str]) -> None:
     from rich.console import Console
 
     from launch.cli import command_line, dry_run, stages
-    from launch.run.fetch import fetched
+    from launch.run.fetch_models import fetched
     from recipes.compose import os_errors
     from recipes.compose.recipe import compose_recipe
 

@@ -30,8 +30,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.fetch import check_tokenizer, local
 from data_prep.files import sha256, whole_folder, write_text
+from data_prep.source_files import check_tokenizer, local
 from recipes import json_file
 from recipes.config import Recipe
 from recipes.errors import DataError

@@ -4,7 +4,7 @@ import bisect
 from pathlib import Path
 from typing import Any
 
-from data_prep.pack import options
+from data_prep.pack import trajectory_options
 from data_prep.records import Record
 from data_prep.sources import Source, source, trajectory
 from data_prep.text.chat import Chat, load_tokenizer
@@ -28,9 +28,9 @@ class Packer:
             said = trajectory(record, self.source)
             content = said.content_hash()
             ledger |= {"id": said.id, "content": content}
-            said = options.without_thinking(said, self.options)
-            said = options.without_special_tokens(said, self.chat.special, self.options)
-            turns, faults = options.supervised(said, self.options)
+            said = trajectory_options.without_thinking(said, self.options)
+            said = trajectory_options.without_special_tokens(said, self.chat.special, self.options)
+            turns, faults = trajectory_options.supervised(said, self.options)
             ledger |= {"schema_breaks": faults} if faults else {}
             conversations, left_out = self._fitting(said, turns)
             ledger |= {"repairs": said.repairs + left_out, **_worth_knowing(said)}
@@ -65,7 +65,7 @@ class Packer:
         return self._cut(said, turns, limit)
 
     def _cut(self, said: Trajectory, turns: list[int], limit: int) -> tuple[list[Conversation], list[str]]:
-        cut = options.pieces(said)
+        cut = trajectory_options.pieces(said)
         head = [*range(cut[0][0])]
         found: list[Conversation] = []
         left_out: list[str] = []

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from data_prep.fetch import check_tokenizer
+from data_prep.source_files import check_tokenizer
 from data_prep.text.sequences import Encoded, Turn
 from data_prep.text.template import ChatTemplate
 from data_prep.trajectory import Code, Rejected, Trajectory

@@ -10,8 +10,8 @@ from data_prep.pack.dataset import open_dataset
 from data_prep.text.chat import load_tokenizer
 from launch.run import metrics
 from launch.run.run_plan import BACK, read_plan
-from launch.sanity import page as sanity
-from recipes import json_file, page
+from launch.sanity import sanity_page as sanity
+from recipes import html_page, json_file
 from recipes.config import Recipe
 
 
@@ -26,7 +26,7 @@ def write(recipe: Recipe, root: Path) -> Path:
     with json_file.shape(root / metrics.NAME, metrics.MEND):
         training = [
             _plot(steps, metrics.heldout_losses(root / metrics.NAME)),
-            page.table(["", "first", "last"], _first_and_last(steps, lines)),
+            html_page.table(["", "first", "last"], _first_and_last(steps, lines)),
             _speed(steps),
         ]
     body = [
@@ -37,7 +37,7 @@ def write(recipe: Recipe, root: Path) -> Path:
         "<h2>Sanity check</h2>",
         *sanity.section(root),
         "<h2>Data</h2>",
-        page.table(["", "training", "held out"], data_rows),
+        html_page.table(["", "training", "held out"], data_rows),
         "<h2>Training text</h2>",
         '<p class="sub">What is supervised is marked; the shortest and the longest sequence.</p>',
         *_sequences(plan, recipe, root),
@@ -45,7 +45,7 @@ def write(recipe: Recipe, root: Path) -> Path:
         f"<pre>{html.escape((root / 'config.yaml').read_text(encoding='utf-8'))}</pre>",
     ]
     path = root / "report.html"
-    write_text(path, page.page(recipe.run, body))
+    write_text(path, html_page.page(recipe.run, body))
     return path
 
 
@@ -98,4 +98,4 @@ def _plot(steps: list[dict[str, Any]], heldout: dict[int, float]) -> str:
     loss.legend()
     rate.plot(at, [m["lr"] for m in steps])
     rate.set(xlabel="step", ylabel="learning rate")
-    return page.image(figure, "loss and learning rate over steps")
+    return html_page.image(figure, "loss and learning rate over steps")

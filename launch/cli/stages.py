@@ -35,7 +35,7 @@ def _on_cluster(stage: Stage) -> Stage:
 @_on_cluster
 def fetch(recipe: Recipe, console: Console) -> None:
     """Fetches the model, and data sets named by a Hugging Face id, once; asks nothing of the hub where they are here."""
-    from launch.run.fetch import fetch_all
+    from launch.run.fetch_models import fetch_all
 
     fetch_all(recipe, console)
 
@@ -169,11 +169,11 @@ def sanity(recipe: Recipe, console: Console) -> None:
     """Checks an export, of `checkpoint` or of the run: its files, then what SGLang makes of it."""
     from launch.cli import train
     from launch.run import which_run
-    from launch.sanity import check, subject
+    from launch.sanity import sanity_check, subject
 
     started = time.perf_counter()
     own, folder = which_run.exported(recipe)
-    check.say_unserved(own, folder, console)
+    sanity_check.say_unserved(own, folder, console)
     train.check(subject.of_export(own, folder, console), console, started)
 
 

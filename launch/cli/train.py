@@ -151,17 +151,17 @@ def check(one: Subject, console: Console, started: float) -> None:
     """
     # Here, not at the top: a finished run is told without transformers' import.
     from launch.cli import report
-    from launch.sanity import check, page
+    from launch.sanity import sanity_check, sanity_page
 
-    done = check.check(one, console)
-    console.print(check.table(done))
+    done = sanity_check.check(one, console)
+    console.print(sanity_check.table(done))
     if one.folder == one.export.parent:  # the last export of its run
         written = report.write(one.recipe, one.folder)
         run_state.mark_checked(one.folder)
     else:
-        written = page.write(one)
+        written = sanity_page.write(one)
     console.print(f"report: {written}   checkpoint: {one.export}   {time.perf_counter() - started:.0f} s")
-    check.refuse_failed(done, one)
+    sanity_check.refuse_failed(done, one)
 
 
 def rehearse(recipe: Recipe, console: Console) -> None:

@@ -35,8 +35,8 @@ from launch.megatron import checkpoint
 from launch.megatron.batch import Batch, pack
 from launch.megatron.cpu import CPU
 from launch.megatron.host_adam import HostAdam, parts_of
-from launch.megatron.place import Place
 from launch.megatron.rank_export import write_shard
+from launch.megatron.rank_place import Place
 from launch.model.gpt import build_chunks, transformer_config
 from launch.model.offload_streams import Lane
 from launch.run.metrics import shown

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from launch.preflight import tensor_checks
 from launch.preflight.checklist import Found, Row, check
-from launch.run.fetch import RECORD, local_checkpoint
+from launch.run.fetch_models import RECORD, local_checkpoint
 from launch.weights.hf_folder import INDEX, check_kept
 from launch.weights.shards import Shards, read
 from recipes import json_file

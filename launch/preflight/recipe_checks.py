@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_prep.fetch import is_hub_id
+from data_prep.source_files import is_hub_id
 from launch.preflight import checkpoint_checks as checkpoint
 from launch.preflight.checklist import Found, Row, check
 from launch.preflight.machine import machine
-from launch.run.fetch import is_remote
+from launch.run.fetch_models import is_remote
 from launch.run.run_folder import held
 from recipes.config import EngineName, Recipe
 from recipes.context import check_context

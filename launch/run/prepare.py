@@ -4,9 +4,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from data_prep.fetch import is_hub_id, local
 from data_prep.pack.dataset import Dataset, overlap, prepare, repeated
-from launch.run.fetch import local_checkpoint
+from data_prep.source_files import is_hub_id, local
+from launch.run.fetch_models import local_checkpoint
 from launch.run.run_plan import Plan
 from recipes.config import Recipe
 from recipes.errors import ConfigError

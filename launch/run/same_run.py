@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.fetch import data_set, is_hub_id
 from data_prep.pack import dataset
-from launch.run.fetch import repository
+from data_prep.source_files import data_set, is_hub_id
+from launch.run.fetch_models import repository
 from launch.run.run_folder import another_recipe, fixed
 from recipes.compose.recipe import from_yaml
 from recipes.config import Recipe

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data_prep.files import write_text
 from data_prep.text.chat import load_tokenizer
+from launch.checks import Check, Outcome, judged
 from launch.sanity.behaviour import answers, parsers, prompts
 from launch.sanity.behaviour.turns import (
     GREEDY,
@@ -19,9 +20,7 @@ from launch.sanity.behaviour.turns import (
     turns,
     usual_answer,
 )
-from launch.sanity.checks import Check, Outcome, judged
-from launch.sanity.likelihood import checks as likelihood_checks
-from launch.sanity.likelihood import retention
+from launch.sanity.likelihood import likelihood_checks, retention
 from launch.sanity.likelihood import scores as likelihood
 from launch.sanity.likelihood.retention import Retention
 from launch.sanity.likelihood.scores import Scores

@@ -3,7 +3,7 @@
 import html
 from typing import Any
 
-from recipes import page
+from recipes import html_page
 from recipes.plan.plan_words import (
     degrees,
     duration,
@@ -30,14 +30,14 @@ def render(s: dict[str, Any]) -> str:
         f'<p class="sub">{html.escape(headline(s))}</p>',
         *(f'<p class="odd">{html.escape(w)}</p>' for w in s["warnings"]),
         "<h2>Layout</h2>",
-        page.table(["", "", "with another value"], _escaped(layout_rows(s))),
+        html_page.table(["", "", "with another value"], _escaped(layout_rows(s))),
         "<h2>Memory</h2>",
-        page.image(_memory_plot(m), "GPU memory by pipeline stage and part"),
+        html_page.image(_memory_plot(m), "GPU memory by pipeline stage and part"),
         _memory_table(s),
         _host(m),
         "<h2>Steps</h2>",
-        page.table(["", ""], _escaped(steps_rows(s))),
-        page.image(_lengths_plot(s), "tokens of every sequence, and the learning rate of every step"),
+        html_page.table(["", ""], _escaped(steps_rows(s))),
+        html_page.image(_lengths_plot(s), "tokens of every sequence, and the learning rate of every step"),
     ]
     if s["time"]:
         rows = [[name, duration(x), f"{x / s['time']['seconds']:.1%}"] for name, x in s["time"]["parts"].items()]
@@ -48,23 +48,23 @@ def render(s: dict[str, Any]) -> str:
             "<h2>Time</h2>",
             f'<p class="sub">{s["time"]["tokens_per_second_per_gpu"]:,.0f} tokens a second and GPU, MFU {s["time"]["mfu"]:.1%}. '
             f"{html.escape(s['time']['calibration'])}.</p>",
-            page.table(["", "time", "share"], rows, figures=True),
+            html_page.table(["", "time", "share"], rows, figures=True),
             "<h2>The first step</h2>",
             '<p class="sub">Every pass of the slowest data-parallel rank, by pipeline stage: forward light, backward dark.</p>',
-            page.image(_gantt_plot(s["schedule"]), "passes of every pipeline stage over time"),
+            html_page.image(_gantt_plot(s["schedule"]), "passes of every pipeline stage over time"),
         ]
     if s["alternatives"]:
         rows = [
             [degrees(a["layout"]), duration(a["seconds_an_epoch"]), f"{a['gpu_share']:.0%}"] for a in s["alternatives"]
         ]
-        body += ["<h2>The best layouts</h2>", page.table(["", "an epoch", "GPU memory"], rows, figures=True)]
+        body += ["<h2>The best layouts</h2>", html_page.table(["", "an epoch", "GPU memory"], rows, figures=True)]
     body.append("<h2>Beside the released recipe</h2>")
     if isinstance(s["released"], str):
         body.append(f"<p>None: {html.escape(s['released'])}</p>")
     else:
-        body.append(page.table(["", "this recipe", "released"], _escaped(released_rows(s))))
+        body.append(html_page.table(["", "this recipe", "released"], _escaped(released_rows(s))))
         body += [f'<p class="odd">released: {html.escape(w)}</p>' for w in s["released"]["warnings"]]
-    return page.page(f"plan of {s['run']}", body)
+    return html_page.page(f"plan of {s['run']}", body)
 
 
 def _escaped(rows: list[list[str]]) -> list[list[str]]:
@@ -73,7 +73,7 @@ def _escaped(rows: list[list[str]]) -> list[list[str]]:
 
 def _memory_table(s: dict[str, Any]) -> str:
     stages = range(len(s["memory"]["stages"]))
-    return page.table(["GB by stage", *map(str, stages)], memory_rows(s), figures=True)
+    return html_page.table(["GB by stage", *map(str, stages)], memory_rows(s), figures=True)
 
 
 def _host(m: dict[str, Any]) -> str:
@@ -82,7 +82,7 @@ def _host(m: dict[str, Any]) -> str:
     rows += [[f"disk: {name}", gigabytes(disk[name])] for name in ("checkpoint", "export")]
     if disk["seconds"] is not None:
         rows.append(["disk: seconds of a save", f"{disk['seconds']:,.0f}"])
-    return page.table(["host memory of a node, and disk", "GB"], rows, figures=True)
+    return html_page.table(["host memory of a node, and disk", "GB"], rows, figures=True)
 
 
 def _memory_plot(m: dict[str, Any]) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.pack import options
+from data_prep.pack import trajectory_options
 from data_prep.records import Record
 from data_prep.sources import source, trajectory
 from data_prep.text.chat import Chat
@@ -32,8 +32,10 @@ def text_of(chat: Chat, case: str) -> str:
     )
     try:
         said = trajectory(Record("", json.dumps(given["record"]).encode(), 0), source(given["source"]))
-        said = options.without_special_tokens(options.without_thinking(said, chosen), chat.special, chosen)
-        turns, _ = options.supervised(said, chosen)
+        said = trajectory_options.without_special_tokens(
+            trajectory_options.without_thinking(said, chosen), chat.special, chosen
+        )
+        turns, _ = trajectory_options.supervised(said, chosen)
         encoded = chat.encode(said, turns, chosen.thinking)
     except Rejected as error:
         return f"rejected: {error.code.value}: {error}\n"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_prep.pack import options
+from data_prep.pack import trajectory_options
 from data_prep.records import Record
 from data_prep.sources import source, trajectory
 from data_prep.trajectory import Rejected, Trajectory
@@ -90,7 +90,9 @@ def check(chat, name, record, thinking):
     chosen = Data(special_tokens=SpecialTokens.escape, thinking=thinking)
     try:
         t = trajectory(Record("", json.dumps(record).encode(), 0), source("openai"))
-        t = options.without_special_tokens(options.without_thinking(t, chosen), chat.special, chosen)
+        t = trajectory_options.without_special_tokens(
+            trajectory_options.without_thinking(t, chosen), chat.special, chosen
+        )
     except Rejected as error:
         assert error.code.value in ("no_supervised", "schema", "special_token"), error
         return

@@ -4,7 +4,7 @@
 from dataclasses import replace
 
 from launch.megatron import cpu
-from launch.megatron.worker import Worker
+from launch.megatron.rank_actor import Worker
 
 
 class _Faulty(Worker):

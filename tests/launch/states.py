@@ -6,12 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from data_prep.files import whole_folder, write_text
+from launch.checks import Check, Outcome
 from launch.run import run_state
 from launch.run.run_folder import RECORD, RunFolder, sizes
 from launch.run.run_plan import Plan
 from launch.run.run_state import Reached
 from launch.run.which_run import TRACKER
-from launch.sanity.checks import Check, Outcome
 from launch.weights import hf_folder
 from recipes.config import EngineName, Recipe
 from tests.launch.support import recipe_of

@@ -9,8 +9,8 @@ from launch.bench.gpu.cases import Planned
 from launch.bench.gpu.inputs import WARM_UP, RandomTokens, device_here, random_weights
 from launch.bench.gpu.timing import timed
 from launch.cluster.rendezvous import open_store
-from launch.megatron.place import Place
 from launch.megatron.rank import Rank
+from launch.megatron.rank_place import Place
 
 
 def measure(planned: Planned) -> dict[str, Any]:

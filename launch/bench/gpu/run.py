@@ -16,7 +16,7 @@ from rich.console import Console
 
 from launch.bench.gpu import table
 from launch.bench.gpu.cases import CASES, Case, Planned, planned
-from launch.bench.gpu.worker import read_case, write_case
+from launch.bench.gpu.measurement import read_case, write_case
 from recipes import json_file
 from recipes.compose.recipe import to_yaml
 from recipes.config import Recipe
@@ -75,7 +75,7 @@ def machine_words(recipe: Recipe, cluster: str) -> list[str]:
 
 def environment_here() -> dict[str, Any]:
     """`environment.environment`, from a process of its own: asking for a GPU's name takes some of its memory."""
-    command = [sys.executable, "-m", "launch.bench.gpu.environment"]
+    command = [sys.executable, "-m", "launch.bench.gpu.software"]
     done = subprocess.run(command, cwd=REPO, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -121,7 +121,7 @@ def left(folders: Sequence[Path]) -> Iterator[tuple[Path, str]]:
 def measured(folder: Path, part: str, timeout: float) -> bool:
     """Whether the measurement's process ended well; what it printed is in `PART.log`."""
     env = ENV | dict(os.environ) | ({"CUDA_VISIBLE_DEVICES": ""} if part == "cpu" else {})
-    command = [sys.executable, "-m", "launch.bench.gpu.worker", part, str(folder)]
+    command = [sys.executable, "-m", "launch.bench.gpu.measurement", part, str(folder)]
     with (folder / f"{part}.log").open("w", encoding="utf-8") as log:
         try:
             done = subprocess.run(command, cwd=REPO, env=env, stdout=log, stderr=log, timeout=timeout, check=False)

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from jsonschema import Draft202012Validator
 
+from launch.checks import Check, judged, share
 from launch.sanity.behaviour.turns import WITHIN, Answer
-from launch.sanity.checks import Check, judged, share
 from recipes.config import Family
 from recipes.families import facts
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from launch.checks import Check, share
 from launch.sanity.behaviour.turns import Calls, Turn, answer, parsed, spread
-from launch.sanity.checks import Check, share
 from launch.serving.client import Client, all_at_once
 from recipes.config import Family
 from recipes.families import facts

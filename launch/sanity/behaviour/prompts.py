@@ -3,8 +3,8 @@
 import re
 from collections.abc import Callable, Sequence
 
+from launch.checks import Check, judged
 from launch.sanity.behaviour.turns import Answer, Turn, spread
-from launch.sanity.checks import Check, judged
 from launch.serving.client import Client
 
 _SHOWN = 8  # tokens of a difference

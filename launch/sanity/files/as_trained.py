@@ -12,8 +12,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from launch.sanity.checks import Check, Outcome, judged
-from launch.sanity.files import compare_worker, faults, trained_worker, trainers
+from launch.checks import Check, Outcome, judged
+from launch.sanity.files import compare_worker, looks, trained_worker, trainers
 from launch.sanity.files.bands import bands
 from launch.sanity.files.compare_worker import DTYPES, Seen
 from launch.sanity.files.digests import Digest
@@ -80,7 +80,7 @@ def check(seen: Mapping[str, Seen], trained: Mapping[str, Digest], checkpoint: P
     exact = same(own, trained)
     lines = _causes({n: s for n, s in own.items() if n not in exact}, trained, m)
     figure = f"{len(exact)} of {len(own)} tensors, bit for bit"
-    return Check(_NAME, _PROTECTS, figure, f"all as in {checkpoint.name}", judged(not lines), faults.some(lines))
+    return Check(_NAME, _PROTECTS, figure, f"all as in {checkpoint.name}", judged(not lines), looks.some(lines))
 
 
 def same(seen: Mapping[str, Seen], trained: Mapping[str, Digest]) -> set[str]:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.sanity.checks import Check
-from launch.sanity.files import faults
+from launch.checks import Check
+from launch.sanity.files import looks
 from launch.sanity.files.compare_worker import Seen
 from launch.weights import hf_folder
 from launch.weights.safetensors_folder import SafetensorsFolder
@@ -24,17 +24,17 @@ Look = tuple[str, Sequence[str]]
 
 def checks(export: Path, base: Path, m: Model) -> list[Check]:
     return [
-        faults.check("manifest", "files changed since they were written", "hashes as written", lambda: _manifest(export)),
-        faults.check("config.json", "a server that builds another model", "the base's, as the recipe changes it",
+        looks.check("manifest", "files changed since they were written", "hashes as written", lambda: _manifest(export)),
+        looks.check("config.json", "a server that builds another model", "the base's, as the recipe changes it",
                      lambda: _config(export, base, m)),
-        faults.check("rope", "positions that the model was not trained with", "the recipe's", lambda: _rope(export, base, m)),
-        faults.check("EOS ids", "answers that do not end", "the base's", lambda: _eos(export, base)),
-        faults.check("tokenizer", "tokens that mean something else", "the base's, byte for byte",
+        looks.check("rope", "positions that the model was not trained with", "the recipe's", lambda: _rope(export, base, m)),
+        looks.check("EOS ids", "answers that do not end", "the base's", lambda: _eos(export, base)),
+        looks.check("tokenizer", "tokens that mean something else", "the base's, byte for byte",
                      lambda: _same_bytes(export, base, _TOKENIZER)),
-        faults.check("special tokens", "markers read as text", "the base's", lambda: _special(export, base)),
-        faults.check("chat template file", "prompts at inference that differ from the training text", "the base's",
+        looks.check("special tokens", "markers read as text", "the base's", lambda: _special(export, base)),
+        looks.check("chat template file", "prompts at inference that differ from the training text", "the base's",
                      lambda: _template(export, base)),
-        faults.check("generation config", "sampling that the base was not tuned for", "the base's",
+        looks.check("generation config", "sampling that the base was not tuned for", "the base's",
                      lambda: _generation(export, base)),
     ]  # fmt: skip
 
@@ -53,7 +53,7 @@ def mtp(seen: dict[str, Seen], shards: Shards, base: SafetensorsFolder, m: Model
         lines += [f"{n} is not the base's" for n in sorted(wanted & seen.keys()) if not _equal(seen[n])]
         return f"{layers} layers, {len(there)} tensors", lines
 
-    return faults.check(
+    return looks.check(
         "MTP layers", "speculative decoding that fails or guesses at random", "as configured, the base's bits", look
     )
 
@@ -94,19 +94,19 @@ def _manifest(export: Path) -> Look:
 def _config(export: Path, base: Path, m: Model) -> Look:
     apart = (*_ROPE, _EOS, _MTP)  # which checks of their own look at
     config, wanted = (_without(c, *apart) for c in (_json(export / "config.json"), _wanted(base, m)))
-    return f"{len(wanted)} fields", faults.differing(config, wanted, "config.json")
+    return f"{len(wanted)} fields", looks.differing(config, wanted, "config.json")
 
 
 def _rope(export: Path, base: Path, m: Model) -> Look:
     config = _json(export / "config.json")
-    lines = faults.differing(_only(config, *_ROPE), _only(_wanted(base, m), *_ROPE), "config.json")
+    lines = looks.differing(_only(config, *_ROPE), _only(_wanted(base, m), *_ROPE), "config.json")
     return m.rope.value, lines or [fault.problem for fault in rope_differences(m, config)]
 
 
 def _eos(export: Path, base: Path) -> Look:
     lines: list[str] = []
     for file in ("config.json", "generation_config.json"):
-        lines += faults.differing(_only(_json(export / file), _EOS), _only(_json(base / file), _EOS), file)
+        lines += looks.differing(_only(_json(export / file), _EOS), _only(_json(base / file), _EOS), file)
     return str(_json(export / "config.json").get(_EOS)), lines
 
 
@@ -127,7 +127,7 @@ def _special(export: Path, base: Path) -> Look:
     lines: list[str] = []
     for file in _SPECIAL:
         one, other = (_without(_json(folder / file), "chat_template") for folder in (export, base))
-        lines += faults.differing(one, other, file)
+        lines += looks.differing(one, other, file)
     return ", ".join(n for n in _SPECIAL if (base / n).is_file()), lines
 
 
@@ -142,4 +142,4 @@ def _template(export: Path, base: Path) -> Look:
 def _generation(export: Path, base: Path) -> Look:
     name = "generation_config.json"
     one, other = (_without(_json(folder / name), _EOS) for folder in (export, base))
-    return f"{len(other)} fields", faults.differing(one, other, name)
+    return f"{len(other)} fields", looks.differing(one, other, name)

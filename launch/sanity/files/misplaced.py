@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from launch.sanity.checks import Check, Outcome
-from launch.sanity.files import faults
+from launch.checks import Check, Outcome
+from launch.sanity.files import looks
 from launch.sanity.files.compare_worker import Seen
 from launch.sanity.files.prints import Prints
 
@@ -160,7 +160,7 @@ def check(found: Sequence[Found], exact: Collection[str]) -> Check:
     if left and not wrong:
         figure += f"; {len(left)} cannot be told"
     outcome = Outcome.failed if wrong else Outcome.warned if left else Outcome.passed
-    detail = faults.some(wrong) if wrong else _untold(left) if left else _least(found)
+    detail = looks.some(wrong) if wrong else _untold(left) if left else _least(found)
     return Check(name, protects, figure, "each its own of the base's, surely", outcome, detail)
 
 

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from launch.sanity.checks import Check, Outcome, judged
-from launch.sanity.files import faults
+from launch.checks import Check, Outcome, judged
+from launch.sanity.files import looks
 from launch.sanity.files.compare_worker import Reach, Seen
-from launch.sanity.files.place import MTP, NORM, ROUTER_BIAS, place
+from launch.sanity.files.tensor_place import MTP, NORM, ROUTER_BIAS, place
 from recipes.config import Model
 
 ENOUGH = 30  # elements expected to have moved: that none did is no chance
@@ -89,7 +89,7 @@ def _far(compared: Sequence[Seen], training: Reach, times: float) -> Check:
         return figure, [f"{n} moved by {b.largest:.2g}" for n, b in far.items()]
 
     shown = f"{limit:.2g}, {times:g} times the rates" if known else "shown; the rates are not known"
-    return faults.check("how far weights moved", "weights that training cannot have made", shown, look)
+    return looks.check("how far weights moved", "weights that training cannot have made", shown, look)
 
 
 def _everywhere(compared: Sequence[Seen], training: Reach, m: Model) -> Check:
@@ -116,7 +116,7 @@ def _everywhere(compared: Sequence[Seen], training: Reach, m: Model) -> Check:
         f"{changed / elements:.1%} of {elements:,} elements moved, as bf16",
         limit,
         judged(not still),
-        faults.some(still),
+        looks.some(still),
     )
 
 
@@ -175,6 +175,6 @@ def _frozen(seen: dict[str, Seen], m: Model) -> Check:
         ]
         return f"{len(biases) - len(lines)} of {len(biases)}", lines
 
-    return faults.check(
+    return looks.check(
         "router bias", "experts chosen otherwise than the base chose them", "the base's bits, frozen", look
     )

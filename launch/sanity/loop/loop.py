@@ -10,8 +10,8 @@ from typing import Any
 
 from data_prep.pack.dataset import Dataset
 from data_prep.sample import make, tools
+from launch.checks import Check, Outcome, judged
 from launch.sanity.behaviour import answers
-from launch.sanity.checks import Check, Outcome, judged
 from launch.sanity.loop import sandbox
 from launch.sanity.loop.sandbox import Sandbox
 from launch.serving.client import Client, all_at_once

@@ -78,7 +78,7 @@ def test_preparing_again_is_a_cache_hit_and_other_options_are_not(root):
         "data_prep/text/chat.py",
         "data_prep/sources/limi.py",
         "data_prep/trajectory.py",
-        "data_prep/pack/options.py",
+        "data_prep/pack/trajectory_options.py",
     ],
 )
 def test_a_change_of_whatever_makes_the_text_makes_it_anew(fresh, tmp_path, monkeypatch, path):

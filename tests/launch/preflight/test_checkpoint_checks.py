@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from launch.preflight import checkpoint_checks
-from launch.run.fetch import RECORD
+from launch.run.fetch_models import RECORD
 from launch.weights.hf_folder import INDEX
 from recipes.compose.recipe import compose_recipe
 from tests.launch.checks import GLM, overrides

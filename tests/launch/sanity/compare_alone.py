@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from launch.sanity.files import tensors
+from launch.sanity.files import tensor_values
 from launch.weights.safetensors_folder import SafetensorsFolder
 from launch.weights.shards import read
 from recipes.compose.recipe import from_yaml
@@ -15,11 +15,11 @@ from tests.launch.export_alone import largest
 
 def main(written: str, name: str) -> None:
     recipe, folder = from_yaml(Path(written)), Path(name)
-    tensors.BATCH_BYTES = 1 << 40  # one process does it all
+    tensor_values.BATCH_BYTES = 1 << 40  # one process does it all
     found = read(folder)
     before = largest()
-    reach = tensors.reach(recipe.optim, None)
-    seen = tensors.compare(found, SafetensorsFolder(folder), recipe.model, reach, True, Console(quiet=True))
+    reach = tensor_values.reach(recipe.optim, None)
+    seen = tensor_values.compare(found, SafetensorsFolder(folder), recipe.model, reach, True, Console(quiet=True))
     assert len(seen) == len(found.files)
     print(largest() - before)
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from launch.checks import Outcome
 from launch.sanity.behaviour.turns import Answer, Turn
-from launch.sanity.checks import Outcome
 
 READ = {"type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]}
 TOOLS = [{"type": "function", "function": {"name": "read", "parameters": READ}}]

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from launch.checks import Outcome
 from launch.export import export
-from launch.sanity.checks import Outcome
-from launch.sanity.files import as_trained, compare_worker, tensors, trained_worker, trainers
+from launch.sanity.files import as_trained, compare_worker, tensor_values, trained_worker, trainers
 from launch.sanity.files.digests import Sums
 from launch.sanity.subject import of_run
 from launch.weights import hf_names, shards
@@ -34,7 +34,7 @@ def checked(recipe, folder, checkpoint):
     """The check, of an export as it lies on the disk."""
     found = shards.read(folder)
     base = SafetensorsFolder(broken.Path(recipe.model.checkpoint))
-    seen = tensors.compare(found, base, recipe.model, tensors.reach(recipe.optim, None), True, QUIET)
+    seen = tensor_values.compare(found, base, recipe.model, tensor_values.reach(recipe.optim, None), True, QUIET)
     own = {n: s for n, s in seen.items() if not (recipe.model.tied and n == OUTPUT)}
     return as_trained.check(own, as_trained.read(checkpoint, found, recipe.model, QUIET), checkpoint, recipe.model)
 
@@ -105,7 +105,7 @@ def test_an_export_of_another_step_is_another(root, tmp_path):
 @pytest.mark.run
 @pytest.mark.parametrize("damage", [cut, flip])
 def test_a_damaged_checkpoint_is_no_fault_of_the_export_and_said(glm, tmp_path, damage):
-    from launch.sanity.files import check as files
+    from launch.sanity.files import file_checks as files
 
     recipe, run = glm
     checkpoint = rewritten(run.checkpoint(2), tmp_path / "damaged")

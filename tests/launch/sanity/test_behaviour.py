@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launch.checks import Outcome
 from launch.sanity.behaviour import answers
-from launch.sanity.checks import Outcome
 from recipes.config import Family
 from tests.launch.sanity.said import PLAN, fails, of, turn
 

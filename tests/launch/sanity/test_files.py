@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from launch.checks import Check, Outcome
 from launch.export.export import export
-from launch.sanity.checks import Check, Outcome
-from launch.sanity.files import check as files
-from launch.sanity.files import compare_worker, tensors
-from launch.sanity.files import page as moved_page
+from launch.sanity.files import compare_worker, tensor_values
+from launch.sanity.files import file_checks as files
+from launch.sanity.files import moved_plot as moved_page
 from recipes.compose.recipe import compose_recipe, to_yaml
 from recipes.config import Recipe
 from tests.conftest import REPO
@@ -227,7 +227,7 @@ def test_several_workers_and_many_blocks_see_what_one_does(trained, tmp_path, mo
     one = good.checks(good.hf, tmp_path / "one.json")
     monkeypatch.setattr(compare_worker, "BLOCK", 1000)
     small = good.checks(good.hf, tmp_path / "small.json")
-    monkeypatch.setattr(tensors, "BATCH_BYTES", 400_000)
+    monkeypatch.setattr(tensor_values, "BATCH_BYTES", 400_000)
     several = good.checks(good.hf, tmp_path / "several.json")
     assert one == small == several
     cells = [

@@ -12,10 +12,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from launch.sanity.checks import Outcome
+from launch.checks import Outcome
 from launch.sanity.likelihood import bootstrap, retention
-from launch.sanity.likelihood import page as likelihood_page
-from launch.sanity.likelihood.checks import beside_base, beside_trainer
+from launch.sanity.likelihood import likelihood_plot as likelihood_page
+from launch.sanity.likelihood.likelihood_checks import beside_base, beside_trainer
 from launch.sanity.likelihood.scores import Scores, measure
 from launch.serving import weight_swap
 from launch.serving.server import Server

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from data_prep.sample import make, tools
-from launch.sanity.checks import Outcome
+from launch.checks import Outcome
 from launch.sanity.loop import loop, sandbox
 from launch.sanity.loop.loop import Task, Work
 from launch.serving.server import Server

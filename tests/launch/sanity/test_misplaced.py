@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launch.sanity.checks import Outcome
+from launch.checks import Outcome
 from launch.sanity.files import misplaced
 from launch.sanity.files.bands import Bands, bands
 from launch.sanity.files.compare_worker import Beside, Seen

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launch.checks import Outcome
 from launch.sanity.behaviour import parsers, prompts
 from launch.sanity.behaviour.turns import answer, ask, longest_answer, parsed, spread, turns, usual_answer
-from launch.sanity.checks import Outcome
 from recipes.config import Family
 from recipes.errors import SanityError
 from tests.launch.sanity.said import PLAN, TOOLS, fails, of, turn

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from launch.checks import Outcome
 from launch.export import export
 from launch.run.run_folder import RunFolder
-from launch.sanity.checks import Outcome
-from launch.sanity.files import check as files
-from launch.sanity.files import misplaced, moved, tensors
+from launch.sanity.files import file_checks as files
+from launch.sanity.files import misplaced, moved, tensor_values
 from launch.weights.safetensors_folder import SafetensorsFolder
 from launch.weights.shards import read
 from recipes.families.common.parts import OUTPUT
@@ -57,7 +57,7 @@ def _rows(root: Path, model: str, times: int, steps: tuple[int, ...]) -> None:
 
 def _told(recipe, hf: Path) -> str:
     found, base = read(hf), SafetensorsFolder(Path(recipe.model.checkpoint))
-    seen = tensors.compare(found, base, recipe.model, tensors.reach(recipe.optim, None), False, QUIET)
+    seen = tensor_values.compare(found, base, recipe.model, tensor_values.reach(recipe.optim, None), False, QUIET)
     places = misplaced.find(moved.trained(seen, recipe.model))
     matrices = [f for f in places if len(seen[f.name].shape) == 2 and f.name != OUTPUT]
     assert not any(f.fault for f in places)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from data_prep.pack.dataset import Dataset
 from launch.megatron import cpu
-from launch.megatron.worker import Worker
+from launch.megatron.rank_actor import Worker
 from recipes.config import Recipe
 
 PAD = 128  # slime's --data-pad-size-multiplier

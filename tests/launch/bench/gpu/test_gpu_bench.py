@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from launch.bench.gpu import cases, environment, run, table, worker
+from launch.bench.gpu import cases, measurement, run, software, table
 from launch.bench.gpu.cases import CASES, PARTS, Case, Planned, planned
 from recipes.compose.recipe import compose_recipe
 from recipes.errors import ConfigError, PreflightError, TrainError
@@ -25,7 +25,7 @@ BESIDE = Case("tiny", "beside the CPU", (200,), steps=1, parts=("ours", "cpu"))
 def tiny(monkeypatch):
     """Cases of a tiny shape, on a machine that says it has the GPU."""
     monkeypatch.setitem(cases.SHAPES, "tiny", f"{SMALL} {ROPE}")
-    here = environment.environment() | {"gpu": "NVIDIA H100 80GB HBM3"}
+    here = software.environment() | {"gpu": "NVIDIA H100 80GB HBM3"}
     monkeypatch.setattr(run, "environment_here", lambda: dict(here))
     return here
 
@@ -113,7 +113,7 @@ def test_both_sides_train_the_same(tmp_path):
     steps = "layout.max_tokens_per_gpu=600 optim.batch_size=3 optim.epochs=2"
     recipe = compose_recipe([*words.split(), *layout.split(), *steps.split(), f"cluster.root={tmp_path}"])
     plan = planner.plan(recipe, Sequences(range(3), TINY.sequences, "drawn at random"))
-    worker.write_case(tmp_path, Planned(TINY, plan))
+    measurement.write_case(tmp_path, Planned(TINY, plan))
     for part in PARTS:
         assert run.measured(tmp_path, part, 120), (tmp_path / f"{part}.log").read_text()
     found = run.results(tmp_path)

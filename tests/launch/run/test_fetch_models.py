@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from data_prep.hub import File
-from launch.run import fetch
+from launch.run import fetch_models
 from recipes.compose.recipe import compose_recipe
 from recipes.errors import ConfigError
 from tests.conftest import REPO
@@ -297,9 +297,9 @@ def test_what_is_fetched_is_used_without_the_hub(hub, bases, tmp_path):
 
 def test_an_unfetched_model_is_named_with_the_command_that_fetches_it(tmp_path):
     recipe = compose_recipe(["model=qwen3-32b", f"cluster.root={tmp_path}", "run=ab"])
-    assert fetch.fetched(recipe) == recipe
+    assert fetch_models.fetched(recipe) == recipe
     with pytest.raises(ConfigError, match=rf"run `make fetch MODEL=qwen3-32b cluster\.root={tmp_path} run=ab`, or"):
-        fetch.local_checkpoint(recipe)
+        fetch_models.local_checkpoint(recipe)
 
 
 def test_a_plan_needs_no_fetch(tmp_path):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from launch.sanity.checks import Check, Outcome, judged
+from launch.checks import Check, Outcome, judged
 from launch.sanity.likelihood.retention import ENOUGH, Part, Retention
 from launch.sanity.likelihood.scores import Scores
 from recipes.config import Dtype, Recipe

@@ -6,8 +6,8 @@ from functools import partial
 
 from rich.console import Console
 
-from launch.sanity.checks import Check
-from launch.sanity.files import bands, compare_worker, faults
+from launch.checks import Check
+from launch.sanity.files import bands, compare_worker, looks
 from launch.sanity.files.compare_worker import Pair, Reach, Seen, Stored
 from launch.sanity.files.prints import Wanted
 from launch.weights import tensor_work
@@ -87,9 +87,9 @@ def checks(seen: dict[str, Seen], shards: Shards, m: Model) -> list[Check]:
         ]
 
     return [
-        faults.check("finite numbers", "a server that answers nothing but NaN", "no NaN, no infinity", finite),
-        faults.check("tensors not zero", "weights that were never written", "none but the base's", zero),
-        faults.check(
+        looks.check("finite numbers", "a server that answers nothing but NaN", "no NaN, no infinity", finite),
+        looks.check("tensors not zero", "weights that were never written", "none but the base's", zero),
+        looks.check(
             "tied output layer", "a server that takes the other of two unlike copies", "one, or two alike", tied
         ),
     ]

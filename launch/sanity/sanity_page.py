@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.files import write_text
-from launch.sanity.files import page as moved_page
-from launch.sanity.likelihood import page as likelihood_page
+from launch.sanity.files import moved_plot as moved_page
+from launch.sanity.likelihood import likelihood_plot as likelihood_page
 from launch.sanity.subject import Subject
-from recipes import page
+from recipes import html_page
 
 _CLASSES = {"pass": "pass", "warn": "odd", "fail": "fail"}  # of the page's style, by outcome
 _PLOTS = {"likelihood.json": likelihood_page.plot, "moved.json": moved_page.plot}
@@ -23,7 +23,7 @@ def write(subject: Subject) -> Path:
         f"<h1>{html.escape(name)}</h1>",
         f'<p class="sub">beside {html.escape(subject.recipe.model.checkpoint)}: {verdict(subject.folder)}</p>',
     ]
-    write_text(path, page.page(name, [*body, *section(subject.folder)]))
+    write_text(path, html_page.page(name, [*body, *section(subject.folder)]))
     return path
 
 
@@ -36,7 +36,7 @@ def verdict(folder: Path) -> str:
 
 def section(folder: Path) -> list[str]:
     """The table and the plots of what a folder's checks found."""
-    table = page.table(["", "check", "protects from", "figure", "limit"], [_row(c) for c in _read(folder)])
+    table = html_page.table(["", "check", "protects from", "figure", "limit"], [_row(c) for c in _read(folder)])
     there = {folder / name: plot for name, plot in _PLOTS.items() if (folder / name).is_file()}
     return [table, *(plot(json.loads(path.read_text(encoding="utf-8"))) for path, plot in there.items())]
 

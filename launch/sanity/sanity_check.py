@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from data_prep.files import write_text
-from launch.sanity.checks import Check, Outcome
-from launch.sanity.files.faults import UNREADABLE
+from launch.checks import Check, Outcome
+from launch.sanity.files.looks import UNREADABLE
 from launch.sanity.subject import Subject
 from launch.serving import sglang_command
 from launch.serving.client import Client
@@ -25,7 +25,7 @@ _MARKS = {Outcome.passed: ("pass", "green"), Outcome.warned: ("warn", "yellow"),
 
 def check(subject: Subject, console: Console) -> list[Check]:
     """Runs every check, whether the others pass or not, and writes what was found; the caller fails the command."""
-    from launch.sanity.files import check as files
+    from launch.sanity.files import file_checks as files
 
     subject.folder.mkdir(parents=True, exist_ok=True)
     for earlier in ("moved.json", "likelihood.json"):

@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from launch.sanity.likelihood.retention import ENOUGH
-from recipes import page
+from recipes import html_page
 
 
 def plot(likelihood: dict[str, Any]) -> str:
@@ -35,7 +35,7 @@ def plot(likelihood: dict[str, Any]) -> str:
     left.set_ylim(*_heights([*positions, *turns]))
     few = any(p["trajectories"] < ENOUGH for p in [*positions, *turns])
     left.legend(title=f"pale: fewer than {ENOUGH} trajectories" if few else None)
-    return page.image(figure, "held-out loss by position and by turn, with intervals")
+    return html_page.image(figure, "held-out loss by position and by turn, with intervals")
 
 
 _COLORS = {"base": "tab:gray", "trained": "tab:blue"}

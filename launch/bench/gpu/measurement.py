@@ -1,4 +1,4 @@
-"""One measurement in a process of its own: `python -m launch.bench.gpu.worker PART FOLDER`.
+"""One measurement in a process of its own: `python -m launch.bench.gpu.measurement PART FOLDER`.
 
 The folder has the case (`case.json`) and its settled recipe (`config.yaml`), and gets `PART.json`: figures, or how much memory there
 was when it ran out.
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from data_prep.files import write_text
 from launch.bench.gpu.cases import Case, Planned
-from launch.bench.gpu.environment import environment
+from launch.bench.gpu.software import environment
 from recipes.compose.recipe import from_yaml, to_yaml
 from recipes.config import Dtype
 from recipes.plan.planner import RunPlan

@@ -14,10 +14,10 @@ import pytest
 from rich.console import Console
 
 from data_prep.sample import make
+from launch.checks import Check, Outcome
 from launch.run.run_plan import Plan
-from launch.sanity import check as sanity
-from launch.sanity import page
-from launch.sanity.checks import Check, Outcome
+from launch.sanity import sanity_check as sanity
+from launch.sanity import sanity_page
 from launch.sanity.served import Served
 from launch.sanity.subject import Subject, of_export
 from launch.serving import sglang_command
@@ -230,15 +230,15 @@ def test_the_table_shows_every_check_with_its_outcome():
 
 
 def test_the_page_has_a_row_of_every_check_and_says_how_it_ended(subject):
-    assert page.verdict(subject.folder) == "not checked"
+    assert sanity_page.verdict(subject.folder) == "not checked"
     subject.folder.mkdir()
     for done, says in ((DONE[:2], "all checks passed"), (DONE, "a check failed")):
         sanity._write(subject, done)
-        assert says in page.verdict(subject.folder)
-        (table,) = page.section(subject.folder)
+        assert says in sanity_page.verdict(subject.folder)
+        (table,) = sanity_page.section(subject.folder)
         assert all(c.name in table and c.figure in table and c.limit in table for c in done)
         assert ("seen: &lt;s&gt;" in table) == (done is DONE) and "<goes>" not in table
-    written = page.write(subject)
+    written = sanity_page.write(subject)
     assert written == subject.folder / "sanity.html" and "a check failed" in written.read_text()
 
 

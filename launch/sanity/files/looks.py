@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from launch.sanity.checks import Check, judged
+from launch.checks import Check, judged
 from recipes.errors import LimiError
 
 Look = Callable[[], tuple[str, Sequence[str]]]  # the figure, and every fault

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_prep import hub
-from data_prep.fetch import data_set, is_hub_id, local
+from data_prep.source_files import data_set, is_hub_id, local
 from recipes.checkpoint.checkpoint_config import read_config
 from recipes.compose import commands
 from recipes.config import Recipe
@@ -96,7 +96,7 @@ def is_remote(path: str) -> bool:
 def fetch_all(recipe: Recipe, console: Console) -> None:
     """Fetches what the recipe names by a Hugging Face id, its model first, and shows what came.
 
-    Raises as `fetch` and `data_prep.fetch.local`, and `ConfigError` where the recipe names nothing of the hub.
+    Raises as `fetch` and `data_prep.source_files.local`, and `ConfigError` where the recipe names nothing of the hub.
     """
     root, data = recipe.cluster.root, recipe.data
     named = [repository(recipe.model.checkpoint, root)] if is_remote(recipe.model.checkpoint) else []

@@ -10,8 +10,8 @@ from pathlib import Path
 from rich.console import Console
 
 from data_prep.files import write_text
-from launch.sanity.checks import Check
-from launch.sanity.files import as_trained, beside, misplaced, moved, shards, tensors
+from launch.checks import Check
+from launch.sanity.files import as_trained, beside, misplaced, moved, names_and_shapes, tensor_values
 from launch.sanity.files.compare_worker import Seen
 from launch.weights.safetensors_folder import SafetensorsFolder
 from launch.weights.shards import Shards, read
@@ -37,16 +37,16 @@ def checks(
     """
     m = recipe.model
     of_base, found = SafetensorsFolder(base), read(export)
-    training = tensors.reach(recipe.optim, rates)
-    seen = tensors.compare(found, of_base, m, training, checkpoint is not None, console)
+    training = tensor_values.reach(recipe.optim, rates)
+    seen = tensor_values.compare(found, of_base, m, training, checkpoint is not None, console)
     times = recipe.sanity.max_moved
     own = {name: s for name, s in seen.items() if not (m.tied and name == OUTPUT)}  # a copy is beside the embedding
     text = moved.as_json(moved.cells(own.values(), m), training, times)
     write_text(written, json.dumps(text, indent=2) + "\n")
     of_trainer, exact = _of_trainer(own, found, checkpoint, m, console)
     return [
-        *shards.checks(found, of_base, m),
-        *tensors.checks(seen, found, m),
+        *names_and_shapes.checks(found, of_base, m),
+        *tensor_values.checks(seen, found, m),
         of_trainer,
         misplaced.check(misplaced.find(moved.trained(own, m)), exact),
         *moved.checks(own, training, times, m),

@@ -1,4 +1,4 @@
-"""What figures depend on beside the case: `python -m launch.bench.gpu.environment` prints it as JSON."""
+"""What figures depend on beside the case: `python -m launch.bench.gpu.software` prints it as JSON."""
 
 import json
 from typing import Any

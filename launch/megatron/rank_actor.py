@@ -5,7 +5,7 @@ from typing import Any
 
 from data_prep.pack.dataset import Dataset, open_dataset
 from launch.cluster.rendezvous import open_store
-from launch.megatron.place import Place
+from launch.megatron.rank_place import Place
 from recipes.config import Recipe
 from recipes.schedule.schedule import Schedule
 

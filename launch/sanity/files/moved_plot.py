@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from recipes import page
+from recipes import html_page
 
 
 def plot(moved: dict[str, Any]) -> str:
@@ -25,4 +25,4 @@ def plot(moved: dict[str, Any]) -> str:
     axes.set_yticks(range(0, len(rows), every), ["outside" if r is None else str(r) for r in rows[::every]])
     axes.set(ylabel="layer")
     figure.colorbar(heat, ax=axes, label="elements moved, %")
-    return page.image(figure, "share of elements that training moved, by layer and kind of tensor")
+    return html_page.image(figure, "share of elements that training moved, by layer and kind of tensor")

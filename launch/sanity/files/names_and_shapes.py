@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from launch.sanity.checks import Check
-from launch.sanity.files import faults
+from launch.checks import Check
+from launch.sanity.files import looks
 from launch.weights.safetensors_folder import SafetensorsFolder
 from launch.weights.shards import Shards
 from recipes.checkpoint.tensors import is_mtp
@@ -43,10 +43,10 @@ def checks(shards: Shards, base: SafetensorsFolder, m: Model) -> list[Check]:
         return f"{len(pairs) - len(lines)} of {len(pairs)}", lines
 
     return [
-        faults.check("shards", "a copy that lost files, bytes or index entries", "all there, none twice", whole),
-        faults.check("tensor names", "weights that a server leaves at random", "the base's", names),
-        faults.check("tensor shapes", "weights that no server loads", "the base's", lambda: same("shape")),
-        faults.check("tensor dtypes", "weights of lost or wasted precision", "the base's", lambda: same("dtype")),
+        looks.check("shards", "a copy that lost files, bytes or index entries", "all there, none twice", whole),
+        looks.check("tensor names", "weights that a server leaves at random", "the base's", names),
+        looks.check("tensor shapes", "weights that no server loads", "the base's", lambda: same("shape")),
+        looks.check("tensor dtypes", "weights of lost or wasted precision", "the base's", lambda: same("dtype")),
     ]
 
 
