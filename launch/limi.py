@@ -72,14 +72,14 @@ def _run(words: list[str]) -> None:
         stage = stages.STAGES[name]
         recipe = compose_recipe(overrides, name)
         stages.refuse_anew(stage, recipe)
-        stages.check_words(stage, recipe.words)
-        if stage is not stages.fetch:
+        stages.check_overrides(stage, recipe.words)
+        if stage.name != "fetch":
             recipe = fetched(recipe)
         console = Console(soft_wrap=True, markup=False, highlight=False)
         if recipe.dry_run:
             dry_run.show(stage, recipe, console)
         else:
-            stage(recipe, console)
+            stage.run(recipe, console)
     except OSError as error:
         raise os_errors.named(error, recipe) from error
 

@@ -22,6 +22,7 @@ from launch.megatron.ranks import Pool
 from launch.run.run_plan import Plan
 from launch.weights import tiny
 from recipes.compose.recipe import compose_recipe
+from recipes.config import Recipe
 from recipes.errors import TrainError
 
 STEPS = 5
@@ -165,10 +166,10 @@ def words_of(name: str) -> list[str]:
 
 
 def one_rank(pool: Pool, root: Path, model: list[str], *words: str) -> Run:
-    return train(pool, root, [*model, *COMMON, "cluster.gpus_per_node=1", *words])
+    return train_layout(pool, root, [*model, *COMMON, "cluster.gpus_per_node=1", *words])
 
 
-def train(pool: Pool, root: Path, words: list[str]) -> Run:
+def train_layout(pool: Pool, root: Path, words: list[str]) -> Run:
     """Five steps with a base and data under `root`, which runs share."""
     recipe = compose_recipe([f"cluster.root={root}", *words])
     checkpoint = f"{root}/models/{recipe.model.name}-{'tied' if recipe.model.tied else 'untied'}"
@@ -227,7 +228,7 @@ def compared(pool: Pool, root: Path, names: Iterable[str]) -> Iterator[tuple[str
         if key not in reference:
             reference[key] = one_rank(pool, root, model, EPS), one_rank(pool, root, model)
         words = words_of(name)
-        run, own = train(pool, root, [*words, EPS]), train(pool, root, words)
+        run, own = train_layout(pool, root, [*words, EPS]), train_layout(pool, root, words)
         yield name, ranks, difference(run, own, *reference[key]), FP32
 
 
@@ -241,11 +242,11 @@ def compared_bf16(pool: Pool, root: Path, names: Iterable[str]) -> Iterator[tupl
             one, exact = one_rank(pool, root, model, EPS, _BF16), one_rank(pool, root, model, EPS)
             reference[key] = one
             yield f"{name.split()[0]} one rank, beside fp32", 1, difference(one, one, exact, exact), limits
-        run, one = train(pool, root, [*words_of(name), EPS, _BF16]), reference[key]
+        run, one = train_layout(pool, root, [*words_of(name), EPS, _BF16]), reference[key]
         yield name, ranks, difference(run, run, one, one), limits
 
 
-def show(console: Console) -> None:
+def show(_: Recipe, console: Console) -> None:
     """Prints both tables as they come. Raises `TrainError` where a layout differs too much."""
     with tempfile.TemporaryDirectory() as folder, Pool() as pool:
         root = Path(folder)

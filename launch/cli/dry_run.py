@@ -3,11 +3,12 @@
 import itertools
 import os
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
 
+from launch.cli.stages import Stage
 from recipes.compose.recipe import to_yaml
 from recipes.config import EngineName, Recipe
 from recipes.errors import LimiError
@@ -15,22 +16,22 @@ from recipes.layout import data_parallel, world_size
 from recipes.paths import run_folder
 
 
-def show(stage: Callable[[Recipe, Console], None], recipe: Recipe, console: Console) -> None:
+def show(stage: Stage, recipe: Recipe, console: Console) -> None:
     """`dry_run=true`: the resolved recipe and what would run; writes nothing but a cluster run's `job.json`."""
-    if stage.__name__ == "serve":
+    if stage.name == "serve":
         _show_server(recipe, console)
         return
-    if stage.__name__ == "bench_gpu":
+    if stage.name == "bench-gpu":
         from launch.bench.gpu import run
 
         run.show(recipe, console)
         return
     console.print(to_yaml(recipe))
-    console.print(f"would run: {stage.__name__} ({stage.__doc__})")
+    console.print(f"would run: {stage.name} ({stage.does})")
     console.print(
         f"  data     {recipe.data.path} and {recipe.data.heldout or 'nothing held out'}, packed into {recipe.data.out}"
     )
-    trains = stage.__name__ == "train"
+    trains = stage.name == "train"
     if trains:
         console.print(f"  run      {recipe.run} {_foreseen(recipe)}")
     if trains and recipe.engine.name is EngineName.slime:

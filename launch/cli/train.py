@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from launch import checks
 from launch.preflight import checklist, checkpoint_checks, recipe_checks
 from launch.preflight.machine import machine
 from launch.run import prepare, run_state, same_run, which_run
@@ -87,7 +88,7 @@ def _embedded_plan(recipe: Recipe, console: Console) -> Plan:
     check_kept(Path(recipe.model.checkpoint))
     plan = prepare.plan(recipe, console)
     check_context(recipe.model, max(plan.data.lengths))
-    checklist.warn([*rows, *recipe_checks.oddities(plan.planned)], console)
+    checks.warn([*rows, *recipe_checks.oddities(plan.planned)], console)
     one = disk(plan.recipe)  # every checkpoint kept, one being written, and the export
     check_room(plan.recipe, one.checkpoint * (plan.recipe.engine.keep_last + 1) + one.export - held(plan.recipe))
     return plan
@@ -105,7 +106,7 @@ def _through_slime_plan(recipe: Recipe, console: Console) -> Plan:
     rows = recipe_checks.rows(recipe, packed, able)
     checklist.refuse(rows)  # before Ray starts, and half a minute goes by
     checklist.refuse(on_cluster.connected_rows(recipe, console, 0.0 if on_cpu(recipe) else on_cluster.NETWORK_S))
-    checklist.warn(rows, console)
+    checks.warn(rows, console)
     return prepare.settled(recipe, packed())
 
 
@@ -127,21 +128,21 @@ def _once(recipe: Recipe) -> Iterator[None]:
 def trained(plan: Plan, run: RunFolder, console: Console) -> bool:
     """Whether it came to the last step, whose checkpoint is whole then."""
     if plan.recipe.engine.name is EngineName.megatron:
-        from launch.megatron import engine
+        from launch.megatron.engine import train_embedded
 
-        return engine.train(plan, run, console)
-    from launch.slime import engine as through_slime
+        return train_embedded(plan, run, console)
+    from launch.slime.engine import train_through_slime
 
-    through_slime.train(plan, run, console)
+    train_through_slime(plan, run, console)
     return True
 
 
 def export(recipe: Recipe, run: RunFolder, console: Console) -> None:
     """Makes `hf/` of the last step's checkpoint."""
-    from launch.export import export
+    from launch.export.export import export_checkpoint
 
     _, last = which_run.pick(run.root, which_run.steps(run.root))
-    export.export(recipe, last, run.hf, console)
+    export_checkpoint(recipe, last, run.hf, console)
 
 
 def check(one: Subject, console: Console, started: float) -> None:
@@ -154,7 +155,7 @@ def check(one: Subject, console: Console, started: float) -> None:
     from launch.sanity import sanity_check, sanity_page
 
     done = sanity_check.check(one, console)
-    console.print(sanity_check.table(done))
+    console.print(checks.table("Sanity check", done, console.width))
     if one.folder == one.export.parent:  # the last export of its run
         written = report.write(one.recipe, one.folder)
         run_state.mark_checked(one.folder)

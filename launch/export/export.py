@@ -33,7 +33,7 @@ from recipes.families.common.parts import OUTPUT, Link
 BATCH_BYTES = 128 << 20  # a worker's task
 
 
-def export(recipe: Recipe, checkpoint: Path, target: Path, console: Console) -> None:
+def export_checkpoint(recipe: Recipe, checkpoint: Path, target: Path, console: Console) -> None:
     """Writes the folder `target` whole, in the base's dtypes, in place of an earlier one; says how large and how fast.
 
     checkpoint: `iter_NNNNNNN` of slime or `step_NNNNNN` of the embedded engine. Raises `CheckpointError` where it is damaged, lacks

@@ -22,7 +22,7 @@ from recipes.compose import commands
 from recipes.errors import DivergedError
 
 
-def train(plan: Plan, run: RunFolder, console: Console) -> bool:
+def train_embedded(plan: Plan, run: RunFolder, console: Console) -> bool:
     """Trains from the last whole checkpoint (or the base) to the last step; whether it came so far.
 
     After a rank died or hung it starts again from the last checkpoint, `engine.max_retries` times at most, and not where the

@@ -16,7 +16,7 @@ from launch.run.run_plan import Plan
 from recipes import json_file
 
 
-def replay(plan: Plan, run: RunFolder, step: int, console: Console) -> None:
+def replay_step(plan: Plan, run: RunFolder, step: int, console: Console) -> None:
     """Goes from the last checkpoint before step `step` (the first is 1) up to it, and shows its figures beside those of the
     run, then the loss and gradient norm of each of its sequences alone. Nothing is updated or written.
 

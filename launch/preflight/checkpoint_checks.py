@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launch.checks import Check
 from launch.preflight import tensor_checks
-from launch.preflight.checklist import Found, Row, check
+from launch.preflight.checklist import Found, check
 from launch.run.fetch_models import RECORD, local_checkpoint
 from launch.weights.hf_folder import INDEX, check_kept
 from launch.weights.shards import Shards, read
@@ -30,7 +31,7 @@ class Known:
     shards: Shards | None = None  # of whole files
 
 
-def rows(r: Recipe | None) -> list[Row]:
+def rows(r: Recipe | None) -> list[Check]:
     """Whether the checkpoint is whole, and of the recipe's model; not known of None."""
     known, first = Known(), model(r)
     return [first, weights(r and folder(r), known), tensors(r, known.shards, first.fix)]

@@ -15,11 +15,12 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
+from launch.checks import Check
 from launch.cluster.connection import connected
 from launch.cluster.ray_errors import logs
 from launch.preflight import network, node_report
 from launch.preflight import node_checks as here
-from launch.preflight.checklist import Found, Row, check
+from launch.preflight.checklist import Found, check
 from launch.preflight.node_checks import Reports, listed
 from launch.slime import contract, installed
 from launch.slime.arguments import arguments, on_cpu
@@ -45,7 +46,7 @@ class Known:
     answering: dict[str, dict[str, Any]] | None = None  # nodes that reported
 
 
-def connected_rows(r: Recipe, console: Console, seconds: float = NETWORK_S) -> list[Row]:
+def connected_rows(r: Recipe, console: Console, seconds: float = NETWORK_S) -> list[Check]:
     """The checks on the Ray of this job, or of this machine, connected to for as long; whether there is one is the first.
     seconds: as `rows` takes them."""
     console.print(
@@ -54,7 +55,7 @@ def connected_rows(r: Recipe, console: Console, seconds: float = NETWORK_S) -> l
     ours = [] if in_ray_job() else [python(r)]
     if any(row.fix for row in ours):
         return ours
-    found: list[Row] = []
+    found: list[Check] = []
     return [*ours, reach(r, found, seconds), *found]
 
 
@@ -81,14 +82,14 @@ def python(r: Recipe) -> Found:
 
 
 @check("Ray", "a cluster that does not answer")
-def reach(r: Recipe, found: list[Row], seconds: float) -> Found:
+def reach(r: Recipe, found: list[Check], seconds: float) -> Found:
     with connected(**own_resources(r)):
         version = f"Ray {ray.__version__}"
         found += rows(r, seconds)
     return Found(version)
 
 
-def rows(r: Recipe, seconds: float = NETWORK_S, start: float = network.START_S) -> list[Row]:
+def rows(r: Recipe, seconds: float = NETWORK_S, start: float = network.START_S) -> list[Check]:
     """Every check of the cluster. seconds: of messages between the ranks at most, none where 0; start: longest wait for their
     processes."""
     known = Known()
@@ -205,7 +206,7 @@ def shared_folder(r: Recipe, answering: dict[str, dict[str, Any]]) -> Found:
     return Found(f"'{r.cluster.root}': {len(read)} of {len(answering)} nodes", limit)
 
 
-def _network(r: Recipe, known: Known, seconds: float, start: float) -> list[Row]:
+def _network(r: Recipe, known: Known, seconds: float, start: float) -> list[Check]:
     """Both exchanges are measured together; where that fails, both say so."""
     if not seconds:
         return []
@@ -220,7 +221,7 @@ def _network(r: Recipe, known: Known, seconds: float, start: float) -> list[Row]
     return [exchange(name)(r, speeds, name) for name in ("all-reduce", "all-to-all")]
 
 
-def exchange(name: str) -> Callable[..., Row]:
+def exchange(name: str) -> Callable[..., Check]:
     """The check of one of them."""
     return check(name, "a network at a fraction of its speed, which every step waits for")(_exchange)
 

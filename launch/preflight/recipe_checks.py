@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.source_files import is_hub_id
+from launch.checks import Check
 from launch.preflight import checkpoint_checks as checkpoint
-from launch.preflight.checklist import Found, Row, check
+from launch.preflight.checklist import Found, check
 from launch.preflight.machine import machine
 from launch.run.fetch_models import is_remote
 from launch.run.run_folder import held
@@ -45,12 +46,12 @@ class Known:
     spread: RunPlan | None = None  # whose steps spread over its ranks
 
 
-def rows(r: Recipe, pack: Pack, able: Row | None = None) -> list[Row]:
+def rows(r: Recipe, pack: Pack, able: Check | None = None) -> list[Check]:
     """Every check of the recipe, in the order in which they are made: later ones use what earlier ones found. pack: gives the
     data sets by name, `training` among them. able: the row of `machine`, where it was made before."""
     known, able = Known(), able or machine(r)
     # What cannot run here is not told to fetch what it would run.
-    elsewhere = able.red and is_remote(r.model.checkpoint)
+    elsewhere = able.failed and is_remote(r.model.checkpoint)
     found = [
         able,
         paths(r),
@@ -69,18 +70,18 @@ def rows(r: Recipe, pack: Pack, able: Row | None = None) -> list[Row]:
         host(known.spread),
         room(r, known),
     ]
-    refused = {row.name for row in found if row.red}
+    refused = {row.name for row in found if row.failed}
     odd = [row for row in oddities(known.spread) if row.name not in refused]
     said = {row.name for row in odd}
     return [*(row for row in found if row.name not in said), *odd]
 
 
-def oddities(plan: RunPlan | None) -> list[Row]:
+def oddities(plan: RunPlan | None) -> list[Check]:
     """What `make plan` warns of, a row each; none where a plan could not be made."""
     return [_odd(one.name)(one) for one in planner.warnings(plan)] if plan is not None else []
 
 
-def _odd(name: str) -> Callable[..., Row]:
+def _odd(name: str) -> Callable[..., Check]:
     @check(name, "days of a run that was not meant so")
     def row(one: planner.Oddity) -> Found:
         return Found(one.problem, fix=one.fix, odd=True)

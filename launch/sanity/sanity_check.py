@@ -2,14 +2,11 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from urllib.error import HTTPError
 
 from rich.console import Console
 from rich.progress import Progress, TaskID
-from rich.table import Table
-from rich.text import Text
 
 from data_prep.files import write_text
 from launch.checks import Check, Outcome
@@ -19,8 +16,6 @@ from launch.serving import sglang_command
 from launch.serving.client import Client
 from recipes.config import Recipe
 from recipes.errors import PreflightError, SanityError
-
-_MARKS = {Outcome.passed: ("pass", "green"), Outcome.warned: ("warn", "yellow"), Outcome.failed: ("FAIL", "bold red")}
 
 
 def check(subject: Subject, console: Console) -> list[Check]:
@@ -59,7 +54,7 @@ def say_unserved(recipe: Recipe, export: Path, console: Console) -> None:
 
 
 def _write(subject: Subject, done: list[Check]) -> None:
-    text = json.dumps([asdict(c) for c in done], indent=2, ensure_ascii=False)
+    text = json.dumps([c.as_json() for c in done], indent=2, ensure_ascii=False)
     write_text(subject.folder / "sanity.json", text + "\n")
 
 
@@ -102,15 +97,6 @@ def _asked(subject: Subject, client: Client, bar: Progress, task: TaskID) -> Ite
 
 def _unanswered(name: str, error: str) -> Check:
     return Check(name, "a checkpoint that no server serves", "no answer", "answers", Outcome.failed, error)
-
-
-def table(done: list[Check]) -> Table:
-    out = Table(title="Sanity check", title_justify="left")
-    for column in ("", "check", "figure", "limit"):
-        out.add_column(column)
-    for c in done:
-        out.add_row(Text(*_MARKS[c.outcome]), c.name, c.figure, c.limit)
-    return out
 
 
 def refuse_failed(done: list[Check], subject: Subject) -> None:

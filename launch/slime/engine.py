@@ -29,7 +29,7 @@ LOG = "train.log"  # everything that slime and its processes say, start after st
 _POLL_S = 0.5
 
 
-def train(plan: Plan, run: RunFolder, console: Console) -> Path:
+def train_through_slime(plan: Plan, run: RunFolder, console: Console) -> Path:
     """Trains from the last whole checkpoint (or the base) to the last step; returns the last checkpoint.
 
     After a failure it starts again from the last checkpoint, as `launch.run.retries` says. Raises `TrainError` where it cannot go on.

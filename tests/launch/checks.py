@@ -17,11 +17,11 @@ def checked(root, *words, **layout):
 
 
 def red(rows):
-    return [name for name, row in rows.items() if row.red]
+    return [name for name, row in rows.items() if row.failed]
 
 
 def odd(rows):
-    return [name for name, row in rows.items() if row.odd]
+    return [name for name, row in rows.items() if row.warned]
 
 
 def overrides(fix):

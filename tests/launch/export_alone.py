@@ -20,7 +20,7 @@ def main(recipe: str, checkpoint: str, target: str, batch_bytes: str = "") -> No
     if batch_bytes:
         export.BATCH_BYTES = int(batch_bytes)
     before = largest()
-    export.export(from_yaml(Path(recipe)), Path(checkpoint), Path(target), Console(soft_wrap=True))
+    export.export_checkpoint(from_yaml(Path(recipe)), Path(checkpoint), Path(target), Console(soft_wrap=True))
     grown = largest() - before
     assert not [m for m in sys.modules if m.partition(".")[0] in ("megatron", "ray", "transformers")]
     print(grown)

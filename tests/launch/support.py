@@ -77,7 +77,7 @@ def exported(plan: Plan, ranks: Ranks, target: Path, steps: int = 1) -> Path:
     checkpoint = target.with_name(f"step_{steps:06}")
     checkpoint.mkdir(parents=True)
     ranks.call("save", str(checkpoint), steps)
-    export.export(plan.recipe, checkpoint, target, Console(quiet=True))
+    export.export_checkpoint(plan.recipe, checkpoint, target, Console(quiet=True))
     return target
 
 

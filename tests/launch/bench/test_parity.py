@@ -78,7 +78,7 @@ def compare(root, on_one_rank):
 
     @functools.cache
     def right(name):
-        return parity.train(POOL, root, [*parity.words_of(name), parity.EPS])
+        return parity.train_layout(POOL, root, [*parity.words_of(name), parity.EPS])
 
     return compare
 
@@ -96,7 +96,7 @@ def test_experts_reduced_as_megatron_marks_them_train_wrongly(root, compare, mon
     name = "GLM TP2 SP"
     assert compare(name).within(parity.FP32)
     monkeypatch.setattr("launch.megatron.ranks.Worker", faulty.UnreducedExperts)
-    found = compare(name, parity.train(POOL, root, [*parity.words_of(name), parity.EPS]))
+    found = compare(name, parity.train_layout(POOL, root, [*parity.words_of(name), parity.EPS]))
     assert found.loss > 1e-3, found
     assert found.gradient[0] > 0.3 and ".experts." in found.gradient[1], found
 
@@ -108,7 +108,7 @@ def test_interleaved_pipelines_with_batched_messages_train_wrongly(root, compare
     found = {}
     for worker in (faulty.EqualLengths, faulty.BatchedP2P):
         monkeypatch.setattr("launch.megatron.ranks.Worker", worker)
-        found[worker] = compare(name, parity.train(POOL, root, [*parity.words_of(name), parity.EPS]))
+        found[worker] = compare(name, parity.train_layout(POOL, root, [*parity.words_of(name), parity.EPS]))
     assert found[faulty.EqualLengths].within(parity.FP32), found
     assert found[faulty.BatchedP2P].loss > 1e-3, found
 
@@ -143,7 +143,7 @@ def test_every_layout_follows_one_rank(root):
 @pytest.mark.run
 @pytest.mark.parametrize("name", ["Qwen3 CP2", "GLM TP2 SP EP2"])
 def test_bf16_in_a_layout_stays_in_its_band_beside_fp32_on_one_rank(root, compare, name):
-    found = compare(name, parity.train(POOL, root, [*parity.words_of(name), parity.EPS, "engine.dtype=bf16"]))
+    found = compare(name, parity.train_layout(POOL, root, [*parity.words_of(name), parity.EPS, "engine.dtype=bf16"]))
     assert found.within(parity.BF16_LAYOUTS[name]), found
     assert not found.within(parity.FP32), "bf16 it was"
 
@@ -165,10 +165,10 @@ def test_every_bf16_row_stays_in_its_band(root):
 )
 def test_the_bf16_band_lets_no_fault_through(root, compare, monkeypatch, fault, name, limits):
     words = [*parity.words_of(name), parity.EPS, "engine.dtype=bf16"]
-    right = compare(name, parity.train(POOL, root, words))
+    right = compare(name, parity.train_layout(POOL, root, words))
     assert right.within(limits), right
     monkeypatch.setattr("launch.megatron.ranks.Worker", fault)
-    wrong = compare(name, parity.train(POOL, root, words))
+    wrong = compare(name, parity.train_layout(POOL, root, words))
     assert not wrong.within(limits), wrong
 
 
@@ -193,7 +193,7 @@ def test_training_leaves_the_routers_expert_bias_bit_for_bit(root):
     import torch
 
     words = [*parity.words_of("GLM EP2"), "optim.lr=1e-2"]
-    weights = parity.train(POOL, root, words).weights
+    weights = parity.train_layout(POOL, root, words).weights
     base = SafetensorsFolder(root / "models" / "glm4.5-tiny-untied")
     names = [n for n in base.files if n.endswith("e_score_correction_bias") and "layers.4" not in n]
     assert len(names) == 3

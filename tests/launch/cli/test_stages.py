@@ -1,5 +1,7 @@
 """The stages: what each reads of the command line, and that no option is taken and then read by nobody."""
 
+import importlib
+import inspect
 import re
 
 import pytest
@@ -9,6 +11,15 @@ from recipes.compose.options import leaves
 from recipes.config import EngineName
 from recipes.errors import ConfigError
 from tests.conftest import REPO
+
+
+@pytest.mark.parametrize("stage", stages.STAGES.values(), ids=stages.STAGES)
+def test_a_stage_s_function_is_there(stage):
+    module, name = stage.function.split(":")
+    assert (
+        list(inspect.signature(getattr(importlib.import_module(module), name)).parameters)[1:] == ["console"]
+        or stage.name == "bench-gpu"
+    )
 
 
 @pytest.mark.parametrize(
@@ -26,7 +37,7 @@ from tests.conftest import REPO
 )  # fmt: skip
 def test_a_word_that_the_stage_would_not_read_is_refused(stage, words, says):
     with pytest.raises(ConfigError) as error:
-        stages.check_words(stages.STAGES[stage], words)
+        stages.check_overrides(stages.STAGES[stage], words)
     assert str(error.value) == says
 
 
@@ -43,7 +54,7 @@ def test_a_word_that_the_stage_would_not_read_is_refused(stage, words, says):
     ],
 )
 def test_a_word_that_the_stage_reads_is_taken(stage, words):
-    stages.check_words(stages.STAGES[stage], words)
+    stages.check_overrides(stages.STAGES[stage], words)
 
 
 ROOMS = ("cli", "cluster", "run", "weights", "export", "serving", "sanity")

@@ -81,7 +81,7 @@ def test_an_export_is_the_one_that_the_ranks_write(root, tmp_path, monkeypatch, 
     monkeypatch.setattr(hf_folder, "FILE_BYTES", 700_000)
     recipe, run = trained(root, name, (LAYOUTS | MORE)[name])
     assert content(run.hf) != content(Path(recipe.model.checkpoint)), "trained"
-    export.export(recipe, run.checkpoint(2), tmp_path / "hf", QUIET)
+    export.export_checkpoint(recipe, run.checkpoint(2), tmp_path / "hf", QUIET)
     assert same(tmp_path / "hf", run.hf)
     files = sorted(p.name for p in (tmp_path / "hf").glob("*.safetensors"))
     assert files == [hf_folder.file_name(i, len(files)) for i in range(1, len(files) + 1)]
@@ -149,7 +149,7 @@ def test_a_damaged_checkpoint_is_refused_and_an_earlier_export_stays(glm, tmp_pa
     shutil.copytree(run.hf, tmp_path / "hf")
     spoil(checkpoint)
     with pytest.raises(CheckpointError, match=says):
-        export.export(recipe, checkpoint, tmp_path / "hf", QUIET)
+        export.export_checkpoint(recipe, checkpoint, tmp_path / "hf", QUIET)
     assert same(tmp_path / "hf", run.hf)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["hf", "iter_0000001"]
 
@@ -159,14 +159,14 @@ def test_a_bit_of_a_checkpoint_whose_files_are_recorded_is_missed_too(glm, tmp_p
     shutil.copytree(run.checkpoint(2), tmp_path / "step_000002")
     flip(tmp_path / "step_000002")
     with pytest.raises(CheckpointError, match="is damaged .*is not the file that was written"):
-        export.export(recipe, tmp_path / "step_000002", tmp_path / "hf", QUIET)
+        export.export_checkpoint(recipe, tmp_path / "step_000002", tmp_path / "hf", QUIET)
 
 
 def test_a_checkpoint_without_a_tensor_or_a_piece_of_one_is_refused(glm, tmp_path):
     recipe, run = glm
     changed = rewritten(run.checkpoint(2), tmp_path / "a", lambda key, t: None if "final_layernorm" in key else t)
     with pytest.raises(CheckpointError, match=r"lacks decoder\.final_layernorm\.weight"):
-        export.export(recipe, changed, tmp_path / "hf", QUIET)
+        export.export_checkpoint(recipe, changed, tmp_path / "hf", QUIET)
     seen = []
 
     def lose(key, tensor):
@@ -175,7 +175,7 @@ def test_a_checkpoint_without_a_tensor_or_a_piece_of_one_is_refused(glm, tmp_pat
         return None if lost and not key.startswith("optimizer") else tensor
 
     with pytest.raises(CheckpointError, match=r"experts\.linear_fc1\.weight \[\d\] in part only"):
-        export.export(recipe, rewritten(run.checkpoint(2), tmp_path / "b", lose), tmp_path / "hf", QUIET)
+        export.export_checkpoint(recipe, rewritten(run.checkpoint(2), tmp_path / "b", lose), tmp_path / "hf", QUIET)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_a_checkpoint_of_another_model_is_refused(glm, root, tmp_path, words, sa
         root, *GLM, "cluster.gpus_per_node=1", f"model.checkpoint={root}/models/other-{words[0][6:]}", *words
     )
     with pytest.raises(CheckpointError, match=says):
-        export.export(other, run.checkpoint(2), tmp_path / "hf", QUIET)
+        export.export_checkpoint(other, run.checkpoint(2), tmp_path / "hf", QUIET)
 
 
 def test_the_expert_bias_is_the_base_s_and_a_trained_one_may_be_off_by_rounding_alone(glm, tmp_path):
@@ -204,11 +204,11 @@ def test_the_expert_bias_is_the_base_s_and_a_trained_one_may_be_off_by_rounding_
         return lambda key, t: by(t) if key.endswith("expert_bias") and not key.startswith("optimizer") else t
 
     rounded = rewritten(run.checkpoint(2), tmp_path / "a", changed(lambda t: t.bfloat16().float()))
-    export.export(recipe, rounded, tmp_path / "hf", QUIET)
+    export.export_checkpoint(recipe, rounded, tmp_path / "hf", QUIET)
     assert same(tmp_path / "hf", run.hf)
     moved = rewritten(run.checkpoint(2), tmp_path / "b", changed(lambda t: t + 1e-3))
     with pytest.raises(CheckpointError, match=r"e_score_correction_bias is frozen .* off the base's by 1\.0e-03"):
-        export.export(recipe, moved, tmp_path / "hf2", QUIET)
+        export.export_checkpoint(recipe, moved, tmp_path / "hf2", QUIET)
 
 
 def test_a_base_that_lost_a_tensor_is_refused(glm, tmp_path):
@@ -220,7 +220,7 @@ def test_a_base_that_lost_a_tensor_is_refused(glm, tmp_path):
     (base / "model.safetensors.index.json").write_text(json.dumps(index))
     other = compose_recipe([*GLM, "cluster.gpus_per_node=1", f"model.checkpoint={base}"])
     with pytest.raises(CheckpointError, match=r"differ in model\.norm\.weight"):
-        export.export(other, run.checkpoint(2), tmp_path / "hf", QUIET)
+        export.export_checkpoint(other, run.checkpoint(2), tmp_path / "hf", QUIET)
 
 
 def test_a_tied_base_with_an_output_layer_of_its_own_keeps_its_name(root, tmp_path):
@@ -233,7 +233,7 @@ def test_a_tied_base_with_an_output_layer_of_its_own_keeps_its_name(root, tmp_pa
     tensors = load_file(base / "model.safetensors")
     save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, base / "model.safetensors")
     other = compose_recipe([*QWEN, "cluster.gpus_per_node=1", f"model.checkpoint={base}", f"cluster.root={tmp_path}"])
-    export.export(other, run.checkpoint(1), tmp_path / "hf", QUIET)
+    export.export_checkpoint(other, run.checkpoint(1), tmp_path / "hf", QUIET)
     found, ranks = content(tmp_path / "hf"), content(run.hf)
     assert found.pop("lm_head.weight") == found["model.embed_tokens.weight"]
     assert found == ranks
@@ -260,8 +260,8 @@ def test_one_export_at_a_time_clears_away_what_a_killed_one_left(glm, tmp_path):
     folder = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(folder, fcntl.LOCK_EX)
     with pytest.raises(PreflightError, match="another export writes into"):
-        export.export(recipe, run.checkpoint(2), tmp_path / "hf", QUIET)
+        export.export_checkpoint(recipe, run.checkpoint(2), tmp_path / "hf", QUIET)
     assert [p.name for p in tmp_path.iterdir()] == [".hf.killed"]
     os.close(folder)
-    export.export(recipe, run.checkpoint(2), tmp_path / "hf", QUIET)
+    export.export_checkpoint(recipe, run.checkpoint(2), tmp_path / "hf", QUIET)
     assert [p.name for p in tmp_path.iterdir()] == ["hf"]

@@ -35,7 +35,7 @@ def test_without_held_out_trajectories_it_trains_all_the_same(root):
     recipe.data.heldout = None
     plan = Plan(recipe, data, None)
     run = RunFolder(recipe, data, None)
-    assert engine.train(plan, run, Console(file=io.StringIO()))
+    assert engine.train_embedded(plan, run, Console(file=io.StringIO()))
     lines = metrics_of(run.root)
     assert [line["step"] for line in lines] == list(range(1, plan.schedule.num_steps + 1))
     assert not any("heldout_loss" in line for line in lines)

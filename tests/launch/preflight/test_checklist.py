@@ -5,7 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from launch.preflight.checklist import Found, check, refuse, table, warn
+from launch.checks import table, warn
+from launch.preflight.checklist import Found, check, refuse
 from recipes.errors import PreflightError
 
 
@@ -29,11 +30,11 @@ def test_the_table_has_a_line_a_check_and_one_for_what_is_not_known():
     shown = []
     for width in (80, 160):
         console = Console(width=width, file=io.StringIO())
-        console.print(table(rows, console.width))
+        console.print(table("Before a run", rows, console.width))
         shown.append([line.rstrip() for line in console.file.getvalue().splitlines()])
     assert len(shown[0]) == len(shown[1]) == 4
     assert shown[0][2].split() == ["pass", "a", "3", "(2)"] and shown[1][2].endswith("harm")
-    assert shown[0][3].endswith("not known without what is red: b, c")
+    assert shown[0][3].endswith("not known until what failed passes: b, c")
 
 
 def test_an_odd_row_is_shown_and_said_and_refuses_nothing():
@@ -41,10 +42,10 @@ def test_an_odd_row_is_shown_and_said_and_refuses_nothing():
         check("a", "harm")(lambda: Found("3", "2", "write a=2", odd=True))(),
         check("b", "harm")(lambda: Found("1"))(),
     ]
-    assert (rows[0].red, rows[0].odd, rows[1].odd) == (False, True, False)
+    assert (rows[0].failed, rows[0].warned, rows[1].warned) == (False, True, False)
     refuse(rows)
     console = Console(width=80, file=io.StringIO())
-    console.print(table(rows, console.width))
+    console.print(table("Before a run", rows, console.width))
     warn(rows, console)
     lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
     assert lines[2].split() == ["warn", "a", "3", "(2)"]

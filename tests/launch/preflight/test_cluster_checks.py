@@ -11,6 +11,7 @@ import psutil
 import pytest
 from rich.console import Console
 
+from launch.checks import Outcome
 from launch.preflight import cluster_checks, node_checks, node_report
 from launch.slime import job
 from launch.slime.contract import EVERYWHERE
@@ -69,26 +70,26 @@ def judged(r, **other):
 def test_a_node_that_is_not_as_the_others_is_refused(monkeypatch, other, name, found, fix):
     monkeypatch.setattr(GPUS.engine, "slime_root", "/root/slime")
     monkeypatch.setattr(GPUS.engine, "megatron_root", "/root/Megatron-LM")
-    assert [n for n, row in judged(GPUS).items() if row.red or not row.judged] == []
+    assert [n for n, row in judged(GPUS).items() if row.failed or (row.outcome is Outcome.shown)] == []
     rows = judged(GPUS, **other)
-    assert [n for n, row in rows.items() if row.red] == [name]
-    assert found in rows[name].found and fix in rows[name].fix
+    assert [n for n, row in rows.items() if row.failed] == [name]
+    assert found in rows[name].figure and fix in rows[name].fix
 
 
 def test_on_a_cpu_what_makes_no_sense_there_says_so():
     rows = judged(CPU, versions=GOOD["versions"] | {"transformer_engine": None}, memlock=1, shm=1)
-    shown = [name for name, row in rows.items() if not row.judged]
+    shown = [name for name, row in rows.items() if (row.outcome is Outcome.shown)]
     assert shown == ["Transformer Engine", "shared memory", "locked memory"]
-    assert all("not on a CPU" in rows[name].found for name in shown)
-    assert not any(row.red for row in rows.values())
+    assert all("not on a CPU" in rows[name].figure for name in shown)
+    assert not any(row.failed for row in rows.values())
 
 
 def test_the_key_of_weights_and_biases_must_be_there_where_it_is_used():
     r = compose_recipe(["engine=slime", "engine.wandb=limi"])
-    assert not node_checks.wandb(r, {"a": GOOD}).red
+    assert not node_checks.wandb(r, {"a": GOOD}).failed
     row = node_checks.wandb(r, {"a": GOOD, "b": GOOD | {"wandb": False}})
-    assert row.found == "no WANDB_API_KEY on b" and "engine.wandb=null" in row.fix
-    assert not node_checks.wandb(CPU, {"a": GOOD | {"wandb": False}}).judged
+    assert row.figure == "no WANDB_API_KEY on b" and "engine.wandb=null" in row.fix
+    assert node_checks.wandb(CPU, {"a": GOOD | {"wandb": False}}).outcome is Outcome.shown
 
 
 def speed(r, name, gb_s):
@@ -98,15 +99,15 @@ def speed(r, name, gb_s):
 def test_a_network_below_half_its_speed_is_refused():
     """All-reduce: 2 x 15/16 of a message crosses from node to node, once for eight GPUs; all-to-all: 8/16 of it for each GPU."""
     row = speed(GPUS, "all-reduce", 110)
-    assert row.found == "206 GB/s on the bus of 16 ranks, 25.8 GB/s between nodes for each GPU" and not row.red
-    assert speed(GPUS, "all-reduce", 100).red
-    assert not speed(GPUS, "all-to-all", 51).red
+    assert row.figure == "206 GB/s on the bus of 16 ranks, 25.8 GB/s between nodes for each GPU" and not row.failed
+    assert speed(GPUS, "all-reduce", 100).failed
+    assert not speed(GPUS, "all-to-all", 51).failed
     row = speed(GPUS, "all-to-all", 49)
     assert row.limit == "25 GB/s, half of cluster.network_gb_s"
     assert "cluster.network_gb_s=24.5" in row.fix and "cluster.interface=NAME" in row.fix
-    assert not speed(CPU, "all-to-all", 0.001).judged and "gloo" in speed(CPU, "all-to-all", 1).found
+    assert (speed(CPU, "all-to-all", 0.001).outcome is Outcome.shown) and "gloo" in speed(CPU, "all-to-all", 1).figure
     one = compose_recipe(["engine=slime", "gpu=h100", "cluster.network_gb_s=50"])
-    assert not speed(one, "all-reduce", 0.001).judged, "no network is in it"
+    assert speed(one, "all-reduce", 0.001).outcome is Outcome.shown, "no network is in it"
 
 
 def test_a_ray_that_cannot_be_reached_is_a_red_row(monkeypatch):
@@ -118,8 +119,8 @@ def test_a_ray_that_cannot_be_reached_is_a_red_row(monkeypatch):
     monkeypatch.setattr(cluster_checks, "connected", gone)
     recipe = compose_recipe(["engine=slime", f"engine.python={sys.executable}"])
     python, row = cluster_checks.connected_rows(recipe, Console(quiet=True))
-    assert not python.red
-    assert row.red and row.found == "ConnectionError: no Ray here"
+    assert not python.failed
+    assert row.failed and row.figure == "ConnectionError: no Ray here"
 
 
 @pytest.mark.parametrize(
@@ -141,7 +142,7 @@ def test_a_python_without_this_ray_is_named_before_a_ray_starts(tmp_path, monkey
     (row,) = cluster_checks.connected_rows(
         compose_recipe(["engine=slime", f"engine.python={python}"]), Console(quiet=True)
     )
-    assert row.red and row.found == f"engine.python={python}: {found}"
+    assert row.failed and row.figure == f"engine.python={python}: {found}"
     assert row.fix.endswith("or engine.python=PYTHON of one that has it")
 
 
@@ -167,8 +168,8 @@ def test_a_run_on_cores_places_its_ranks_whatever_the_machine_has(monkeypatch):
 
     monkeypatch.setattr(cluster_checks, "rows", looked)
     python, row = cluster_checks.connected_rows(recipe, Console(quiet=True))
-    assert not (python.red or row.red) and [r.red for r in rows] == [False] * 3
-    assert rows[2].found == f"{ranks + 4}, {ranks + 4} in all"
+    assert not (python.failed or row.failed) and [r.failed for r in rows] == [False] * 3
+    assert rows[2].figure == f"{ranks + 4}, {ranks + 4} in all"
     assert job.own_resources(recipe) == {"num_cpus": ranks + 4, "num_gpus": ranks}
     on_gpus = compose_recipe(["engine=slime", "gpu=h100", f"cluster.gpus_per_node={ranks}"])
     assert job.own_resources(on_gpus) == {"num_cpus": ranks + 4}, "Ray counts the GPUs itself"
@@ -191,13 +192,13 @@ def test_a_mend_names_only_what_is_there(monkeypatch):
 
 def test_patches_are_not_asked_of_a_slime_that_is_red():
     rows = judged(GPUS, slime="no folder /x", patches=None)
-    assert [name for name, row in rows.items() if row.red] == ["slime"]
-    assert not rows["Megatron-LM"].judged
+    assert [name for name, row in rows.items() if row.failed] == ["slime"]
+    assert rows["Megatron-LM"].outcome is Outcome.shown
 
 
 def test_files_that_are_not_here_either_are_the_rows_of_model_and_data():
     row = node_checks.files(GPUS, {"a": GOOD | {"unseen": ["/x"]}}, None)
-    assert not row.red and not row.judged
+    assert not row.failed and (row.outcome is Outcome.shown)
 
 
 def git(folder, *words):
@@ -361,7 +362,7 @@ def test_everything_that_is_wrong_is_red_at_once_with_its_mend(on_ray):
     assert rows["nodes"]["found"] == "2 alive, GPUs: 2, 2"
     assert "NotADirectoryError" in rows["cluster.root"]["found"]
     assert "hydra (OSError)" in rows["packages"]["found"]
-    assert rows["all-reduce"]["found"] == "not known without what is red"
+    assert rows["all-reduce"]["figure"] == "not known until what failed passes"
 
 
 @pytest.mark.slow

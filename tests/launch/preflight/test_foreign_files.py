@@ -38,9 +38,9 @@ def refused(root: Path, base: Path) -> str:
     recipe = compose_recipe([f"cluster.root={root}", f"model.checkpoint={base}"])
     with pytest.raises(LimiError) as error:
         train._embedded_plan(recipe, QUIET)
-    rows = [row for row in recipe_checks.rows(recipe, lambda: prepare.packed(recipe, QUIET)) if row.red]
+    rows = [row for row in recipe_checks.rows(recipe, lambda: prepare.packed(recipe, QUIET)) if row.failed]
     # `train` may end at the first red row, or with the table of all that it has looked at.
-    (found,), (fix,) = {row.found for row in rows}, {row.fix for row in rows}
+    (found,), (fix,) = {row.figure for row in rows}, {row.fix for row in rows}
     assert found in error.value.problem, "one fault, one text"
     assert fix in str(error.value)
     return f"{found}; {fix}"

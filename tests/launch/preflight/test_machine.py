@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from launch.checks import Outcome
 from launch.preflight import machine, recipe_checks
 from launch.preflight.checklist import refuse
 from recipes.compose.recipe import compose_recipe
@@ -43,7 +44,7 @@ def test_a_model_that_this_machine_cannot_hold_is_refused_with_the_figures_and_w
         "write cluster=h100x64 cluster.address=http://HEAD:8265 of a Ray cluster with these GPUs; `make plan MODEL=glm4.5 "
         "cluster=h100x64` shows what it takes; here, model=qwen3-tiny trains on the CPU"
     )
-    assert not row_of().red
+    assert not row_of().failed
 
 
 def test_of_a_layout_that_is_searched_for_nothing_is_counted_twice(memory):
@@ -51,32 +52,32 @@ def test_of_a_layout_that_is_searched_for_nothing_is_counted_twice(memory):
     assert r.layout.search
     assert machine.least_memory(r) == pytest.approx(16 * parameters(r.model).total, rel=0.02)
     memory(60)
-    assert row_of("model=qwen3-4b", "cluster=local").red
+    assert row_of("model=qwen3-4b", "cluster=local").failed
     memory(70)
-    assert not row_of("model=qwen3-4b", "cluster=local").red
+    assert not row_of("model=qwen3-4b", "cluster=local").failed
 
 
 def test_a_model_that_is_trained_on_no_cluster_is_told_no_cluster(memory):
     memory(1)
     row = row_of("model.layers=2000")
-    assert row.red and row.fix == "write a smaller model; here, model=qwen3-tiny trains on the CPU"
+    assert row.failed and row.fix == "write a smaller model; here, model=qwen3-tiny trains on the CPU"
 
 
 def test_gpus_that_are_not_on_this_machine_are_refused(gpus):
     gpus(0)
     row = row_of("model=qwen3-8b", "run=ab")
-    assert (row.found, row.limit) == ("0 GPUs on this machine", "8 of cluster=h100x8, on 1 node")
+    assert (row.figure, row.limit) == ("0 GPUs on this machine", "8 of cluster=h100x8, on 1 node")
     assert row.fix.startswith(
         "write cluster.address=http://HEAD:8265 of a Ray cluster with these GPUs; `make plan MODEL=qwen3-8b run=ab` shows"
     )
     gpus(4)
     assert row_of("model=qwen3-8b").fix.startswith("write cluster.gpus_per_node=4, or write cluster.address=http://")
     gpus(8)
-    assert not row_of("model=qwen3-8b").red
+    assert not row_of("model=qwen3-8b").failed
     row = row_of("model=glm4.5")
-    assert row.red and row.found == "8 GPUs on this machine, and cluster.address is not set"
+    assert row.failed and row.figure == "8 GPUs on this machine, and cluster.address is not set"
     assert "gpus_per_node" not in row.fix
-    assert not row_of("model=qwen3-4b", "cluster=h100x1").red, "the embedded engine's"
+    assert not row_of("model=qwen3-4b", "cluster=h100x1").failed, "the embedded engine's"
 
 
 def test_the_plan_that_is_advised_keeps_what_is_not_of_machines(memory):
@@ -137,8 +138,8 @@ def test_a_check_says_what_it_can_and_nothing_of_fetching(tmp_path):
     assert red(rows)[0] == "machine" and next(iter(rows)) == "machine"
     assert "data" not in red(rows) and "model" not in red(rows)
     assert not any("fetch" in row.fix for row in rows.values())
-    assert rows["model"].found == rows["tensors"].found == "not known without what is red"
-    assert not rows["paths"].red and rows["disk"].judged
+    assert rows["model"].figure == rows["tensors"].figure == "not known until what failed passes"
+    assert not rows["paths"].failed and rows["disk"].outcome is not Outcome.shown
 
 
 def test_a_check_of_a_cluster_that_this_machine_is_not_starts_no_ray(tmp_path):
@@ -163,7 +164,7 @@ def test_a_check_of_a_cluster_that_this_machine_is_not_starts_no_ray(tmp_path):
 def test_gpus_that_cannot_hold_the_model_are_refused_however_many_are_here(gpus, words, found, fix):
     gpus(64)
     row = row_of(*words)
-    assert row.red and row.found.startswith(found) and row.fix.startswith(fix)
+    assert row.failed and row.figure.startswith(found) and row.fix.startswith(fix)
     assert " x h100" in row.limit
 
 
@@ -172,10 +173,10 @@ def test_every_model_fits_the_cluster_that_its_file_names(monkeypatch, model):
     """What advice names is not refused there."""
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     monkeypatch.setattr(machine, "_gpus_of_cluster", lambda: 64)
-    assert not row_of(f"model={model}").red
+    assert not row_of(f"model={model}").failed
     monkeypatch.setattr(machine, "_gpus_of_cluster", lambda: 7)
     row = row_of(f"model={model}")
-    assert row.red and row.found == "7 GPUs in the Ray cluster of this job" and "add nodes to it" in row.fix
+    assert row.failed and row.figure == "7 GPUs in the Ray cluster of this job" and "add nodes to it" in row.fix
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from launch.checks import Outcome
 from launch.cli import train
 from launch.preflight import cluster_checks as on_cluster
 from launch.preflight import machine, recipe_checks
@@ -23,8 +24,10 @@ from tests.launch.support import called, limi, recipe_of
 def test_a_good_recipe_is_green_and_every_row_says_what_it_protects_from(root):
     rows = checked(root, *GLM)
     assert red(rows) == []
-    assert [name for name, row in rows.items() if not row.judged] == ["host memory"], "its limit is not known here"
-    assert all(row.protects and row.found for row in rows.values())
+    assert [name for name, row in rows.items() if (row.outcome is Outcome.shown)] == ["host memory"], (
+        "its limit is not known here"
+    )
+    assert all(row.protects_from and row.figure for row in rows.values())
 
 
 # Words that make one row red, the row, and what its fix says.
@@ -68,7 +71,7 @@ def test_a_layout_that_fails_on_the_gpus_is_refused(root, name):
     rows = checked(root, *GLM, *words, **layout)
     assert red(rows) == ["layout"]
     assert fix in rows["layout"].fix
-    assert rows["GPU memory"].found == "not known without what is red"
+    assert rows["GPU memory"].figure == "not known until what failed passes"
     with pytest.raises(ConfigError, match=re.escape(fix.split()[0])):
         compose_recipe([*GLM, *words, *(f"layout.{k}={str(v).lower()}" for k, v in layout.items())])
 
@@ -80,22 +83,22 @@ def test_the_mend_of_a_layout_mends_it(root):
 
 def test_a_warm_up_passed_on_to_slime_is_refused(root):
     row = checked(root, *GLM, "engine.args.lr_warmup_fraction=0.1")["warm-up"]
-    assert row.red and "leave out engine.args.lr_warmup_fraction" in row.fix
-    assert not recipe_checks.warmup_once(compose_recipe([*GLM, "optim.warmup_fraction=0.1"])).red, "typed once"
+    assert row.failed and "leave out engine.args.lr_warmup_fraction" in row.fix
+    assert not recipe_checks.warmup_once(compose_recipe([*GLM, "optim.warmup_fraction=0.1"])).failed, "typed once"
     assert not recipe_checks.warmup_once(
         compose_recipe(["model=qwen3-4b", "experiment=released", "cluster=h100x64"])
-    ).red
+    ).failed
 
 
 def test_every_wrong_flag_is_named(root):
     row = checked(root, *GLM, "engine.args.swigluu=true", "engine.args.lr=1")["flags"]
-    assert "swigluu" in row.found and "engine.args.lr=1" in row.found
+    assert "swigluu" in row.figure and "engine.args.lr=1" in row.figure
 
 
 def test_a_relative_path_in_a_ray_job_is_refused(root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = [f"cluster.root={root}", "data.path=my.jsonl", "model.checkpoint=./base", "data.heldout=their/own"]
-    assert not recipe_checks.paths(compose_recipe(words)).red, "outside a job it is a path from here"
+    assert not recipe_checks.paths(compose_recipe(words)).failed, "outside a job it is a path from here"
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     row = recipe_checks.paths(compose_recipe(words))
     assert "data.path=/FOLDER/my.jsonl" in row.fix and "model.checkpoint=/FOLDER/base" in row.fix
@@ -104,7 +107,7 @@ def test_a_relative_path_in_a_ray_job_is_refused(root, tmp_path, monkeypatch):
     assert "data.heldout=/FOLDER/own" in recipe_checks.paths(compose_recipe(words)).fix, "a folder of that name"
     assert not recipe_checks.paths(
         compose_recipe([words[0], *overrides(recipe_checks.paths(compose_recipe(words)).fix)])
-    ).red
+    ).failed
     out = compose_recipe([words[0], "data.out=packed/sets"])
     assert "data.out" in recipe_checks.paths(out).fix, "written to, so that it is no id"
 
@@ -114,9 +117,9 @@ def test_sequences_that_slime_would_train_wrongly_are_refused(spans, what):
     def packed(spans):
         return {"training": SimpleNamespace(ids=["b", "a"], spans=lambda s: spans if s else [(1, 3)])}
 
-    assert recipe_checks.supervision(packed([(2, 4)])).found == "4"
+    assert recipe_checks.supervision(packed([(2, 4)])).figure == "4"
     row = recipe_checks.supervision(packed(spans))
-    assert row.red and row.found == what
+    assert row.failed and row.figure == what
 
 
 def test_a_run_that_goes_on_needs_no_second_room_for_what_it_has(tmp_path, monkeypatch):
@@ -124,14 +127,14 @@ def test_a_run_that_goes_on_needs_no_second_room_for_what_it_has(tmp_path, monke
     one = disk(recipe)
     full = shutil.disk_usage("/")._replace(free=one.checkpoint + one.export)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
-    assert recipe_checks.room(recipe, recipe_checks.Known()).red
+    assert recipe_checks.room(recipe, recipe_checks.Known()).failed
     checkpoints = tmp_path / "runs" / "room" / "checkpoints"
     for step in (99, 199):
         (checkpoints / f"iter_{step:07}").mkdir(parents=True)
         with (checkpoints / f"iter_{step:07}" / ".metadata").open("wb") as file:
             file.truncate(one.checkpoint)
-    assert not recipe_checks.room(recipe, recipe_checks.Known()).red
-    assert recipe_checks.room(replace(recipe, anew=True), recipe_checks.Known()).red, "it moves aside and stays"
+    assert not recipe_checks.room(recipe, recipe_checks.Known()).failed
+    assert recipe_checks.room(replace(recipe, anew=True), recipe_checks.Known()).failed, "it moves aside and stays"
 
 
 def test_a_disk_without_room_for_the_checkpoints_is_refused(root, monkeypatch):
@@ -153,7 +156,7 @@ def test_memory_that_the_plan_passes_is_refused(root, monkeypatch):
     monkeypatch.setattr(machine, "gpus_here", lambda: 2)
     rows = checked(root, *GLM, "gpu.memory_mib=1", "cluster.host_memory_gb=0.1")
     assert red(rows) == ["machine", "GPU memory", "host memory"]
-    assert rows["GPU memory"].limit == "0.001 GB" and "stage 0: does not fit" in rows["GPU memory"].found
+    assert rows["GPU memory"].limit == "0.001 GB" and "stage 0: does not fit" in rows["GPU memory"].figure
     assert "choose a smaller model" in rows["host memory"].fix
 
 
@@ -168,9 +171,9 @@ def test_a_check_that_fails_leaves_the_others_standing(root, base):
         for r in recipe_checks.rows(compose_recipe([*GLM, f"model.checkpoint={base}", f"cluster.root={root}"]), pack)
     }
     assert red(rows) == ["data", "model", "code"]
-    assert rows["data"].found == "'x' holds no trajectory"
-    assert rows["model"].found == f"'{base / 'config.json'}' is cut off in line 1"
-    assert not rows["steps"].judged and rows["layout"].judged
+    assert rows["data"].figure == "'x' holds no trajectory"
+    assert rows["model"].figure == f"'{base / 'config.json'}' is cut off in line 1"
+    assert (rows["steps"].outcome is Outcome.shown) and rows["layout"].outcome is Outcome.passed
 
 
 def test_make_check_of_the_embedded_engine(root):
@@ -225,7 +228,7 @@ def test_what_the_plan_warns_of_is_said_and_refuses_nothing(root, name):
     words, row, found, fix = ODD[name]
     rows = checked(root, *words)
     assert red(rows) == [] and odd(rows) == [row]
-    assert rows[row].found.startswith(found) and fix in rows[row].fix
+    assert rows[row].figure.startswith(found) and fix in rows[row].fix
     assert odd(checked(root, *words, *overrides(rows[row].fix))) in ([], [row] if row == "host memory" else [])
 
 

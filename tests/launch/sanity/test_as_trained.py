@@ -68,7 +68,7 @@ def test_a_mistake_of_the_export_s_own_mapping_is_found(glm, tmp_path, monkeypat
         return parts[::-1] if link.join is Join.gate_up else parts
 
     monkeypatch.setattr(hf_names, "split", wrong)
-    export.export(recipe, run.checkpoint(2), tmp_path / "hf", QUIET)
+    export.export_checkpoint(recipe, run.checkpoint(2), tmp_path / "hf", QUIET)
     check = checked(recipe, tmp_path / "hf", run.checkpoint(2))
     assert check.outcome is Outcome.failed and "(gate and up swapped)" in check.detail
 

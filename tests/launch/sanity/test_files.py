@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from launch.checks import Check, Outcome
-from launch.export.export import export
+from launch.export.export import export_checkpoint
 from launch.sanity.files import compare_worker, tensor_values
 from launch.sanity.files import file_checks as files
 from launch.sanity.files import moved_plot as moved_page
@@ -58,7 +58,7 @@ def train(root, model, seed=0, *words) -> Trained:
     name = f"files-{model}-{seed}{'-'.join(re.sub(r'[^a-z0-9]', '', w) for w in words)}"
     plan, run = short_run(root, STEPS, f"model={model}", *SHORT, f"seed={seed}", f"run={name}", *words)
     checkpoint = run.checkpoint(STEPS)
-    export(plan.recipe, checkpoint, run.root / "again", QUIET)
+    export_checkpoint(plan.recipe, checkpoint, run.root / "again", QUIET)
     rates = plan.summary()["steps"]["learning_rates"][:STEPS]
     return Trained(plan.recipe, run.hf, rates, checkpoint)
 

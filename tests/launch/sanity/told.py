@@ -49,7 +49,7 @@ def _rows(root: Path, model: str, times: int, steps: tuple[int, ...]) -> None:
                 ranks.call("save", str(folder), step + 1)
             saved = run.checkpoint(step + 1)
             assert saved is not None
-            export.export(plan.recipe, saved, run.hf, QUIET)
+            export.export_checkpoint(plan.recipe, saved, run.hf, QUIET)
             told = _told(plan.recipe, run.hf)
             by = _caught(plan.recipe, run.hf, saved, root / f"broken-{model}-{times}-{step}")
             print(f"| {model} | {times} × | {step + 1} | {told} | {by} |", flush=True)

@@ -52,7 +52,7 @@ def rows_of(case: dict) -> dict:
     deadline = time.monotonic() + 10
     while running() and time.monotonic() < deadline:
         time.sleep(0.1)
-    return {"rows": {r.name: {**vars(r), "red": r.red} for r in rows}, "left": running(), "seconds": seconds}
+    return {"rows": {r.name: {**vars(r), "red": r.failed} for r in rows}, "left": running(), "seconds": seconds}
 
 
 os.environ |= {"RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}

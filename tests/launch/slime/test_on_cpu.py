@@ -55,7 +55,7 @@ def trained(root: Path, name: str, *given: str) -> tuple[Plan, Path]:
     recipe, data, heldout = recipe_of(root, "engine=slime", f"run=slime-{name.lower().replace(' ', '-')}", *given)
     said = io.StringIO()
     plan = Plan(recipe, data, heldout)
-    return plan, engine.train(plan, RunFolder(recipe, data, heldout), Console(file=said, soft_wrap=True))
+    return plan, engine.train_through_slime(plan, RunFolder(recipe, data, heldout), Console(file=said, soft_wrap=True))
 
 
 def lines(plan: Plan) -> tuple[list[dict], list[dict]]:

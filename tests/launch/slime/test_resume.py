@@ -31,7 +31,7 @@ def plan_of(root: Path, run: str, *words: str) -> Plan:
 
 def train(plan: Plan) -> tuple[Path, str]:
     said = io.StringIO()
-    return engine.train(
+    return engine.train_through_slime(
         plan, RunFolder(plan.recipe, plan.data, plan.heldout), Console(file=said, soft_wrap=True)
     ), said.getvalue()
 

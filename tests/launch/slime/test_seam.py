@@ -29,7 +29,7 @@ def trained(root, on_one_rank):
     """By case, five steps on ranks as slime has them."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("launch.megatron.ranks.Worker", seam.Seam)
-        found = {name: parity.train(POOL, root, [*words, parity.EPS]) for name, words in CASES.items()}
+        found = {name: parity.train_layout(POOL, root, [*words, parity.EPS]) for name, words in CASES.items()}
         POOL.close()
     return found
 

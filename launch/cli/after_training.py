@@ -1,0 +1,57 @@
+"""Stages after training: a step again, the export, and its check."""
+
+import time
+from dataclasses import replace
+
+from rich.console import Console
+
+from recipes.config import EngineName, Recipe
+from recipes.errors import ConfigError
+from recipes.paths import run_folder
+
+
+def replay(recipe: Recipe, console: Console) -> None:
+    """Repeats one step of a run, `step`, whole and sequence by sequence; the recipe is the run's own."""
+    from launch.megatron.replay import replay_step
+    from launch.preflight import checklist, machine
+    from launch.run import prepare, which_run
+    from launch.run.run_folder import RunFolder
+    from launch.run.run_plan import of_run
+
+    own = which_run.own_recipe(recipe)
+    if own.engine.name is not EngineName.megatron:
+        raise ConfigError(
+            f"run={own.run} was trained through slime, and a replay is the embedded engine's",
+            "write run=NAME of a run that it trained",
+        )
+    checklist.refuse([machine.machine(own)])
+    prepare.base(own, console)
+    plan = replace(of_run(run_folder(own)), recipe=own)
+    if recipe.step is None or recipe.step > plan.schedule.num_steps:
+        raise ConfigError(
+            f"step={recipe.step}: the run has steps 1 to {plan.schedule.num_steps}", "write step=N (make: STEP=N)"
+        )
+    replay_step(plan, RunFolder(own, plan.data, plan.heldout), recipe.step, console)
+
+
+def export(recipe: Recipe, console: Console) -> None:
+    """Hugging Face folder of a run's newest checkpoint, or of `step`'s; the recipe is the run's own."""
+    from launch.export.export import export_checkpoint
+    from launch.run import which_run
+
+    run = run_folder(recipe)
+    own = which_run.own_recipe(recipe)
+    step, checkpoint = which_run.pick(run, recipe.step)
+    export_checkpoint(own, checkpoint, which_run.target(run, step), console)
+
+
+def sanity(recipe: Recipe, console: Console) -> None:
+    """Checks an export, of `checkpoint` or of the run: its files, then what SGLang makes of it."""
+    from launch.cli import train
+    from launch.run import which_run
+    from launch.sanity import sanity_check, subject
+
+    started = time.perf_counter()
+    own, folder = which_run.exported(recipe)
+    sanity_check.say_unserved(own, folder, console)
+    train.check(subject.of_export(own, folder, console), console, started)

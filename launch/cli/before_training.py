@@ -1,0 +1,95 @@
+"""Stages before training: what is packed, planned and checked, and scripts for schedulers."""
+
+import json
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from recipes.config import EngineName, Recipe
+
+
+def data(recipe: Recipe, console: Console) -> None:
+    """Packs the training and the held-out trajectories, every mask proved."""
+    from launch.run import prepare
+
+    packed = prepare.packed(recipe, console)
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("", "records", "rejected", "sequences", "tokens", "supervised", "longest"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, one in packed.items():
+        counts = one.manifest["counts"]
+        figures = [f"{counts[key]:,}" for key in ("records", "rejected", "sequences", "tokens", "supervised")]
+        table.add_row(name, *figures, f"{max(one.lengths):,}")
+    console.print(table)
+    for name, one in packed.items():
+        console.print(f"{name}: {one.folder}")
+
+
+def inspect(recipe: Recipe, console: Console) -> None:
+    """Shows one trajectory's sequences, supervised tokens coloured; without `id`, lists all."""
+    from data_prep.pack import show
+    from launch.run import prepare
+
+    all_packed = prepare.packed(recipe, console)
+    for name, packed in all_packed.items():
+        if recipe.id is None:
+            console.print(show.listing(name, packed))
+        elif recipe.id in packed.ids:
+            show.sequences(packed, recipe, console)
+            return
+    if recipe.id is None:
+        console.print("write id=ID to see one")
+        return
+    show.refuse_unknown(recipe.id, all_packed)
+
+
+def plan(recipe: Recipe, console: Console) -> None:
+    """Layout, memory, steps, time and cost, before a GPU is taken."""
+    from data_prep.files import write_text
+    from launch.run import prepare
+    from recipes.plan import plan_page, plan_summary, plan_table, planner
+
+    made = planner.plan(recipe, prepare.sequences(recipe, console))
+    found = plan_summary.summary(made, planner.released(made))
+    for part in plan_table.show(found):
+        console.print(part)
+    folder = Path(recipe.cluster.root) / "plans" / recipe.run
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "plan.json", json.dumps(found, indent=2) + "\n")
+    write_text(folder / "plan.html", plan_page.render(found))
+    console.print(f"plan: {folder / 'plan.html'} and plan.json")
+    planner.refuse_too_large(made)
+
+
+def check(recipe: Recipe, console: Console) -> None:
+    """Everything that would end or spoil a run, before a GPU is held: recipe, checkpoint, data, memory, disk; with slime the
+    cluster's nodes, what is on them, their shared folder and network."""
+    from launch import checks
+    from launch.preflight import checklist, machine, recipe_checks
+    from launch.run import prepare
+
+    able = machine.machine(recipe)
+    rows = recipe_checks.rows(recipe, lambda: prepare.packed(recipe, console), able)
+    if recipe.engine.name is EngineName.slime and not able.failed:
+        from launch.preflight import cluster_checks as on_cluster
+
+        rows += on_cluster.connected_rows(recipe, console)
+    console.print(checks.table("Before a GPU is held", rows, console.width))
+    checks.warn(rows, console)
+    checklist.refuse(rows)
+
+
+def slurm(recipe: Recipe, console: Console) -> None:
+    """Prints the sbatch script that starts Ray on the nodes and runs the recipe there."""
+    from launch.cluster import schedulers
+
+    console.file.write(schedulers.slurm(recipe))
+
+
+def kuberay(recipe: Recipe, console: Console) -> None:
+    """Prints the RayJob manifest that runs the recipe on Kubernetes."""
+    from launch.cluster import schedulers
+
+    console.file.write(schedulers.kuberay(recipe))
