@@ -210,6 +210,10 @@ test-contract: $(if $(CHECKOUTS),$(READY) $(SLIME_READY)) ## What needs slime an
 	@$(if $(CHECKOUTS),$(PYTEST) -m contract,echo "test-contract needs slime and Megatron-LM; write SLIME_ROOT=FOLDER \
 	MEGATRON_ROOT=FOLDER of their checkouts" >&2; exit 2)
 
+.PHONY: reference
+reference: $(READY) ## Write hydra_conf/REFERENCE.md anew: every option with its type, default and meaning
+	@$(BIN)/python -m recipes.compose.reference
+
 .PHONY: clean
 clean: ## Remove the environment; data, models and runs stay
 	@rm -rf $(VENV) .venv-slime .pytest_cache .mypy_cache .ruff_cache

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from launch.cli.stages import Stage
+from recipes.compose.origins import annotated, origins
 from recipes.compose.recipe import to_yaml
 from recipes.config import EngineName, Recipe
 from recipes.errors import LimiError
@@ -26,7 +27,7 @@ def show(stage: Stage, recipe: Recipe, console: Console) -> None:
 
         run.show(recipe, console)
         return
-    console.print(to_yaml(recipe))
+    console.print(annotated(to_yaml(recipe), origins(recipe.words, stage.name)))
     console.print(f"would run: {stage.name} ({stage.does})")
     console.print(
         f"  data     {recipe.data.path} and {recipe.data.heldout or 'nothing held out'}, packed into {recipe.data.out}"
