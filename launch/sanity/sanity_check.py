@@ -10,8 +10,8 @@ from rich.progress import Progress, TaskID
 
 from data_prep.files import write_text
 from launch.checks import Check, Outcome
-from launch.sanity.files.looks import UNREADABLE
 from launch.sanity.subject import Subject
+from launch.sanity.tensors.looks import UNREADABLE
 from launch.serving import sglang_command
 from launch.serving.client import Client
 from recipes.config import Recipe

@@ -13,12 +13,13 @@ from pathlib import Path
 from rich.console import Console
 
 from launch.checks import Check, Outcome, judged
-from launch.sanity.files import compare_worker, looks, trained_worker, trainers
-from launch.sanity.files.bands import bands
-from launch.sanity.files.compare_worker import DTYPES, Seen
-from launch.sanity.files.digests import Digest
+from launch.sanity.files import trained_worker, trainers
 from launch.sanity.files.misplaced import how
 from launch.sanity.files.trained_worker import Parameter
+from launch.sanity.tensors import compare_worker, looks
+from launch.sanity.tensors.bands import bands
+from launch.sanity.tensors.compare_worker import DTYPES, Seen
+from launch.sanity.tensors.digests import Digest
 from launch.weights import tensor_work
 from launch.weights.safetensors_file import Entry
 from launch.weights.shards import Shards

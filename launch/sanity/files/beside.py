@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from launch.checks import Check
-from launch.sanity.files import looks
-from launch.sanity.files.compare_worker import Seen
+from launch.sanity.tensors import looks
+from launch.sanity.tensors.compare_worker import Seen
 from launch.weights import hf_folder
 from launch.weights.safetensors_folder import SafetensorsFolder
 from launch.weights.shards import Shards

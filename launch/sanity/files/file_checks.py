@@ -11,8 +11,9 @@ from rich.console import Console
 
 from data_prep.files import write_text
 from launch.checks import Check
-from launch.sanity.files import as_trained, beside, misplaced, moved, names_and_shapes, tensor_values
-from launch.sanity.files.compare_worker import Seen
+from launch.sanity.files import as_trained, beside, misplaced, moved, names_and_shapes
+from launch.sanity.tensors import tensor_values
+from launch.sanity.tensors.compare_worker import Seen
 from launch.weights.safetensors_folder import SafetensorsFolder
 from launch.weights.shards import Shards, read
 from recipes.config import Model, Recipe

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from launch.checks import Check, Outcome
-from launch.sanity.files import looks
-from launch.sanity.files.compare_worker import Seen
-from launch.sanity.files.prints import Prints
+from launch.sanity.tensors import looks
+from launch.sanity.tensors.compare_worker import Seen
+from launch.sanity.tensors.prints import Prints
 
 SURE = 18.0  # of the odds' logarithm, six standard deviations: one pair in a billion comes so far by chance
 AT_ONCE = 256  # tensors compared with all others at a time

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from launch.checks import Check, Outcome, judged
-from launch.sanity.files import looks
-from launch.sanity.files.compare_worker import Reach, Seen
-from launch.sanity.files.tensor_place import MTP, NORM, ROUTER_BIAS, place
+from launch.sanity.tensors import looks
+from launch.sanity.tensors.compare_worker import Reach, Seen
+from launch.sanity.tensors.tensor_place import MTP, NORM, ROUTER_BIAS, place
 from recipes.config import Model
 
 ENOUGH = 30  # elements expected to have moved: that none did is no chance

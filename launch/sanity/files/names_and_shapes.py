@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from launch.checks import Check
-from launch.sanity.files import looks
+from launch.sanity.tensors import looks
 from launch.weights.safetensors_folder import SafetensorsFolder
 from launch.weights.shards import Shards
 from recipes.checkpoint.tensors import is_mtp

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from launch.sanity.files import compare_worker, trainers
-from launch.sanity.files.compare_worker import DTYPES
-from launch.sanity.files.digests import Digest, Sums
+from launch.sanity.files import trainers
+from launch.sanity.tensors import compare_worker
+from launch.sanity.tensors.compare_worker import DTYPES
+from launch.sanity.tensors.digests import Digest, Sums
 from launch.weights import torch_dist
 from launch.weights.safetensors_file import Entry
 from launch.weights.torch_dist import Piece

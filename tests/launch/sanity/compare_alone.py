@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from launch.sanity.files import tensor_values
+from launch.sanity.tensors import tensor_values
 from launch.weights.safetensors_folder import SafetensorsFolder
 from launch.weights.shards import read
 from recipes.compose.recipe import from_yaml

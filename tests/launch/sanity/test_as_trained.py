@@ -14,9 +14,10 @@ from rich.console import Console
 
 from launch.checks import Outcome
 from launch.export import export
-from launch.sanity.files import as_trained, compare_worker, tensor_values, trained_worker, trainers
-from launch.sanity.files.digests import Sums
+from launch.sanity.files import as_trained, trained_worker, trainers
 from launch.sanity.subject import of_run
+from launch.sanity.tensors import compare_worker, tensor_values
+from launch.sanity.tensors.digests import Sums
 from launch.weights import hf_names, shards
 from launch.weights.safetensors_folder import SafetensorsFolder
 from recipes.compose.recipe import compose_recipe, to_yaml

@@ -12,9 +12,9 @@ from rich.console import Console
 
 from launch.checks import Check, Outcome
 from launch.export.export import export_checkpoint
-from launch.sanity.files import compare_worker, tensor_values
 from launch.sanity.files import file_checks as files
 from launch.sanity.files import moved_plot as moved_page
+from launch.sanity.tensors import compare_worker, tensor_values
 from recipes.compose.recipe import compose_recipe, to_yaml
 from recipes.config import Recipe
 from tests.conftest import REPO

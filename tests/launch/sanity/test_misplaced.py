@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from launch.checks import Outcome
 from launch.sanity.files import misplaced
-from launch.sanity.files.bands import Bands, bands
-from launch.sanity.files.compare_worker import Beside, Seen
-from launch.sanity.files.prints import Taker, Wanted
+from launch.sanity.tensors.bands import Bands, bands
+from launch.sanity.tensors.compare_worker import Beside, Seen
+from launch.sanity.tensors.prints import Taker, Wanted
 from recipes.compose.recipe import compose_recipe
 
 ROWS, COLUMNS, HEAD = 48, 32, 12

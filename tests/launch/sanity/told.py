@@ -14,7 +14,8 @@ from launch.checks import Outcome
 from launch.export import export
 from launch.run.run_folder import RunFolder
 from launch.sanity.files import file_checks as files
-from launch.sanity.files import misplaced, moved, tensor_values
+from launch.sanity.files import misplaced, moved
+from launch.sanity.tensors import tensor_values
 from launch.weights.safetensors_folder import SafetensorsFolder
 from launch.weights.shards import read
 from recipes.families.common.parts import OUTPUT

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from launch.sanity.files.digests import Digest, Sums
-from launch.sanity.files.prints import Prints, Taker, Wanted
+from launch.sanity.tensors.digests import Digest, Sums
+from launch.sanity.tensors.prints import Prints, Taker, Wanted
 from launch.weights.safetensors_file import Entry
 from recipes.errors import CheckpointError
 

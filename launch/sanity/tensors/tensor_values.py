@@ -7,9 +7,9 @@ from functools import partial
 from rich.console import Console
 
 from launch.checks import Check
-from launch.sanity.files import bands, compare_worker, looks
-from launch.sanity.files.compare_worker import Pair, Reach, Seen, Stored
-from launch.sanity.files.prints import Wanted
+from launch.sanity.tensors import bands, compare_worker, looks
+from launch.sanity.tensors.compare_worker import Pair, Reach, Seen, Stored
+from launch.sanity.tensors.prints import Wanted
 from launch.weights import tensor_work
 from launch.weights.safetensors_folder import SafetensorsFolder
 from launch.weights.shards import WIDTHS, Shards

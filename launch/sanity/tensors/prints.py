@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from launch.sanity.files.bands import Bands
+from launch.sanity.tensors.bands import Bands
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from launch.sanity.files.tensor_place import place
+from launch.sanity.tensors.tensor_place import place
 from recipes.config import Model
 
 _PARTS = 8  # of what ranks share; as many as a node has of them
