@@ -90,7 +90,7 @@ def model(r: Recipe) -> Group:
     if not m.tied:
         yield ("--untie-embeddings-and-output-weights",)
     if m.rope is Rope.yarn:
-        yield "--custom-model-provider-path", "launch.slime.yarn.provider"
+        yield "--custom-model-provider-path", "launch.slime.hooks.yarn.provider"
     if m.rope is Rope.yarn or on_cpu(r):
         yield ("--no-rope-fusion",)  # the fused kernel leaves out YaRN's attention factor for packed sequences
     if m.experts and (router := facts(m.family).router):
@@ -124,9 +124,9 @@ def _experts(r: Recipe, router: Router) -> Group:
 def data(r: Recipe, num_steps: int) -> Group:
     """Steps come from `rollout.py`: each of its steps carries as many rollout ids as there are data-parallel ranks, however
     many sequences it has, so that slime counts one optimizer step."""
-    yield "--rollout-function-path", "launch.slime.rollout.generate"
-    yield "--rollout-data-postprocess-path", "launch.slime.rollout.verify"
-    yield "--custom-megatron-before-train-step-hook-path", "launch.slime.steps.before"
+    yield "--rollout-function-path", "launch.slime.hooks.rollout.generate"
+    yield "--rollout-data-postprocess-path", "launch.slime.hooks.rollout.verify"
+    yield "--custom-megatron-before-train-step-hook-path", "launch.slime.hooks.steps.before"
     yield ("--disable-rollout-global-dataset",)
     yield "--num-rollout", num_steps
     yield "--rollout-batch-size", data_parallel(r)
@@ -243,7 +243,7 @@ def device(r: Recipe) -> Group:
         return
     yield "--distributed-backend", "gloo"
     yield "--transformer-impl", "local"
-    yield "--spec", "launch.slime.cpu", "layers"
+    yield "--spec", "launch.slime.hooks.cpu", "layers"
     yield "--cp-comm-type", "all_gather"
     yield ("--use-cpu-initialization",)
     yield ("--no-persist-layer-norm",)

@@ -129,7 +129,7 @@ def flags(on_cpu: bool) -> list[str]:
     from unittest import mock
 
     if on_cpu:
-        from launch.slime import cpu
+        from launch.slime.hooks import cpu
 
         cpu.install()
     from slime.utils.arguments import parse_args

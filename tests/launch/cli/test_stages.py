@@ -61,7 +61,7 @@ ROOMS = ("cli", "cluster", "run", "weights", "export", "serving", "sanity")
 SHARED = ["recipes/**/*.py", "data_prep/**/*.py", *(f"launch/{room}/**/*.py" for room in ROOMS)]
 OF_ENGINE = {
     EngineName.megatron: [*SHARED, "launch/megatron/*.py", "launch/model/*.py", "launch/preflight/recipe_checks.py"],
-    EngineName.slime: [*SHARED, "launch/slime/*.py", "launch/preflight/*.py"],
+    EngineName.slime: [*SHARED, "launch/slime/**/*.py", "launch/preflight/*.py"],
 }
 DEFINE = (
     "recipes/config.py",

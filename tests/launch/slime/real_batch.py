@@ -4,7 +4,7 @@ makes of rows 1 to n on each context-parallel rank."""
 import json
 import sys
 
-from launch.slime import cpu
+from launch.slime.hooks import cpu
 
 cpu.install()
 

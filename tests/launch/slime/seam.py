@@ -34,11 +34,11 @@ class Seam(Worker):
 
 
 def build_chunks(r: Recipe, config: Any) -> list[Any]:
-    """slime's `model_provider` with `--spec launch.slime.cpu layers`, for every chunk of this rank."""
+    """slime's `model_provider` with `--spec launch.slime.hooks.cpu layers`, for every chunk of this rank."""
     from megatron.core import parallel_state
     from megatron.core.models.gpt import GPTModel
 
-    from launch.slime.cpu import layers
+    from launch.slime.hooks.cpu import layers
 
     stages: list[int | None] = list(range(r.layout.vpp)) if r.layout.vpp > 1 else [None]
     return [

@@ -21,7 +21,7 @@ from launch.megatron import batch, rank  # noqa: E402
 from launch.megatron.cpu import CPU  # noqa: E402
 from launch.model import attention, gpt  # noqa: E402
 from launch.model.layers import block_spec  # noqa: E402
-from launch.slime import cpu as of_slime  # noqa: E402
+from launch.slime.hooks import cpu as of_slime  # noqa: E402
 from launch.weights import hf_names  # noqa: E402
 from launch.weights.safetensors_folder import SafetensorsFolder  # noqa: E402
 from tests.launch.one_rank import one_rank  # noqa: E402

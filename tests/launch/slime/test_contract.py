@@ -15,7 +15,7 @@ from tests.launch.slime.support import on_cpu
 ALL = [*EVERYWHERE, *ON_A_CPU]
 # What runs inside slime's processes.
 MODEL = [REPO / "launch" / "model" / name for name in ("attention.py", "layers.py", "rotary.py")]
-OURS = [path for room in ("slime", "preflight") for path in (REPO / "launch" / room).glob("*.py")] + MODEL
+OURS = [path for room in ("slime", "preflight") for path in (REPO / "launch" / room).rglob("*.py")] + MODEL
 
 
 def code(touch: Touch) -> str:

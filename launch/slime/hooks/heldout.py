@@ -65,7 +65,7 @@ def _rollout(plan: Plan, batches: tuple[MicroBatch, ...]) -> dict[str, Any]:
     import torch
     from slime.utils import accelerator
 
-    from launch.slime.rollout import loss_mask, places
+    from launch.slime.hooks.rollout import loss_mask, places
 
     assert plan.heldout is not None
     data, device = plan.heldout, accelerator.current_device()

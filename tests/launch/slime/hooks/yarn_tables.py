@@ -1,12 +1,12 @@
 """Run by the Python that slime runs in, `yarn_tables.py RUN_FOLDER`: Megatron-LM's own rotary code on a packed query of ones, with
-what `launch.slime.yarn` sets, beside transformers' cosines and sines. Prints the largest differences, as JSON."""
+what `launch.slime.hooks.yarn` sets, beside transformers' cosines and sines. Prints the largest differences, as JSON."""
 
 import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from launch.slime import cpu
+from launch.slime.hooks import cpu
 
 cpu.install()
 
@@ -18,7 +18,7 @@ from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import (  
 from transformers import Qwen3Config  # noqa: E402
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding  # noqa: E402
 
-from launch.slime import yarn  # noqa: E402
+from launch.slime.hooks import yarn  # noqa: E402
 from recipes.compose.recipe import from_yaml  # noqa: E402
 
 run = Path(sys.argv[1])

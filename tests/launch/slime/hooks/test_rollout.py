@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from launch.run.run_plan import Plan
-from launch.slime import job, rollout
+from launch.slime import job
+from launch.slime.hooks import rollout
 from recipes.compose.recipe import from_yaml, to_yaml
 from recipes.errors import TrainError
 from tests.launch.support import recipe_of

@@ -13,8 +13,8 @@ from typing import Any
 
 from launch.run import metrics
 from launch.run.run_plan import Plan
-from launch.slime import heldout
-from launch.slime.rollout import in_order, plan
+from launch.slime.hooks import heldout
+from launch.slime.hooks.rollout import in_order, plan
 from recipes.checkpoint.tensors import links
 from recipes.config import Recipe
 from recipes.errors import DivergedError, TrainError

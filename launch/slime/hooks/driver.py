@@ -1,4 +1,4 @@
-"""Run by the Python that has slime, as `python launch/slime/driver.py RUN_FOLDER`: connects to Ray with the environment that
+"""Run by the Python that has slime, as `python launch/slime/hooks/driver.py RUN_FOLDER`: connects to Ray with the environment that
 `job.json` gives every process, and runs slime's own script in this one. An error of the project's own, from any process of the job,
 is left in the run folder as it was raised."""
 
@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path[0] = str(Path(__file__).resolve().parents[2])
+sys.path[0] = str(Path(__file__).resolve().parents[3])
 
 from launch.cluster import connection  # noqa: E402
-from launch.slime import cpu, failure  # noqa: E402
+from launch.slime import failure  # noqa: E402
 from launch.slime.arguments import on_cpu  # noqa: E402
+from launch.slime.hooks import cpu  # noqa: E402
 from launch.slime.job import own_resources  # noqa: E402
 from recipes import json_file  # noqa: E402
 from recipes.compose.recipe import from_yaml  # noqa: E402
@@ -24,7 +25,7 @@ def main(run: Path) -> None:
     )
     environment: dict[str, Any] = {"env_vars": job["env_vars"]}
     if on_cpu(recipe):
-        environment["worker_process_setup_hook"] = "launch.slime.cpu.install"
+        environment["worker_process_setup_hook"] = "launch.slime.hooks.cpu.install"
         cpu.install()
     try:
         with connection.session(own_resources(recipe), runtime_env=environment):

@@ -6,7 +6,7 @@ import pytest
 
 from launch.run import metrics
 from launch.run.run_plan import Plan
-from launch.slime import steps
+from launch.slime.hooks import steps
 from recipes.errors import DivergedError
 from recipes.paths import run_folder
 from tests.launch.support import recipe_of

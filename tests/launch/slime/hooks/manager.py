@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from launch.slime import rollout
+from launch.slime.hooks import rollout
 
 
 def build_dp_schedule(
