@@ -39,7 +39,7 @@ def arrows():
     found = defaultdict(set)
     for module, path in MODULES.items():
         for other in imported(path):
-            a, b = room(module), room(other) or room(f"{other}.__init__")
+            a, b = room(module), room(f"{other}.__init__" if f"{other}.__init__" in MODULES else other)
             if a and b and a != b:
                 found[a].add(b)
     return found

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from data_prep.pack.dataset import Dataset
 from recipes.compose.kinds import shown
-from recipes.compose.nearest import nearest
+from recipes.compose.names.nearest import nearest
 from recipes.config import Recipe
 from recipes.errors import ConfigError
 from recipes.families import facts

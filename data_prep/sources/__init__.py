@@ -14,7 +14,7 @@ from typing import Any, Protocol, cast
 
 from data_prep.records import Record, parse
 from data_prep.trajectory import Code, Rejected, Trajectory, validate
-from recipes.compose.nearest import nearest
+from recipes.compose.names.nearest import nearest
 from recipes.errors import ConfigError
 
 

@@ -3,9 +3,9 @@
 import shlex
 
 from launch.cli.stages import STAGES
-from recipes.compose.instead import is_like_option
 from recipes.compose.kinds import shown, typed
-from recipes.compose.nearest import folded, nearest
+from recipes.compose.names.instead import is_like_option
+from recipes.compose.names.nearest import folded, nearest
 from recipes.compose.overrides import without_value
 from recipes.errors import ConfigError
 

@@ -8,9 +8,9 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from recipes.compose.instead import as_here
 from recipes.compose.kinds import write
-from recipes.compose.nearest import nearest
+from recipes.compose.names.instead import as_here
+from recipes.compose.names.nearest import nearest
 from recipes.config import OptimizerState, Recipe, Recompute, Rope
 from recipes.errors import ConfigError
 from recipes.families import facts

@@ -8,7 +8,7 @@ from enum import Enum
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin
 
-from recipes.compose.nearest import nearest
+from recipes.compose.names.nearest import nearest
 from recipes.errors import ConfigError
 
 _FLAGS = dict.fromkeys(("true", "yes", "on", "y", "1"), "true") | dict.fromkeys(

@@ -6,7 +6,7 @@ from pathlib import PurePath
 from typing import Any, get_origin
 
 from recipes.compose.kinds import hydra_value, quoted, shown, typed, write
-from recipes.compose.nearest import nearest
+from recipes.compose.names.nearest import nearest
 from recipes.config import Recipe
 from recipes.errors import ConfigError
 from recipes.paths import CONF

@@ -5,9 +5,9 @@ import shlex
 import unicodedata
 from collections.abc import Sequence
 
-from recipes.compose.instead import foreign, instead
 from recipes.compose.kinds import holds_text, listed, one_number, shown, typed, write
-from recipes.compose.nearest import same_key
+from recipes.compose.names.instead import foreign, instead
+from recipes.compose.names.nearest import same_key
 from recipes.compose.options import GROUPS, NAMES, is_option, override
 from recipes.compose.values import SECRET
 from recipes.errors import ConfigError

@@ -59,11 +59,13 @@ def short_run(root: Path, steps: int, *words: str) -> tuple[Plan, RunFolder]:
         run = RunFolder(plan.recipe, plan.data, plan.heldout)
         for step in range(steps):
             ranks.call("train_step", step)
+        earlier = run.root / "checkpoints" / f"step_{steps:06}"  # of a run of this name before
+        shutil.rmtree(earlier, ignore_errors=True)
         with run.new_checkpoint(steps) as folder:
             ranks.call("save", str(folder), steps)
         saved = run.checkpoint(steps)
         assert saved is not None
-        shutil.rmtree(run.hf, ignore_errors=True)  # of a run of this name before
+        shutil.rmtree(run.hf, ignore_errors=True)
         with whole_folder(run.hf) as scratch:
             files = {name: file for written in ranks.call("export", str(scratch)) for name, file in written.items()}
             hf_folder.finish(scratch, files, plan.recipe.model, saved.name)

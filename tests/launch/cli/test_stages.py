@@ -68,7 +68,7 @@ DEFINE = (
     "recipes/compose/recipe.py",
     "recipes/compose/values.py",
     "recipes/compose/os_errors.py",
-    "recipes/compose/foreign_names.py",
+    "recipes/compose/names/foreign_names.py",
 )  # and use none of them
 REFUSED = {  # by `recipes.compose.values`
     EngineName.megatron: {"engine.wandb", "engine.slime_root", "engine.megatron_root"},

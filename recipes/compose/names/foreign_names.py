@@ -5,7 +5,7 @@
 value, `<1` a share, and true or false however a flag is written. `note`: what differs, or why there is no such option. `value`: one
 that it has elsewhere.
 
-To add one, add a line; `tests/recipes/compose/test_foreign_names.py` composes what it says.
+To add one, add a line; `tests/recipes/compose/names/test_foreign_names.py` composes what it says.
 """
 
 from typing import NamedTuple

@@ -2,9 +2,9 @@
 
 import re
 
-from recipes.compose.foreign_names import FOREIGN, Foreign
 from recipes.compose.kinds import as_flag, example, shown, typed, write
-from recipes.compose.nearest import folded, misspelt, nearest, same_key
+from recipes.compose.names.foreign_names import FOREIGN, Foreign
+from recipes.compose.names.nearest import folded, misspelt, nearest, same_key
 from recipes.compose.options import DICTS, GROUPS, NAMES, override
 from recipes.compose.values import SECRET
 from recipes.errors import ConfigError

@@ -1,4 +1,4 @@
-from recipes.compose.nearest import misspelt, nearest, same_key
+from recipes.compose.names.nearest import misspelt, nearest, same_key
 from recipes.compose.options import GROUPS, NAMES, choices
 
 OPTIONS = [*NAMES, *GROUPS]

@@ -5,9 +5,9 @@ import shlex
 
 import pytest
 
-from recipes.compose.foreign_names import FOREIGN
-from recipes.compose.instead import foreign, instead
-from recipes.compose.nearest import same_key
+from recipes.compose.names.foreign_names import FOREIGN
+from recipes.compose.names.instead import foreign, instead
+from recipes.compose.names.nearest import same_key
 from recipes.compose.options import GROUPS, is_option, leaves
 from recipes.compose.recipe import compose_recipe
 from recipes.errors import ConfigError
