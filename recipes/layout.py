@@ -251,7 +251,7 @@ def _engine(r: Recipe) -> Iterator[Wrong]:
         if r.gpu.memory_mib and r.engine.dtype is Dtype.fp32:
             yield Wrong("engine.dtype fp32: flash attention on a GPU has no fp32", (bf16,))
         if r.gpu.memory_mib and p.cp > 1:
-            # Zigzag chunks see keys before and after them. This engine handles that with a mask of all pairs, too large on a GPU.
+            # Zigzag chunks see keys before and after them. The embedded engine needs a mask of all pairs for that.
             more = divisor(math.gcd(r.model.kv_heads, r.cluster.gpus_per_node), p.tp * p.cp)
             yield Wrong(
                 f"cp {p.cp} on GPUs is slime's",

@@ -48,7 +48,7 @@ def named(error: OSError, recipe: Recipe | None) -> PreflightError:
 
 
 def _in_the_way(path: str) -> str:
-    """Return the path, or the highest folder above it that exists but is not a folder."""
+    """Return the part of the path that is in the way: the first one below an existing folder."""
     while (above := os.path.dirname(path)) != path and not os.path.isdir(above):
         path = above
     return path
