@@ -1,11 +1,11 @@
-"""Sequences against the context that a model was pretrained on."""
+"""The check of sequence lengths against the context that a model's rotary positions cover."""
 
 from recipes.config import Model, Rope
 from recipes.errors import ConfigError
 
 
 def check_context(m: Model, longest: int) -> None:
-    """Refuses sequences beyond what the recipe's rotary positions reach; `model.rope` decides what they reach."""
+    """Raise `ConfigError` if the longest sequence exceeds the context that `model.rope` allows. longest: in tokens."""
     reach = round(m.native_context * m.rope_factor)
     if m.rope is Rope.unscaled or longest <= reach:
         return

@@ -1,4 +1,4 @@
-"""What a model's dimensions come to: exact parameter counts, and the floating-point operations of a packed batch."""
+"""Exact parameter counts of a model, and the floating-point operations of a packed batch, from its dimensions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,37 +8,40 @@ from recipes.config import Model
 
 @dataclass(frozen=True)
 class Parameters:
-    """Parameters by part, each summed over its layers. The multi-token-prediction layers of a release, which are not
-    trained, stand apart; `total` is without them."""
+    """Parameters by part, each summed over all layers.
+
+    The multi-token-prediction layers of a release are not trained. They are counted in `mtp` and not in `total`.
+    """
 
     embedding: int
-    output: int  # 0 where it shares the embedding
+    output: int  # 0 if it shares the embedding
     attention: int  # projections, biases and QK norms
-    mlp: int  # dense layers' and shared experts'
-    experts: int  # routed
+    mlp: int  # of dense layers and shared experts
+    experts: int  # routed experts
     router: int
     norms: int
-    mtp: int
-    active_experts: int  # of `experts`, those that a token passes
+    mtp: int  # multi-token-prediction layers
+    active_experts: int  # the part of `experts` that processes one token
 
     @property
     def total(self) -> int:
+        """All trained parameters."""
         return self.embedding + self.output + self.attention + self.mlp + self.experts + self.router + self.norms
 
     @property
     def active(self) -> int:
-        """Those that take part in a token's forward pass, the embedding's rows included."""
+        """Parameters that take part in a token's forward pass, including all rows of the embedding."""
         return self.total - self.experts + self.active_experts
 
 
 def parameters(m: Model) -> Parameters:
-    """Exact counts of the Hugging Face checkpoint; the router's expert bias, a buffer, is not counted."""
+    """Return the exact parameter counts of the Hugging Face checkpoint. The router's expert bias is a buffer and not counted."""
     moe_layers = m.layers - m.dense_layers if m.experts else 0
     expert = 3 * m.hidden * m.expert_ffn
     shared = m.shared_experts * expert
     dense = 3 * m.hidden * m.ffn
     attention = _attention(m)
-    # One whole layer with its own embedding and output, a projection of two states to one, and three norms.
+    # One whole layer with its own embedding and output layer, a projection of two states to one, and three more norms.
     mtp = m.mtp_layers * (
         attention + m.experts * (expert + m.hidden) + shared + 5 * m.hidden + 2 * m.hidden**2 + 2 * m.vocab * m.hidden
     )
@@ -56,6 +59,7 @@ def parameters(m: Model) -> Parameters:
 
 
 def _attention(m: Model) -> int:
+    """Return the parameters of one layer's attention, without the norm before it."""
     heads = m.heads + 2 * m.kv_heads
     projections = m.hidden * m.head_dim * (heads + m.heads)
     return projections + (heads * m.head_dim if m.qkv_bias else 0) + (2 * m.head_dim if m.qk_norm else 0)
@@ -63,24 +67,27 @@ def _attention(m: Model) -> int:
 
 @dataclass(frozen=True)
 class Flops:
-    """Floating-point operations of a forward pass, a multiply and an add being two. A backward pass takes twice as many,
-    full recomputation as many again."""
+    """Floating-point operations of a forward pass; a multiply and an add count as two.
 
-    a_token: int  # in matrix products, the output layer included
-    a_pair: int  # of a query and a key it sees: scores and weighted values, over all layers
+    A backward pass takes twice as many. Full recomputation adds as many as a forward pass.
+    """
+
+    a_token: int  # per token: matrix products, including the output layer
+    a_pair: int  # per pair of a query and a visible key: scores and weighted values, over all layers
 
     def sequence(self, length: int) -> int:
-        """Of one sequence; causal attention sees n (n + 1) / 2 pairs."""
+        """Return the operations of one sequence. Causal attention of n tokens has n (n + 1) / 2 pairs."""
         return self.a_token * length + self.a_pair * (length * (length + 1) // 2)
 
     def batch(self, lengths: Sequence[int]) -> int:
-        """Of sequences packed together, which do not see each other."""
+        """Return the operations of packed sequences, which do not attend to each other."""
         return sum(map(self.sequence, lengths))
 
 
 def flops(m: Model) -> Flops:
+    """Return the operations of a model's forward pass."""
     p = parameters(m)
-    # Norms, biases and the embedding's lookup are no matrix products.
+    # Norms, biases and the embedding lookup are not matrix products and are not counted.
     output = m.vocab * m.hidden
     heads = m.heads + 2 * m.kv_heads
     projections = m.layers * m.hidden * m.head_dim * (heads + m.heads)

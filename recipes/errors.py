@@ -1,18 +1,18 @@
-"""The project's named errors: what is wrong, with value and limit, and apart from it what fixes it."""
+"""The project's errors. Each has a problem, with the value and the limit, and separately a fix."""
 
 from typing import NamedTuple
 
 
 def sentence(problem: str, fix: str) -> str:
-    """Both together, as a user reads them: on one line, or the fix below a problem of several lines."""
+    """Return the problem and its fix as one text: on one line, or with the fix below a problem of several lines."""
     return problem + ("\n" if "\n" in problem else "; ") + fix if fix else problem
 
 
 class LimiError(Exception):
-    """Base of every error a user can fix; `launch/limi.py` prints it without a traceback and exits 2.
+    """Base of every error that a user can fix. `launch/limi.py` prints it without a traceback and exits with status 2.
 
-    problem: what is wrong, with the value and the limit. fix: the exact override or command that fixes it, empty where nothing
-    that can be typed does. Both survive pickling, so that an error reaches the user from a worker or a Ray actor as it was raised.
+    problem: what is wrong, with the value and the limit. fix: the exact override or command that fixes it; empty if there is
+    none. Both survive pickling, so an error from a worker or a Ray actor reaches the user unchanged.
     """
 
     def __init__(self, problem: str, fix: str = "") -> None:
@@ -28,23 +28,23 @@ class ConfigError(LimiError):
 
 
 class DataError(LimiError):
-    """The trajectories are wrong, or their exact text cannot be proved."""
+    """The trajectories are wrong, or the check of their exact text fails."""
 
 
 class PreflightError(LimiError):
-    """The machine cannot run the recipe as it stands: a port in use, no room on the disk, a missing file."""
+    """The machine cannot run the recipe now: a port is in use, the disk is full, a file is missing."""
 
 
 class CheckpointError(LimiError):
-    """A checkpoint cannot be written, read, or does not fit the recipe."""
+    """A checkpoint cannot be written or read, or does not fit the recipe."""
 
 
 class TrainError(LimiError):
-    """Training ended early: a rank died or hung, or a number stopped being finite."""
+    """Training ended early: a rank died or hung, or a value is no longer finite."""
 
 
 class DivergedError(TrainError):
-    """A step's loss or gradient is not finite, or the loss leapt. problem: the step's figures and what is wrong with them."""
+    """A step's loss or gradient is not finite, or the loss jumped. problem: the step's figures and what is wrong with them."""
 
 
 class SanityError(LimiError):
@@ -52,7 +52,7 @@ class SanityError(LimiError):
 
 
 class Fault(NamedTuple):
-    """What is wrong and what fixes it, where more than one thing may be: a `LimiError` takes `*fault`."""
+    """One problem and its fix, for checks that may find several. `LimiError(*fault)` makes an error of it."""
 
     problem: str
     fix: str = ""

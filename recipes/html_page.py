@@ -1,4 +1,4 @@
-"""What the project's HTML pages share: their style, tables and plots. A page is one file that needs nothing else."""
+"""Style, tables and plots of the project's HTML pages. A page is a single file without external resources."""
 
 import base64
 import html
@@ -25,7 +25,7 @@ pre { overflow-x: auto; white-space: pre-wrap; padding: 1rem; border: 1px solid 
 
 
 def page(title: str, body: Sequence[str]) -> str:
-    """The whole document; body is HTML already."""
+    """Return the whole document. title: plain text. body: HTML."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -34,7 +34,7 @@ def page(title: str, body: Sequence[str]) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], figures: bool = False) -> str:
-    """Cells are HTML already, the head is not. figures: all columns but the first are numbers."""
+    """Return a table. head: plain text. rows: HTML cells. figures: all columns except the first are numbers."""
     top = f"<tr>{''.join(f'<th>{html.escape(h)}</th>' for h in head)}</tr>" if any(head) else ""
     body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in rows)
     kind = ' class="figures"' if figures else ""
@@ -42,7 +42,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], figures: bool = Fa
 
 
 def image(figure: "Figure", says: str) -> str:
-    """A plot as an embedded PNG; says: the same in words, for who cannot see it."""
+    """Return a plot as an embedded PNG. says: its description in words (alt text)."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     data = base64.b64encode(buffer.getvalue()).decode()

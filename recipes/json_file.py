@@ -1,4 +1,4 @@
-"""JSON files as others left them: downloaded, copied, cut off or edited. An error names the file, the line and what belongs there."""
+"""Reading of JSON files that may be damaged or edited. An error names the file, the line and what is expected there."""
 
 import contextlib
 import json
@@ -12,7 +12,10 @@ _KINDS = {dict: "an object", list: "a list", str: "a text", int: "a number", flo
 
 
 def read(path: Path, fix: str, error: type[LimiError] = CheckpointError) -> dict[str, Any]:
-    """The object in a file. fix: what to type where it cannot be had, as `error`; a file that is not there stays an `OSError`."""
+    """Return the JSON object in a file.
+
+    Raise `error` with this fix if the file does not hold one. A missing file raises `OSError`.
+    """
     value = _parsed(_text(path, path.read_bytes(), fix, error), str(path), 1, fix, error)
     if not isinstance(value, dict):
         raise error(f"'{path}' holds {kind(value)}, and an object belongs there", fix)
@@ -20,8 +23,10 @@ def read(path: Path, fix: str, error: type[LimiError] = CheckpointError) -> dict
 
 
 def lines(path: Path, fix: str, error: type[LimiError] = CheckpointError) -> list[dict[str, Any]]:
-    """The objects in a file that has one a line, blank lines left out. A last line without an end, which was being written, is left
-    out too. As `read`."""
+    """Return the JSON objects in a file with one object per line. Raise errors as `read` does.
+
+    Skip blank lines, and a last line without a line break, which is still being written.
+    """
     raw = path.read_bytes()
     whole = raw[: raw.rfind(b"\n") + 1]
     found = []
@@ -37,8 +42,7 @@ def lines(path: Path, fix: str, error: type[LimiError] = CheckpointError) -> lis
 
 @contextlib.contextmanager
 def shape(path: Path, fix: str, error: type[LimiError] = CheckpointError) -> Iterator[None]:
-    """A block that picks apart what `read` gave of the file: raises `error` where it has not the fields, or the kinds of values,
-    that the block looks for."""
+    """Run a block that takes apart an object of `read`. Raise `error` if fields are missing or values have another type."""
     try:
         yield
     except KeyError as missing:
@@ -48,11 +52,13 @@ def shape(path: Path, fix: str, error: type[LimiError] = CheckpointError) -> Ite
 
 
 def kind(value: Any) -> str:
-    """What a value of JSON is, in words."""
+    """Return the type of a JSON value in words."""
     return "null" if value is None else _KINDS[type(value)]
 
 
 def _text(path: Path, raw: bytes, fix: str, error: type[LimiError]) -> str:
+    """Return the bytes decoded as UTF-8. Raise `error` if they are not text."""
+
     def refuse(what: str) -> NoReturn:
         raise error(f"'{path}' {what}, and JSON in UTF-8 belongs there", fix)
 
@@ -72,7 +78,7 @@ def _text(path: Path, raw: bytes, fix: str, error: type[LimiError]) -> str:
 
 
 def _parsed(text: str, path: str, line: int, fix: str, error: type[LimiError]) -> Any:
-    """line: of the file, that the text begins in."""
+    """Return the parsed text. Raise `error` if it is not JSON. line: number of the text's first line in the file."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as wrong:

@@ -1,6 +1,7 @@
-"""The rules of a parallel layout: what Megatron can run, and what it runs wrongly without an error.
+"""The rules of a parallel layout: what Megatron can run, and what it runs incorrectly without an error.
 
-World size = dp x tp x pp x cp. Experts are laid out on their own grid of the same ranks: edp x ep x etp x pp.
+World size = dp x tp x pp x cp. Experts have their own grid over the same ranks: edp x ep x etp x pp, where edp is the number of
+ranks that hold the same experts.
 """
 
 import math
@@ -12,45 +13,47 @@ from typing import Any
 from recipes.config import Dtype, EngineName, Layout, Model, OptimizerState, Recipe, Recompute
 from recipes.errors import ConfigError
 
-Changes = dict[str, Any]  # options by name, as "layout.tp", and "engine" for the engine's group
-_ROUNDS = 6  # of further changes that one may need
+Changes = dict[str, Any]  # new values of options by name, such as "layout.tp"; "engine" stands for the engine's group
+_ROUNDS = 6  # most rounds of further changes that one change may need
 
 
 def world_size(r: Recipe) -> int:
-    """Ranks of the run, one a GPU (or a core)."""
+    """Return the number of ranks of the run, one per GPU (or per core)."""
     return r.cluster.nodes * r.cluster.gpus_per_node
 
 
 def model_parallel(layout: Layout) -> int:
-    """Ranks that together hold one copy of the model's activations: tp x pp x cp."""
+    """Return the number of ranks that together hold one copy of the activations: tp x pp x cp."""
     return layout.tp * layout.pp * layout.cp
 
 
 def data_parallel(r: Recipe) -> int:
-    """Ranks that see different sequences: world size / (tp x pp x cp)."""
+    """Return the number of ranks that train on different sequences: world size / (tp x pp x cp)."""
     return world_size(r) // model_parallel(r.layout)
 
 
 def sequence_multiple(layout: Layout) -> int:
-    """A sequence is padded to this many tokens: zigzag context parallelism cuts it into 2 x cp chunks."""
+    """Return the multiple of tokens that a sequence is padded to. Zigzag context parallelism cuts it into 2 x cp chunks."""
     return 2 * layout.cp if layout.cp > 1 else 1
 
 
 def batch_multiple(p: Layout, engine: EngineName) -> int:
-    """A micro-batch is padded to this many tokens: sequence parallelism cuts each rank's share into tp parts, and slime pads
-    a rank's share to 128 x tp."""
+    """Return the multiple of tokens that a micro-batch is padded to.
+
+    Sequence parallelism cuts each rank's share into tp parts. slime pads each rank's share to 128 x tp.
+    """
     if engine is EngineName.slime:
         return 128 * p.tp * p.cp
     return p.tp * sequence_multiple(p) if p.sp else sequence_multiple(p)
 
 
 def micro_batch_multiple(layout: Layout) -> int:
-    """A rank's micro-batches come in multiples of this: the interleaved pipeline schedule runs them pp at a time."""
+    """Return the divisor of a rank's number of micro-batches. The interleaved pipeline schedule runs them pp at a time."""
     return layout.pp if layout.vpp > 1 else 1
 
 
 def stage_layers(m: Model, p: Layout) -> list[list[range]]:
-    """The layers of every pipeline stage, a range for each of its vpp chunks, numbered from 0. The layout is a legal one."""
+    """Return the layers of every pipeline stage: a range for each of its vpp chunks, counted from 0. The layout must be legal."""
     if p.vpp > 1:
         size = m.layers // (p.pp * p.vpp)
         return [
@@ -70,21 +73,21 @@ def stage_layers(m: Model, p: Layout) -> list[list[range]]:
 
 @dataclass(frozen=True)
 class Wrong:
-    """A rule that a layout breaks. ways: changes of options, each by itself the least that keeps the rule."""
+    """A rule that a layout breaks."""
 
     problem: str
-    ways: tuple[Changes, ...] = ()
-    otherwise: str = ""  # what to do where no change of a layout helps
+    ways: tuple[Changes, ...] = ()  # alternative changes of options; each is the smallest that satisfies the rule
+    otherwise: str = ""  # the fix if no change of a layout helps
 
 
 def check_layout(r: Recipe) -> None:
-    """Refuses a layout that cannot run, or that Megatron runs wrongly, with the reason and what to type instead."""
+    """Raise `ConfigError` if a layout cannot run or Megatron runs it incorrectly, with the reason and a legal layout."""
     for wrong in faults(r):
         raise ConfigError(f"layout: {wrong.problem}", fix(r))
 
 
 def fix(r: Recipe) -> str:
-    """Return the overrides that make the layout a legal one: each alternative was tried, with what else it asks for."""
+    """Return the overrides that make the layout legal. Each alternative was tried and includes the further changes it needs."""
     first = next(faults(r))
     fixed = [changes for way in first.ways if (changes := completed(r, way)) is not None]
     texts = dict.fromkeys(map(typed, fixed))
@@ -94,19 +97,19 @@ def fix(r: Recipe) -> str:
 
 
 def completed(r: Recipe, changes: Changes) -> Changes | None:
-    """Return the changes with those that make the layout legal beside them, or None where a few do not."""
+    """Return the changes plus the further changes that make the layout legal, or None if a few rounds do not suffice."""
     for _ in range(_ROUNDS):
         if (wrong := next(faults(changed(r, changes)), None)) is None:
             return {name: value for name, value in changes.items() if _value(r, name) != value}
         if not wrong.ways:
             return None
-        # Other degrees rather than other machines.
+        # Prefer other degrees to other machines.
         changes = changes | min(wrong.ways, key=lambda way: any(name.startswith("cluster.") for name in way))
     return None
 
 
 def changed(r: Recipe, changes: Changes) -> Recipe:
-    """Return the recipe with other values of these options."""
+    """Return the recipe with these new values of options."""
     for name, value in changes.items():
         group, _, option = name.partition(".")
         r = replace(r, **{group: replace(getattr(r, group), **{option or "name": value})})
@@ -114,7 +117,7 @@ def changed(r: Recipe, changes: Changes) -> Recipe:
 
 
 def typed(changes: Changes) -> str:
-    """Return the overrides that a user types for them."""
+    """Return the changes as overrides of a command line."""
 
     def text(value: Any) -> str:
         return str(value.value if isinstance(value, Enum) else "null" if value is None else value).lower()
@@ -128,7 +131,7 @@ def _value(r: Recipe, name: str) -> Any:
 
 
 def faults(r: Recipe) -> Iterator[Wrong]:
-    """Everything that is wrong with the layout; what no number of ranks fixes comes first."""
+    """Yield every rule that the layout breaks. Rules that no number of ranks satisfies come first."""
     yield from _divided(r.model, r.layout)
     yield from _stages(r.model, r.layout)
     yield from _grid(r)
@@ -215,12 +218,12 @@ def _experts(r: Recipe) -> Iterator[Wrong]:
         )
     if p.tp > 1 and not p.sp:
         yield Wrong("experts under tensor parallelism need sequence parallelism", ({"layout.sp": True},))
-    # gloo has no all-gather of uneven parts, which Megatron's dispatcher uses where the ranks that share an expert's columns
-    # have unlike numbers of tokens.
+    # Megatron's dispatcher uses an all-gather of uneven parts if the ranks that share an expert's columns have different
+    # numbers of tokens. gloo does not have that operation.
     if r.cluster.name == "local" and p.etp > 1 and (p.ep > 1 or p.tp * p.cp % p.etp):
         yield Wrong(f"etp {p.etp} with ep {p.ep}, tp {p.tp} and cp {p.cp} does not run on gloo", ({"layout.etp": 1},))
-    # Transformer Engine's grouped experts are then reduced over all data-parallel ranks (megatron-core 0.16.1,
-    # `extensions/transformer_engine.py`, `param.allreduce`); measured on such experts, losses drift by 2e-3 to 4e-3.
+    # Here Transformer Engine's grouped experts are reduced over all data-parallel ranks (megatron-core 0.16.1,
+    # `extensions/transformer_engine.py`, `param.allreduce`). Measured on such experts, losses drift by 2e-3 to 4e-3.
     if r.engine.name is EngineName.slime and p.ep == 1 and p.etp != p.tp:
         yield Wrong(
             f"ep 1 with etp {p.etp} and tp {p.tp} trains wrongly without an error (expert gradients are reduced over the wrong "
@@ -248,7 +251,7 @@ def _engine(r: Recipe) -> Iterator[Wrong]:
         if r.gpu.memory_mib and r.engine.dtype is Dtype.fp32:
             yield Wrong("engine.dtype fp32: flash attention on a GPU has no fp32", (bf16,))
         if r.gpu.memory_mib and p.cp > 1:
-            # Zigzag chunks see keys before and after them, which here a mask of all pairs sorts out.
+            # Zigzag chunks see keys before and after them. The embedded engine needs a mask of all pairs for that.
             more = divisor(math.gcd(r.model.kv_heads, r.cluster.gpus_per_node), p.tp * p.cp)
             yield Wrong(
                 f"cp {p.cp} on GPUs is slime's",
@@ -268,10 +271,10 @@ def _engine(r: Recipe) -> Iterator[Wrong]:
 
 
 def round_up(count: int, multiple: int) -> int:
-    """The smallest multiple that is at least `count`."""
+    """Return the smallest multiple of `multiple` that is at least `count`."""
     return -(-count // multiple) * multiple
 
 
 def divisor(count: int, limit: int) -> int:
-    """The largest divisor of `count` that is at most `limit`."""
+    """Return the largest divisor of `count` that is at most `limit`."""
     return max(d for d in range(1, limit + 1) if count % d == 0)

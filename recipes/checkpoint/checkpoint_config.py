@@ -1,8 +1,8 @@
-"""The recipe's model against a checkpoint's `config.json`: every field that decides what the model computes; and the
-`config.json` of an export.
+"""Comparison of the recipe's model with a checkpoint's `config.json`, and the `config.json` of an export.
 
-slime lets a wrong `num_experts_per_tok`, `num_key_value_heads`, `vocab_size`, QK norm or rotary fraction pass, and trains on
-without a word. Here each must be what the recipe says, and a field that nobody here knows is refused by name.
+The comparison covers every field that decides what the model computes. slime accepts a wrong `num_experts_per_tok`,
+`num_key_value_heads`, `vocab_size`, QK norm or rotary fraction and trains without a warning. Here each field must agree with the
+recipe, and an unknown field is refused by name.
 """
 
 import json
@@ -14,26 +14,26 @@ from recipes.config import Model, Mtp, Rope
 from recipes.errors import ConfigError, Fault
 from recipes.families import facts
 
-# Field by field: the name in config.json and in the recipe.
+# Names of fields: in config.json, and in the recipe.
 _SAME = {
     "num_hidden_layers": "layers", "hidden_size": "hidden", "intermediate_size": "ffn", "num_attention_heads": "heads",
     "num_key_value_heads": "kv_heads", "head_dim": "head_dim", "vocab_size": "vocab", "rms_norm_eps": "norm_eps",
     "max_position_embeddings": "max_position", "tie_word_embeddings": "tied", "attention_bias": "qkv_bias",
 }  # fmt: skip
-# What the engines compute whatever the recipe says; a checkpoint that wants it otherwise cannot be trained.
+# Values that the engines always compute with. A checkpoint with another value cannot be trained.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",), "attention_dropout": (0, None), "use_sliding_window": (False, None),
     "quantization_config": (None,), "output_router_logits": (False,),
 }  # fmt: skip
 _YARN = {"factor": "rope_factor", "original_max_position_embeddings": "native_context"}
-# YaRN's own (arXiv 2309.00071), which readers take where a file does not say it; the attention factor is 0.1 ln(factor) + 1.
+# YaRN's defaults (arXiv 2309.00071), which readers take if a file lacks them. The attention factor is 0.1 ln(factor) + 1.
 _FIXED_YARN: dict[str, tuple[Any, ...]] = {
     "beta_fast": (32,), "beta_slow": (1,), "truncate": (True,), "attention_factor": (None,), "mscale": (None,),
     "mscale_all_dim": (None,),
 }  # fmt: skip
-# What to do about a file of a checkpoint that is not as it was published.
+# The fix for a checkpoint file that differs from its published form.
 AGAIN = "copy it anew, or write model.checkpoint=FOLDER of a whole checkpoint"
-# Names, ids and habits of libraries.
+# Ignored fields: names, token ids and settings of libraries.
 _IGNORED = {
     "architectures", "torch_dtype", "dtype", "transformers_version", "bos_token_id", "eos_token_id", "pad_token_id",
     "use_cache", "initializer_range", "max_window_layers", "sliding_window", "_name_or_path", "model_type", "rope_theta",
@@ -42,7 +42,7 @@ _IGNORED = {
 
 
 def check_checkpoint(m: Model) -> None:
-    """Raises `ConfigError` with every difference between the recipe and the `config.json` in `model.checkpoint`."""
+    """Raise `ConfigError` with all differences between the recipe and the `config.json` in `model.checkpoint`."""
     path = Path(m.checkpoint) / "config.json"
     if not path.is_file():
         raise ConfigError(
@@ -54,20 +54,22 @@ def check_checkpoint(m: Model) -> None:
 
 
 def read_config(checkpoint: Path) -> dict[str, Any]:
-    """The `config.json` of a Hugging Face folder. Raises `CheckpointError` where it cannot be read."""
+    """Return the `config.json` of a Hugging Face folder. Raise `CheckpointError` if it cannot be read."""
     return json_file.read(checkpoint / "config.json", AGAIN)
 
 
 def remedy(m: Model, found: list[Fault]) -> str:
-    """What to type for a checkpoint with these differences: the overrides that take its values, where they take all, or another
-    checkpoint."""
+    """Return the fix for a checkpoint with these differences.
+
+    It is the overrides that adopt the checkpoint's values, if they remove all differences, or another checkpoint.
+    """
     overrides = [fault.fix for fault in found]
     other = f"model.checkpoint=FOLDER of a {m.name}"
     return f"write {' '.join(overrides)}, or {other}" if all(overrides) else f"write {other}"
 
 
 def exported(m: Model, base: dict[str, Any]) -> dict[str, Any]:
-    """The `config.json` of an export, from its base's: with the recipe's YaRN, and without MTP layers that are dropped."""
+    """Return the `config.json` of an export: the base's, with the recipe's YaRN and without dropped MTP layers."""
     config = dict(base)
     if m.mtp is Mtp.drop and m.mtp_layers:
         config["num_nextn_predict_layers"] = 0
@@ -80,12 +82,14 @@ def exported(m: Model, base: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(m: Model, config: dict[str, Any]) -> list[Fault]:
-    """Every field that differs, is missing, or is not known; the fix is the override that takes the checkpoint's value.
+    """Return a fault for every field that differs, is missing or is unknown. Its fix is the override with the checkpoint's value.
 
-    A base without scaled positions fits a recipe with them: that is where one starts.
+    A base without scaled positions is accepted for a recipe with them, because training starts from such a base.
     """
     if m.rope is Rope.yarn and _scaled(config) and config.get("max_position_embeddings") == _longest(m):
-        config = config | {"max_position_embeddings": m.max_position}  # an export's, or the release's: both are right
+        config = config | {
+            "max_position_embeddings": m.max_position
+        }  # both an export's value and the release's are correct
     family = facts(m.family).config
     wanted = {theirs: (f"model.{ours}", getattr(m, ours)) for theirs, ours in (_SAME | family.names).items()}
     fixed = _FIXED | {name: (value,) for name, value in family.constants.items()}
@@ -112,7 +116,7 @@ def differences(m: Model, config: dict[str, Any]) -> list[Fault]:
 
 
 def rope_differences(m: Model, config: dict[str, Any]) -> list[Fault]:
-    """As `differences`, of the rotary positions alone."""
+    """Return the faults of the rotary positions alone; see `differences`."""
     field, rope = _rotary(config)
     if not isinstance(rope, dict):
         return [Fault(f"{field} is {rope!r}, only null or an object can be read")]
@@ -131,12 +135,13 @@ def rope_differences(m: Model, config: dict[str, Any]) -> list[Fault]:
 
 
 def _unlike(name: str, theirs: Any, ours: Any, override: str) -> Fault:
-    """theirs: the checkpoint's value, which can be the recipe's too where it is a number, or true or false, and no text or list."""
+    """Return the fault of a differing field. theirs: the checkpoint's value; an override can adopt a number or a flag only."""
     fix = f"{override}={_shown(theirs)}" if isinstance(theirs, int | float) else ""
     return Fault(f"{name} is {_shown(theirs)}, the recipe says {ours}", fix)
 
 
 def _yarn(m: Model, rope: dict[str, Any]) -> list[Fault]:
+    """Return the faults of a checkpoint's scaled positions."""
     if (kind := _type(rope)) != "yarn":
         return [Fault(f"rope_type is {kind!r}, only 'default' and 'yarn' can be trained")]
     found = []
@@ -152,14 +157,16 @@ def _yarn(m: Model, rope: dict[str, Any]) -> list[Fault]:
 
 
 def yarn_reach(config: dict[str, Any]) -> int | None:
-    """Tokens that a config's YaRN reaches, where it has one."""
+    """Return the longest sequence in tokens that a config's YaRN allows, or None without YaRN."""
     rope = _rotary(config)[1]
     return round(rope["factor"] * rope["original_max_position_embeddings"]) if _scaled(config) else None
 
 
 def _rotary(config: dict[str, Any]) -> tuple[str, Any]:
-    """The rotary settings and their field, the one that transformers reads: newer files have all of them in
-    `rope_parameters`, older ones the scaling in `rope_scaling` and the rest at the top."""
+    """Return the field of the rotary settings that transformers reads, and its content.
+
+    Newer files have all settings in `rope_parameters`. Older files have the scaling in `rope_scaling` and the rest at the top level.
+    """
     field = "rope_parameters" if config.get("rope_parameters") and not config.get("rope_scaling") else "rope_scaling"
     return field, config.get(field) or {}
 
@@ -174,7 +181,7 @@ def _scaled(config: dict[str, Any]) -> bool:
 
 
 def _longest(m: Model) -> int:
-    """Tokens that the recipe's YaRN reaches."""
+    """Return the longest sequence in tokens that the recipe's YaRN allows."""
     return round(m.native_context * m.rope_factor)
 
 

@@ -1,4 +1,4 @@
-"""The YAML files of `hydra_conf/` as a user may have edited them: which one cannot be read, in which line, and what belongs there."""
+"""The check of the YAML files of `hydra_conf/` after edits by the user. An error names the file and the line."""
 
 from pathlib import Path
 from typing import Any
@@ -10,19 +10,19 @@ from recipes.errors import ConfigError
 
 
 def check_conf(folder: Path) -> None:
-    """Raises `ConfigError` for the first file of the folder that is no YAML mapping."""
+    """Raise `ConfigError` for the first file of the folder that is not a YAML mapping."""
     for path in sorted(folder.rglob("*.yaml")):
         check_yaml(path)
 
 
 def check_yaml(path: Path) -> None:
-    """Raises `ConfigError` where a file is no YAML mapping."""
+    """Raise `ConfigError` if a file is not a YAML mapping."""
     fix = "fix it there"
     from omegaconf._utils import get_yaml_loader
 
     raw = path.read_bytes()
     try:
-        loader: Any = get_yaml_loader()(raw.decode())  # which refuses a key that is given twice
+        loader: Any = get_yaml_loader()(raw.decode())  # this loader refuses duplicate keys
         found = loader.get_single_data()
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1

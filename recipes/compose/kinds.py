@@ -1,4 +1,4 @@
-"""The text behind an override's `=`, read as the kind of value that the option holds."""
+"""Values of overrides: the text after `=`, read as the type of the option. A `kind` is the annotated type of a field."""
 
 import math
 import re
@@ -23,32 +23,32 @@ _TYPED = str.maketrans(
 
 
 def typed(text: str) -> str:
-    """The text as a keyboard has it: dashes, quotes and spaces of a typeset page are plain ones."""
+    """Return the text with plain dashes, quotes and spaces in place of typographic ones."""
     return unicodedata.normalize("NFKC", text).translate(_TYPED)
 
 
 def shown(text: str) -> str:
-    """The text for a message, control and invisible characters escaped."""
+    """Return the text for a message, with control and invisible characters escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def write(*words: str) -> str:
-    """The advice to type these words, quoted for a shell."""
+    """Return the advice to write these words, quoted for a shell."""
     return "write " + shown(shlex.join(words))
 
 
 def as_flag(text: str) -> str | None:
-    """`true` or `false`, however it is written; None for another text."""
+    """Return `true` or `false` for any spelling of a flag, or None for another text."""
     return _FLAGS.get(text.strip().casefold())
 
 
 def holds_text(kind: Any) -> bool:
-    """Whether an option of this kind may hold any text; a dictionary's may."""
+    """Return whether an option of this kind may hold any text. Options of a dictionary may."""
     return kind is None or get_origin(kind) is dict or str in _members(kind)
 
 
 def example(name: str, kind: Any) -> str:
-    """What to write for an option of this kind; for a group where there is no kind."""
+    """Return what to write for an option of this kind. kind: None for a group."""
     base: Any = str if kind is None or get_origin(kind) is dict else _base(kind)
     if base is bool:
         return f"{name}=true or {name}=false"
@@ -60,7 +60,7 @@ def example(name: str, kind: Any) -> str:
 
 
 def hydra_value(name: str, kind: Any, text: str) -> str:
-    """`text` in Hydra's grammar, where it is a value of `kind`. Raises `ConfigError` with a text that is one."""
+    """Return `text` in Hydra's grammar. Raise `ConfigError` if it is not a value of `kind`; the fix shows a valid one."""
     optional, base = NoneType in _members(kind), _base(kind)
     if "${" in text:
         return quoted(text)
@@ -84,7 +84,10 @@ def hydra_value(name: str, kind: Any, text: str) -> str:
 
 
 def listed(kind: Any, text: str) -> list[str]:
-    """The values that `text` lists for an option that holds one; none where it lists none, or where it is text, which may."""
+    """Return the values if `text` lists several for an option that holds one value.
+
+    Return an empty list if it does not. Options that hold text may contain commas, so they never list values.
+    """
     base = _base(kind)
     parts = [part.strip() for part in re.sub(r"^(choice)?[\[(](.*)[\])]$", r"\2", text).split(",")]
     if holds_text(kind) or len(parts) < 2 or not all(parts):
@@ -93,14 +96,14 @@ def listed(kind: Any, text: str) -> list[str]:
 
 
 def one_number(kind: Any, text: str) -> str | None:
-    """The one number that a text with commas may be: `131,072` and `0,1` as they are written elsewhere."""
+    """Return the number that a text with commas may stand for, or None: `131,072` is 131072 and `0,1` is 0.1."""
     if int in _members(kind) and re.fullmatch(r"\d{1,3}(,\d{3})+", text):
         return text.replace(",", "")
     return text.replace(",", ".") if float in _members(kind) and re.fullmatch(r"0,\d+", text) else None
 
 
 def quoted(text: str) -> str:
-    """Text as Hydra's grammar wants it, where , ( { [ ' = # and 1e3 mean something. What is quoted stays as it is."""
+    """Return the text quoted for Hydra's grammar, in which , ( { [ ' = # and 1e3 have a meaning. Quoted text is unchanged."""
     if re.fullmatch(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", text, re.S):
         return text
     return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text) + "'"
@@ -111,7 +114,7 @@ def _members(kind: Any) -> tuple[Any, ...]:
 
 
 def _base(kind: Any) -> Any:
-    """What an option holds where it holds something."""
+    """Return the type of an option's value other than None."""
     return next(member for member in _members(kind) if member is not NoneType)
 
 
@@ -120,7 +123,7 @@ def _unquoted(text: str) -> str:
 
 
 def _read(base: type, text: str) -> str | None:
-    """The value as Hydra writes it, or None where the text is none of the kind."""
+    """Return the value in Hydra's spelling, or None if the text is not a value of this type."""
     if base is bool:
         return _FLAGS.get(text.casefold())
     if not text.isascii() or len(text) > 32:
@@ -134,6 +137,7 @@ def _read(base: type, text: str) -> str | None:
 
 
 def _choice(name: str, choices: list[str], text: str) -> str:
+    """Return the text if it is one of the choices. Raise `ConfigError` if not."""
     if text in choices:
         return text
     near = nearest(typed(text), choices)
@@ -145,6 +149,7 @@ def _choice(name: str, choices: list[str], text: str) -> str:
 
 
 def _no_value(name: str, base: type, text: str) -> ConfigError:
+    """Return the error for a text that is not a value of this type, with what was probably meant."""
     wrong = [c for c in text if typed(c) != c]
     problem = f"{name}={shown(text)} is not {_WANTED[base]}"
     if wrong:
@@ -157,7 +162,7 @@ def _no_value(name: str, base: type, text: str) -> ConfigError:
 
 
 def _meant(base: type, text: str) -> list[str]:
-    """Texts that this one may have been meant to be, the likeliest first; some may be no value of the kind either."""
+    """Return the texts that were probably meant, the likeliest first. Some may not be values of the type either."""
     bare = re.split(r"\s*#", typed(text))[0].strip(" \t\"'`[](){}<>,;")
     if base is bool:
         near = nearest(bare, _FLAGS)

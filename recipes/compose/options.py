@@ -1,4 +1,4 @@
-"""The options of the recipe: their names and types, the groups and their choices, and what each may be set to."""
+"""The options of the recipe: their names, types and allowed values; the groups and their choices."""
 
 import re
 from dataclasses import fields, is_dataclass
@@ -15,7 +15,10 @@ GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir())
 
 
 def leaves(node: Any = Recipe, prefix: str = "") -> dict[str, Any]:
-    """Every name that can be overridden, with its type: `{"optim.lr": float, ...}`. Lists are filled in by the program."""
+    """Return every name that can be overridden, with its type: `{"optim.lr": float, ...}`.
+
+    The program fills in lists, so they are left out.
+    """
     found: dict[str, Any] = {}
     for f in fields(node):
         if is_dataclass(f.type):
@@ -30,12 +33,12 @@ DICTS = [name for name, kind in NAMES.items() if get_origin(kind) is dict]
 
 
 def is_option(name: str) -> bool:
-    """Whether there is an option or a group of exactly this name."""
+    """Return whether there is an option or a group with exactly this name."""
     return name in NAMES or name in GROUPS or _dict_of(name) is not None
 
 
 def override(name: str, value: str) -> str:
-    """The override of an option or a group in Hydra's grammar. Raises `ConfigError` for a value that it cannot be set to."""
+    """Return the override of an option or a group in Hydra's grammar. Raise `ConfigError` if the value is not allowed."""
     if name in GROUPS:
         _check_choice(name, value)
         return f"{name}={value}"
@@ -49,15 +52,17 @@ def override(name: str, value: str) -> str:
 
 
 def choices(group: str) -> list[str]:
-    """The files of a group, one of which `group=file` picks."""
+    """Return the choices of a group: the names of its files. `group=NAME` selects one."""
     return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
 
 
 def _dict_of(name: str) -> str | None:
+    """Return the dictionary option that `name` is an entry of, or None."""
     return next((d for d in DICTS if name.startswith(f"{d}.")), None)
 
 
 def _check_choice(group: str, value: str) -> None:
+    """Raise `ConfigError` if the group has no such choice."""
     known = choices(group)
     if value not in known:
         problem = f"unknown {group} '{shown(value)}'" if value else f"{group}='' is empty"
@@ -75,7 +80,7 @@ def _choice_instead(group: str, value: str) -> str:
 
 
 def _model_of(checkpoint: str) -> str:
-    """What to write for a model that is named by its folder, or by its id on the Hugging Face hub."""
+    """Return what to write for a model that was named by its folder or by its id on the Hugging Face hub."""
     models = choices("model")
     for model in models:
         own = re.search(r"^checkpoint: *(\S+)", (CONF / "model" / f"{model}.yaml").read_text(encoding="utf-8"), re.M)

@@ -1,5 +1,4 @@
-"""An error of the operating system in the user's words: the path, what the system says of it, the option that named it, what to
-type."""
+"""Errors of the operating system for the user: the path, the system's message, the option that named the path, and the fix."""
 
 import errno
 import os
@@ -10,7 +9,7 @@ from recipes.config import Recipe
 from recipes.errors import PreflightError
 from recipes.paths import REPO
 
-# Options that name a path: what belongs there, and whether a run writes there.
+# Options that name a path: the kind of path, and whether a run writes to it.
 _OPTIONS = {
     "cluster.root": ("FOLDER", True), "data.out": ("FOLDER", True), "data.path": ("FILE", False), "data.heldout": ("FILE", False),
     "model.checkpoint": ("FOLDER", False), "checkpoint": ("FOLDER", False), "engine.python": ("PYTHON", False),
@@ -19,7 +18,7 @@ _OPTIONS = {
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _BROKEN = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN)
 _IN_THE_WAY = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
-# What no other path would fix.
+# Errors that another path would not fix.
 _LIMITS = {
     errno.EMFILE: "raise the limit of open files, and run the same command: ulimit -n 65536",
     errno.ENFILE: "end other programs: the limit of open files is the whole machine's",
@@ -27,11 +26,11 @@ _LIMITS = {
     errno.EFBIG: "raise the limit of a file's size, and run the same command: ulimit -f unlimited",
     errno.ENOMEM: "end other programs: this machine's memory is used up",
 }
-_CODE = ("data_prep", "hydra_conf", "launch", "recipes")  # folders of the checkout that a command only reads
+_CODE = ("data_prep", "hydra_conf", "launch", "recipes")  # folders of the checkout that commands only read
 
 
 def named(error: OSError, recipe: Recipe | None) -> PreflightError:
-    """recipe: whose options are looked at, None where it could not be composed."""
+    """Return the error with the option and the fix. recipe: source of the options; None if it could not be composed."""
     code = error.errno or 0
     says = os.strerror(code) if code else f"{type(error).__name__}: {error}".removesuffix(": ")
     paths = [os.fsdecode(p) for p in (error.filename, error.filename2) if isinstance(p, str | bytes | os.PathLike)]
@@ -49,15 +48,18 @@ def named(error: OSError, recipe: Recipe | None) -> PreflightError:
 
 
 def _in_the_way(path: str) -> str:
-    """What is no folder where one belongs: the path, or what it would lie in."""
+    """Return the part of the path that is in the way: the first one below an existing folder."""
     while (above := os.path.dirname(path)) != path and not os.path.isdir(above):
         path = above
     return path
 
 
 def _option(path: str, recipe: Recipe) -> tuple[str, str] | None:
-    """The option that the path comes from, with its value: of those whose folder it is in, the innermost that was typed; where
-    none was, the outermost, which moves the others along. Of a folder that does not lie in any, the first option inside."""
+    """Return the option that the path comes from and its value, or None.
+
+    Prefer options that were typed, the innermost one that contains the path first. Otherwise return the outermost option that
+    contains the path, because it moves the others too. If none contains the path, return the first option inside it.
+    """
     values = {name: value for name in _OPTIONS if (value := _value(recipe, name))}
     whole = {name: os.path.abspath(value) for name, value in values.items()}
     outside = sorted((n for n, v in whole.items() if _within(path, v)), key=lambda n: -len(whole[n]))
@@ -72,6 +74,7 @@ def _option(path: str, recipe: Recipe) -> tuple[str, str] | None:
 
 
 def _value(recipe: Recipe, option: str) -> str | None:
+    """Return the value of an option named with dots."""
     found: Any = recipe
     for name in option.split("."):
         found = getattr(found, name)
@@ -83,7 +86,7 @@ def _within(path: str, folder: str) -> bool:
 
 
 def _mend(name: str, value: str, path: str, code: int) -> str:
-    """What to type for a path that an option names."""
+    """Return the fix for a path that an option names."""
     kind, written = _OPTIONS[name]
     other = f"write {name}={kind}"
     if code in _FULL:
@@ -98,7 +101,7 @@ def _mend(name: str, value: str, path: str, code: int) -> str:
 
 
 def _elsewhere(path: str, code: int) -> str:
-    """What to type for a path that no option names."""
+    """Return the fix for a path that no option names."""
     if any(_within(path, str(REPO / folder)) for folder in _CODE):
         return f"`git -C {shlex.quote(str(REPO))} status` shows what of the checkout is not as it was"
     fixes = ["make room there"] * (code in _FULL)

@@ -1,4 +1,4 @@
-"""The words of a command line, `name=value`, as Hydra's overrides; a wrong one is refused with what to type instead."""
+"""The words of a command line, `name=value`, as overrides for Hydra. A wrong word is refused with the correct one."""
 
 import re
 import shlex
@@ -14,9 +14,9 @@ from recipes.errors import ConfigError
 
 
 def overrides(words: Sequence[str], stage: str) -> list[str]:
-    """The words in Hydra's grammar. stage: the one they are for, which advice on several runs names.
+    """Return the words in Hydra's grammar. stage: target of the command, for the advice on several runs.
 
-    Raises `ConfigError` for a name that is not there, a value that it cannot have, and a word that is not one override.
+    Raise `ConfigError` if a name is unknown, a value is not allowed, or a word is not exactly one override.
     """
     made = []
     for place, word in enumerate(words):
@@ -31,7 +31,7 @@ def overrides(words: Sequence[str], stage: str) -> list[str]:
 
 
 def without_value(word: str, following: str = "") -> ConfigError:
-    """The error for a word that has no `=`; following: the next word, where that may be the value."""
+    """Return the error for a word without `=`. following: the next word, if it may be the value."""
     name, *rest = re.split("[:=]", typed(word), maxsplit=1)
     said = f"{word} {following}" if following and not rest and not SECRET.search(name) else word
     return ConfigError(f"'{shown(said)}' is not name=value", instead(name, rest[0].strip() if rest else following))
@@ -46,7 +46,7 @@ def _parted(word: str) -> tuple[str, str]:
             f"{write(*several)}, each a word of its own, without quotes around them all",
         )
     name, equals, value = word.partition("=")
-    # Inside text, as in the name of a folder, they are the user's; at its end they are what a file of another system leaves.
+    # Inside text, such as a folder's name, control characters may be intended. At its ends they come from files of other systems.
     textual = is_option(name) and holds_text(NAMES.get(name)) and name not in GROUPS
     if any(map(_is_control, name + (value[:1] + value[-1:] if textual else value))):
         raise ConfigError(
@@ -63,8 +63,10 @@ def _parted(word: str) -> tuple[str, str]:
 
 
 def _several(word: str) -> list[str]:
-    """The overrides in a word that has more than one. Text may hold spaces and `=`: there only an option's own name begins
-    another."""
+    """Return the overrides in a word that contains several, else an empty list.
+
+    Text may contain spaces and `=`, so after a text option only the name of an option starts another override.
+    """
     parts = re.split(r"\s+(?=[^\s=]+=)", word.strip())
     first, *later = (part.partition("=")[0] for part in parts)
     if not later or "=" not in parts[0]:
@@ -76,7 +78,7 @@ def _several(word: str) -> list[str]:
 
 
 def _is_known(name: str) -> bool:
-    """Whether it is an option's name, its last part, or another framework's."""
+    """Return whether `name` is an option's name, an option's last part, or another framework's option."""
     return bool(is_option(name) or foreign(name) or same_key(name, NAMES))
 
 
@@ -85,6 +87,7 @@ def _is_control(c: str) -> bool:
 
 
 def _listed(name: str, value: str) -> list[str]:
+    """Return the values if `value` lists several, else an empty list."""
     if name in GROUPS:
         parts = value.split(",")
         return parts if len(parts) > 1 and all(parts) else []
@@ -92,7 +95,7 @@ def _listed(name: str, value: str) -> list[str]:
 
 
 def _one_by_one(words: Sequence[str], place: int, values: list[str], stage: str) -> ConfigError:
-    """A list of values is that many runs, each with a name of its own."""
+    """Return the error for a list of values. Its fix is one command per value, each with its own run name."""
     name, _, given = words[place].partition("=")
     others = [word for i, word in enumerate(words) if i != place and not word.startswith("run=")]
     run = next((f"{word.partition('=')[2]}-" for word in words if word.startswith("run=")), "")

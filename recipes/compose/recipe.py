@@ -1,4 +1,4 @@
-"""From `name=value` words to a checked `Recipe`."""
+"""The recipe of a command: `name=value` words to a checked `Recipe`, and recipes to and from YAML."""
 
 import re
 from collections.abc import Sequence
@@ -27,9 +27,9 @@ ConfigStore.instance().store(name="schema", node=Recipe)
 
 
 def compose_recipe(words: Sequence[str], stage: str = "train") -> Recipe:
-    """The recipe of `hydra_conf/limi.yaml` with these overrides, every name, type and layout rule checked.
+    """Return the recipe of `hydra_conf/limi.yaml` with these overrides. Check every name, type and layout rule.
 
-    Raises `ConfigError` with what was meant by a wrong name or value. stage: the one that the words are for.
+    stage: target of the command. Raise `ConfigError` for a wrong name or value; its fix is what was probably meant.
     """
     checked = overrides(words, stage)
     try:
@@ -37,7 +37,7 @@ def compose_recipe(words: Sequence[str], stage: str = "train") -> Recipe:
             raw = compose("limi", checked)
         recipe = cast(Recipe, OmegaConf.to_object(raw))
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
-        check_conf(CONF)  # an edited file is named with its line
+        check_conf(CONF)  # names an edited file and its line
         if isinstance(error, OSError) and not isinstance(error, HydraException):
             raise
         raise _explained(error, words) from error
@@ -51,7 +51,7 @@ def compose_recipe(words: Sequence[str], stage: str = "train") -> Recipe:
 
 
 def _explained(error: BaseException, words: Sequence[str]) -> ConfigError:
-    """What is wrong with a recipe whose every word is right by itself."""
+    """Return the error for a recipe whose words are each correct but do not compose."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = str(error)
@@ -69,14 +69,14 @@ def _explained(error: BaseException, words: Sequence[str]) -> ConfigError:
             f"{shown(word)}: ${{...}} in it names nothing that has a value",
             "write the value itself, ${optim.lr} for that of an option, or ${oc.env:NAME} for a variable of the environment",
         )
-    composed = re.match(r"In '(.+)': \w+ raised while composing config:\n", text)  # of a value in that file
+    composed = re.match(r"In '(.+)': \w+ raised while composing config:\n", text)  # for a value in a file
     first = text[composed.end() if composed else 0 :].splitlines()[0].split(". To append")[0]
     where = f" (hydra_conf/{composed[1]}.yaml)" if composed else ""
     return ConfigError(f"{key[1]}: {first}{where}" if key else " ".join(text.split()))
 
 
 def from_yaml(path: Path) -> Recipe:
-    """The recipe that `to_yaml` wrote. Raises `ConfigError` where another version wrote it, or it was edited."""
+    """Return the recipe that `to_yaml` wrote. Raise `ConfigError` if another version wrote the file or an edit broke it."""
     check_yaml(path)
     try:
         return cast(Recipe, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.load(path))))
@@ -87,5 +87,5 @@ def from_yaml(path: Path) -> Recipe:
 
 
 def to_yaml(r: Recipe) -> str:
-    """The resolved recipe as YAML, for `config.yaml`, `dry_run=true` and the report."""
+    """Return the resolved recipe as YAML, for `config.yaml`, `dry_run=true` and the report."""
     return OmegaConf.to_yaml(OmegaConf.structured(r))

@@ -1,4 +1,4 @@
-"""Whether the recipe's values are such as a run could have, one by one; `layout.py` looks at how they go together."""
+"""The check of single values of a recipe. `layout.py` checks how the values of a layout fit together."""
 
 import math
 import os
@@ -14,7 +14,7 @@ SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$", re.I)
 
 
 def check_values(r: Recipe) -> None:
-    """Raises `ConfigError` for the first value that no run could have, with the value, the limit and what to type."""
+    """Raise `ConfigError` for the first value that no run can have, with the value, the limit and the override."""
     if not re.fullmatch(r"[\w.-]{1,100}", r.run) or r.run.startswith("."):
         raise ConfigError(
             f"run='{shown(r.run)}': a run's name is 1 to 100 letters, digits, '.', '_' and '-'", "write run=my-run"
@@ -61,7 +61,8 @@ def check_values(r: Recipe) -> None:
         raise ConfigError(f"optim.lr={r.optim.lr} is not a positive number", "write for example optim.lr=1e-5")
     if r.engine.spike is not None and not r.engine.spike > 1:
         raise ConfigError(
-            f"engine.spike={r.engine.spike:g} would stop an even loss", "write engine.spike=5, or engine.spike=null"
+            f"engine.spike={r.engine.spike:g} would stop training even when the loss does not rise; it must be above 1",
+            "write engine.spike=5, or engine.spike=null",
         )
     if r.step is not None and r.step < 1:
         raise ConfigError(f"step={r.step}: the first step is 1", "write step=1 or more")
@@ -81,7 +82,7 @@ def check_values(r: Recipe) -> None:
 
 
 def _check_read(r: Recipe) -> None:
-    """Raises `ConfigError` for an option that nothing would read."""
+    """Raise `ConfigError` if an option is set that this engine or machine does not read."""
     slime = r.engine.name is EngineName.slime
     for name in ("wandb", "slime_root", "megatron_root"):
         if not slime and (value := getattr(r.engine, name)) is not None:
@@ -111,7 +112,7 @@ def _check_read(r: Recipe) -> None:
 
 
 def _is_server(url: str) -> bool:
-    """http://HOST:PORT and no more."""
+    """Return whether the address is http(s)://HOST:PORT and nothing more."""
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -122,6 +123,7 @@ def _is_server(url: str) -> bool:
 
 
 def _check_rope(r: Recipe) -> None:
+    """Raise `ConfigError` if `model.rope_factor` does not fit `model.rope`."""
     m = r.model
     if m.rope is not Rope.yarn:
         if m.rope_factor != 1:
@@ -139,6 +141,7 @@ def _check_rope(r: Recipe) -> None:
 
 
 def _check_machines(r: Recipe) -> None:
+    """Raise `ConfigError` if a figure of a GPU or cluster is out of range."""
     figures = {f"gpu.{k}": v for k, v in vars(r.gpu).items() if k not in ("name", "dtype", "hour_price")}
     figures |= {f"cluster.{k}": getattr(r.cluster, k) for k in ("host_memory_gb", "network_gb_s", "disk_gb_s")}
     for name, value in figures.items():

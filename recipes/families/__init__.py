@@ -1,4 +1,4 @@
-"""Families of models: all that differs between them, one file each, which ends with its `FACTS`."""
+"""Families of models. Each file holds all that is specific to one family and ends with its `FACTS`."""
 
 import importlib
 from functools import cache
@@ -10,11 +10,11 @@ from recipes.families.common.facts import Facts
 
 @cache
 def facts(family: Family) -> Facts:
-    """Return what a family says of itself."""
+    """Return the facts of a family: everything that is specific to it."""
     found: Facts = importlib.import_module(f"recipes.families.{family.value}").FACTS
     return found
 
 
 def template(family: Family) -> Path:
-    """Return the chat template of the family's tiny model: with the structure of the release's, and text of this project."""
+    """Return the chat template of the family's tiny model. It has the release's structure and the project's own text."""
     return Path(__file__).with_name(f"{family.value}.jinja")

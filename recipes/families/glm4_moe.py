@@ -6,7 +6,7 @@ from recipes.families.common.parts import Link, Links, Tensors, attention, dense
 
 
 def links(m: Model) -> Links:
-    """Every parameter and the router's bias, by its global Megatron name (layers and experts counted over all ranks)."""
+    """Return every parameter and the router's bias by global Megatron name, with layers and experts counted over all ranks."""
     found = ends(m)
     for layer in range(m.layers):
         names = of_layer(layer)
@@ -15,8 +15,11 @@ def links(m: Model) -> Links:
 
 
 def mtp(m: Model) -> Tensors:
-    """A layer with experts, and around it: two norms and a projection of token and state, a norm, an embedding and an output
-    layer of its own."""
+    """Return every tensor of the multi-token-prediction layers.
+
+    Such a layer is a layer with experts, plus two norms and a projection of token and state, a last norm, and its own embedding
+    and output layer.
+    """
     rows, one = (m.vocab, m.hidden), (m.hidden,)
     found: Tensors = {}
     for layer in range(m.layers, m.layers + m.mtp_layers):
@@ -32,7 +35,7 @@ def mtp(m: Model) -> Tensors:
 
 
 def _experts(m: Model, ours: str, theirs: str) -> Links:
-    """A layer's router, its experts and the norm before them."""
+    """Return a layer's router, its experts and the norm before them."""
     found = {
         ours + "pre_mlp_layernorm.weight": Link({theirs + "post_attention_layernorm.weight": (m.hidden,)}),
         ours + "mlp.router.weight": Link({theirs + "mlp.gate.weight": (m.experts, m.hidden)}),
@@ -47,7 +50,10 @@ def _experts(m: Model, ours: str, theirs: str) -> Links:
 
 
 def _router_bytes(m: Model) -> float:
-    """9 bytes an expert and 20 a choice (`moe_utils.topk_routing_with_score_function`, `permute`)."""
+    """Return the saved bytes per token: 9 per expert and 20 per chosen expert, plus 4.
+
+    Source: `moe_utils.topk_routing_with_score_function`, `permute`.
+    """
     return 9 * m.experts + 20 * m.top_k + 4
 
 

@@ -1,4 +1,4 @@
-"""The layouts that `layout=auto` chooses among: every legal combination of degrees on a cluster's GPUs."""
+"""Candidate layouts of `layout=auto`: every legal combination of parallel degrees on a cluster's GPUs."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -7,14 +7,17 @@ from dataclasses import replace
 from recipes.config import EngineName, Layout, OptimizerState, Recipe, Recompute
 from recipes.layout import batch_multiple, faults, round_up, world_size
 
-CAP_MULTIPLE = 1024  # of a micro-batch's cap
+CAP_MULTIPLE = 1024  # tokens; the cap of a micro-batch is a multiple of it
 VPPS = (1, 2, 4)
 MOST_CP = 64
 
 
 def topologies(r: Recipe, longest: int, smallest: int) -> Iterator[Recipe]:
-    """Every legal layout of the cluster's GPUs in which `layout.fixed` keeps its values; recomputation and what is kept for it are the
-    leanest that may be, the optimizer state is left as it is."""
+    """Yield the recipe with every legal combination of degrees on the cluster's GPUs.
+
+    Fields in `layout.fixed` keep their values. Recomputation and offload are the leanest allowed. The optimizer state is
+    unchanged. longest: tokens of the longest sequence. smallest: sequences of the smallest step.
+    """
     again, offload = (kept_of(r) or [(r.layout.recompute, r.layout.offload)])[-1]
     for layout in _degrees(r, longest, smallest):
         one = replace(r, layout=replace(layout, recompute=again, offload=offload))
@@ -24,18 +27,18 @@ def topologies(r: Recipe, longest: int, smallest: int) -> Iterator[Recipe]:
 
 
 def values_of(r: Recipe, name: str, values: Sequence) -> list:
-    """The values an axis may take: its own where the command line fixed it."""
+    """Return the values that a layout field may take: only its own value if the command line fixed it."""
     return [getattr(r.layout, name)] if name in r.layout.fixed else [*values]
 
 
 def states_of(r: Recipe) -> list[OptimizerState]:
-    # Precision-aware states are Transformer Engine's.
+    """Return the optimizer states that the engine supports. Precision-aware states need Transformer Engine, so slime."""
     slime = r.engine.name is EngineName.slime
     return [*OptimizerState] if slime else [OptimizerState.resident, OptimizerState.offloaded]
 
 
 def kept_of(r: Recipe) -> list[tuple[Recompute, bool]]:
-    """What is computed again, and whether what is kept for it is offloaded: from the fastest to the leanest."""
+    """Return the allowed pairs (recomputation, offload of what it saves), from the fastest to the leanest."""
     again = [(Recompute.none, False), (Recompute.selective, False), (Recompute.full, False)]
     if r.engine.name is EngineName.megatron:
         linear = [(Recompute.linear, False), (Recompute.linear, True)]
@@ -73,7 +76,10 @@ def _degrees(r: Recipe, longest: int, smallest: int) -> Iterator[Layout]:
 
 
 def _splits(r: Recipe, pp: int) -> list[tuple[int | None, int | None]]:
-    """Layers of the first and the last stage: alike, or the last with fewer, as it also has the output layer."""
+    """Return pairs (layers of the first stage, layers of the last stage); None means as many as the middle stages.
+
+    Some pairs give the ends fewer layers, because the last stage also has the output layer.
+    """
     fixed = {"first_stage_layers", "last_stage_layers"} & {*r.layout.fixed}
     if fixed or pp == 1:
         return [(r.layout.first_stage_layers, r.layout.last_stage_layers)]

@@ -1,4 +1,4 @@
-"""What of a model lies on one rank: layers of its pipeline stage, and its parameters as the distributed optimizer keeps them."""
+"""The part of a model on one rank: its pipeline stage's layers, and its parameters in the distributed optimizer's buffers."""
 
 import math
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from recipes.config import Dtype, Layout, Model, Recipe
 from recipes.layout import round_up, stage_layers, world_size
 
-Tensors = tuple[int, int]  # elements of one on this rank, how many such
+Tensors = tuple[int, int]  # elements of one tensor on this rank, number of such tensors
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,8 @@ class Chunk:
 
     dense: int  # layers without experts
     moe: int  # layers with experts
-    embedding: bool  # whether it begins the model
-    output: bool  # whether it ends the model
+    embedding: bool  # whether it is the first chunk of the model
+    output: bool  # whether it is the last chunk of the model
 
     @property
     def layers(self) -> int:
@@ -25,12 +25,12 @@ class Chunk:
 
 
 def element_size(r: Recipe) -> int:
-    """Bytes of a weight."""
+    """Return the bytes of one weight in the training precision."""
     return 2 if r.engine.dtype is Dtype.bf16 else 4
 
 
 def stages(m: Model, p: Layout) -> list[list[Chunk]]:
-    """The chunks of every pipeline stage, for a legal layout."""
+    """Return the chunks of every pipeline stage. The layout must be legal."""
     dense_layers = m.dense_layers if m.experts else m.layers
     return [
         [
@@ -48,24 +48,24 @@ def stages(m: Model, p: Layout) -> list[list[Chunk]]:
 
 @dataclass(frozen=True)
 class Buffer:
-    """A rank's contiguous buffer of weights, and one like it of gradients."""
+    """A rank's contiguous buffer of weights. The gradients have a buffer of the same size."""
 
-    parameters: int
-    elements: int  # padding counted
-    ranks: int  # over which the optimizer state of these parameters is spread
+    parameters: int  # elements without padding
+    elements: int  # elements with padding
+    ranks: int  # ranks that shard the optimizer state of these parameters
 
 
 @dataclass(frozen=True)
 class Placed:
-    """What of a model lies where. kind: of every stage, the first one like it; buffers: of those."""
+    """Placement of a model on pipeline stages. Stages with equal chunks share one set of buffers."""
 
     stages: list[list[Chunk]]
-    kind: list[int]
-    buffers: dict[int, list[Buffer]]
+    kind: list[int]  # for every stage, the number of the first stage that is equal to it
+    buffers: dict[int, list[Buffer]]  # by the numbers in `kind`
 
 
 def placed(r: Recipe) -> Placed:
-    """Of a recipe with a legal layout."""
+    """Return the placement of the recipe's model. The layout must be legal."""
     all_stages = stages(r.model, r.layout)
     kind = [all_stages.index(chunks) for chunks in all_stages]
     world = world_size(r)
@@ -73,10 +73,10 @@ def placed(r: Recipe) -> Placed:
 
 
 def buffers(m: Model, p: Layout, chunks: list[Chunk], world: int) -> list[Buffer]:
-    """Of one pipeline stage: what all data-parallel ranks hold alike, and the experts under expert parallelism.
+    """Return the two buffers of one pipeline stage: replicated parameters, and routed experts reduced over their own ranks.
 
-    As megatron-core 0.16.1 lays them out (`distributed/param_and_grad_buffer.py`): every parameter begins at a multiple of
-    64, every bucket ends at one of lcm(ranks, 128), and an embedding that two stages share has a bucket of its own.
+    The sizes follow megatron-core 0.16.1 (`distributed/param_and_grad_buffer.py`): every parameter begins at a multiple of
+    64, every bucket ends at a multiple of lcm(ranks, 128), and an embedding shared by two stages has its own bucket.
     """
     shared_ranks = world // (p.tp * p.pp)
     expert_ranks = world // (p.ep * p.etp * p.pp)
@@ -84,7 +84,7 @@ def buffers(m: Model, p: Layout, chunks: list[Chunk], world: int) -> list[Buffer
     routed: list[list[Tensors]] = []
     for chunk in chunks:
         plain, experts = list(_plain(m, p, chunk)), list(_routed(m, p, chunk))
-        # Held by the same ranks as everything else, experts are reduced with it.
+        # Experts that the same ranks hold as all other parameters are reduced together with them.
         apart = p.ep > 1 or p.etp != p.tp
         buckets.append(plain if apart else plain + experts)
         routed.append(experts if apart else [])
@@ -103,7 +103,7 @@ def _buffer(buckets: list[list[Tensors]], ranks: int) -> Buffer:
 
 
 def _plain(m: Model, p: Layout, chunk: Chunk) -> Iterator[Tensors]:
-    """All parameters but the routed experts'."""
+    """Yield the tensors of a chunk except those of the routed experts."""
     heads = m.heads + 2 * m.kv_heads
     layers = chunk.layers
     yield m.hidden * heads * m.head_dim // p.tp, layers  # queries, keys and values
@@ -121,7 +121,7 @@ def _plain(m: Model, p: Layout, chunk: Chunk) -> Iterator[Tensors]:
         yield m.hidden * m.shared_experts * m.expert_ffn // p.tp, chunk.moe
     if chunk.output:
         yield m.hidden, 1  # final norm
-    split = m.tied and p.pp > 1  # counted in a bucket of its own
+    split = m.tied and p.pp > 1  # then counted in its own bucket
     if chunk.embedding and not split:
         yield m.vocab // p.tp * m.hidden, 1
     if chunk.output and not m.tied:
@@ -129,6 +129,7 @@ def _plain(m: Model, p: Layout, chunk: Chunk) -> Iterator[Tensors]:
 
 
 def _routed(m: Model, p: Layout, chunk: Chunk) -> Iterator[Tensors]:
+    """Yield the tensors of a chunk's routed experts."""
     here = m.experts // p.ep * chunk.moe
     yield 2 * m.hidden * m.expert_ffn // p.etp, here
     yield m.hidden * m.expert_ffn // p.etp, here

@@ -23,6 +23,7 @@ _COLOURS = {
 
 
 def render(s: dict[str, Any]) -> str:
+    """Return the HTML text of a plan's page. s: the plan's summary."""
     m = s["memory"]
     verdict = f'<span class="{_CLASS[m["verdict"]]}">{m["verdict"]}</span>'
     body = [
@@ -93,7 +94,7 @@ def _memory_plot(m: dict[str, Any]) -> Any:
     axes = figure.subplots()
     left = [0.0] * len(stages)
     for part, colour in _COLOURS.items():
-        other = {"working": "loss", "loss": "working"}.get(part)  # the larger of the two counts
+        other = {"working": "loss", "loss": "working"}.get(part)  # only the larger of the two counts
         widths = [stage[part] / 1e9 * (other is None or stage[part] > stage[other]) for stage in stages]
         axes.barh(range(len(stages)), widths, left=left, color=colour, label=part)
         left = [a + b for a, b in zip(left, widths, strict=True)]

@@ -1,4 +1,4 @@
-"""A plan as plain values: what `plan.json` holds, and what the terminal and the page are made of. Bytes and seconds."""
+"""A plan as plain values, in bytes and seconds: the content of `plan.json`, and the source of the terminal and HTML views."""
 
 from dataclasses import asdict
 from typing import Any
@@ -15,7 +15,7 @@ from recipes.plan.search import Found, Option
 
 
 def reasons(found: Found) -> dict[str, str]:
-    """For every axis of a layout that was searched for, what the best layout with another value would cost."""
+    """Return, for every layout field that was searched, the cost of the best layout with another value of that field."""
     return {
         name: "nothing else fits" if other is None else _reason(found.chosen, other, name)
         for name, other in found.other.items()
@@ -29,7 +29,10 @@ def _reason(chosen: Option, other: Option, name: str) -> str:
 
 
 def summary(p: RunPlan, other: RunPlan | str) -> dict[str, Any]:
-    """The plan as plain values; bytes and seconds. other: the released recipe's, or why there is none."""
+    """Return the plan as plain values, in bytes and seconds.
+
+    other: plan of the released recipe, or a text that says why there is none.
+    """
     r, counts, cost = p.recipe, parameters(p.recipe.model), flops(p.recipe.model)
     layout = {k: getattr(v, "value", v) for k, v in vars(r.layout).items() if k not in ("search", "fixed", "dp")}
     return {
@@ -81,7 +84,7 @@ def _memory(p: RunPlan) -> dict[str, Any]:
 
 
 def _time(p: RunPlan, epoch_flops: int) -> dict[str, Any] | None:
-    """None where nothing is predicted."""
+    """Return the predicted times of the run, or None if nothing is predicted. epoch_flops: forward operations of an epoch."""
     if p.clock is None:
         return None
     r, gpus = p.recipe, world_size(p.recipe)
@@ -102,7 +105,7 @@ def _time(p: RunPlan, epoch_flops: int) -> dict[str, Any] | None:
 
 
 def _gantt(p: RunPlan) -> list[dict[str, Any]]:
-    """The passes of the first step's slowest pipeline, in seconds; nothing where no time is predicted."""
+    """Return the passes of the slowest pipeline in the first step, in seconds. The list is empty if nothing is predicted."""
     if p.clock is None:
         return []
     forward, backward = (seconds / _factor(p.recipe) for seconds in p.clock.times(*p.loads[0]))

@@ -1,4 +1,4 @@
-"""A plan in the terminal, from its summary (`plan_summary.summary`)."""
+"""Terminal view of a plan, from its summary (`plan_summary.summary`)."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -19,12 +19,12 @@ from recipes.plan.plan_words import (
     steps_rows,
 )
 
-_STAGES = 8  # columns that 80 characters hold
+_STAGES = 8  # stage columns that fit into 80 characters
 _COLOUR = {"fits": "green", "risky": "yellow", "does not fit": "red"}
 
 
 def show(s: dict[str, Any]) -> Iterator[RenderableType]:
-    """Everything to print, in order."""
+    """Yield everything to print, in order. s: the plan's summary."""
     yield Text(headline(s), f"bold {_COLOUR[s['memory']['verdict']]}")
     for warning in s["warnings"]:
         yield Text(f"! {warning}", "yellow")
@@ -57,7 +57,7 @@ def _table(title: str, head: list[str], rows: list[list[str]]) -> Table:
 
 
 def _memory(s: dict[str, Any]) -> Table:
-    """GB by part and pipeline stage."""
+    """Return the table of memory in GB, by part and pipeline stage."""
     m = s["memory"]
     stages = range(len(m["stages"]))
     shown = [i for i in stages if len(stages) <= _STAGES or i in (0, 1, m["peak_stage"], stages[-1])]

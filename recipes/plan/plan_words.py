@@ -1,15 +1,15 @@
-"""A plan's figures in words, for the terminal and for the page."""
+"""Texts and table rows of a plan, shared by the terminal and the HTML page."""
 
 from typing import Any
 
 from recipes.config import Recipe
 from recipes.layout import data_parallel
 
-_SHOWN = 24  # learning rates printed; plan.json has all
+_SHOWN = 24  # most learning rates to print; plan.json has all of them
 
 
 def headline(s: dict[str, Any]) -> str:
-    """Model, cluster and verdict."""
+    """Return one sentence with the model, the cluster, the verdict and the fullest rank's memory."""
     c, m, memory = s["cluster"], s["model"], s["memory"]
     gpus = c["nodes"] * c["gpus_per_node"]
     where = f"{gpus} x {c['gpu']}" if s["time"] else f"{gpus} ranks of this machine"
@@ -22,20 +22,21 @@ def headline(s: dict[str, Any]) -> str:
 
 
 def gigabytes(count: float) -> str:
-    """In 10^9 bytes."""
+    """Return a number of bytes as text in GB (10^9 bytes)."""
     if 0 < count < 1e8:
         return f"{count / 1e9:.1g}"
     return f"{count / 1e9:,.1f}" if count < 1e11 else f"{count / 1e9:,.0f}"
 
 
 def duration(seconds: float) -> str:
+    """Return a time as text in seconds, minutes or hours."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
 def degrees_of(r: Recipe) -> dict[str, Any]:
-    """The choices of a layout that decide its memory and its time, as plain values."""
+    """Return the layout fields that decide memory and time, as plain values."""
     names = (
         "tp",
         "pp",
@@ -54,7 +55,7 @@ def degrees_of(r: Recipe) -> dict[str, Any]:
 
 
 def degrees(layout: dict[str, Any]) -> str:
-    """A layout on one line, what is 1 or none left out."""
+    """Return a layout as one line of text, without fields that are 1, none or at their usual value."""
     words = [f"{n} {layout[n]}" for n in ("tp", "pp", "vpp", "cp", "ep", "etp", "dp") if layout[n] != 1]
     words += [f"{end} stage {n} layers" for end in ("first", "last") if (n := layout[f"{end}_stage_layers"])]
     words += [f"recompute {layout['recompute']}" + ", offloaded" * layout["offload"]] * (layout["recompute"] != "none")
@@ -63,6 +64,7 @@ def degrees(layout: dict[str, Any]) -> str:
 
 
 def learning_rates(rates: list[float]) -> str:
+    """Return the learning rates as text: all of them if they are few, else the first, the highest and the last."""
     if len(rates) <= _SHOWN:
         return " ".join(f"{r:.1e}" for r in rates)
     peak = rates.index(max(rates))
@@ -70,13 +72,13 @@ def learning_rates(rates: list[float]) -> str:
 
 
 def layout_rows(s: dict[str, Any]) -> list[list[str]]:
-    """Axis, value, why."""
+    """Return rows of layout field, value, and cost of another value."""
     p = s["layout"]
     meaning = {
         "tp": "tp: tensor parallel", "pp": "pp: pipeline stages", "vpp": "vpp: chunks a stage", "cp": "cp: context parallel",
         "ep": "ep: expert parallel", "etp": "etp: experts' tensor parallel", "dp": "dp: data parallel",
-        "recompute": "recompute: done again backward", "offload": "offload: what is kept waits on the host",
-        "optimizer_state": "optimizer_state: where it lies",
+        "recompute": "recompute: in the backward pass", "offload": "offload: saved activations on the host",
+        "optimizer_state": "optimizer_state: where it is",
     }  # fmt: skip
     rows = [[words, str(p[n]).replace("_", " ").lower(), p["reasons"].get(n, "")] for n, words in meaning.items()]
     if p["first_stage_layers"] or p["last_stage_layers"]:
@@ -86,7 +88,7 @@ def layout_rows(s: dict[str, Any]) -> list[list[str]]:
 
 
 def memory_rows(s: dict[str, Any]) -> list[list[str]]:
-    """Part, GB on each stage."""
+    """Return rows of memory part and its GB on each stage."""
     m = s["memory"]
     stages = m["stages"]
     rows = [[part, *(gigabytes(stage[part]) for stage in stages)] for part in stages[0]]
@@ -95,6 +97,7 @@ def memory_rows(s: dict[str, Any]) -> list[list[str]]:
 
 
 def steps_rows(s: dict[str, Any]) -> list[list[str]]:
+    """Return rows of name and value about sequences and steps."""
     steps, data = s["steps"], s["sequences"]
     sizes, seen = {min(steps["sizes"]), max(steps["sizes"])}, {*steps["seen"]}
     return [
@@ -111,7 +114,7 @@ def steps_rows(s: dict[str, Any]) -> list[list[str]]:
 
 
 def released_rows(s: dict[str, Any]) -> list[list[str]]:
-    """What, this recipe, the released one."""
+    """Return rows of name, value of this recipe, value of the released recipe."""
     theirs, steps = s["released"], s["steps"]
     mine = (degrees(s["layout"]), degrees(theirs["layout"]))
     rows = [

@@ -1,6 +1,7 @@
-"""What a recipe will do on its cluster, before a GPU is taken: steps, memory, time, cost, and what is odd about it.
+"""The plan of a recipe on its cluster, before a GPU is used: steps, memory, time, cost and warnings.
 
-Pure Python: neither torch nor ray. `plan_summary.py` makes `plan.json` of it, `plan_table.py` and `plan_page.py` show that.
+The module imports neither torch nor ray. `plan_summary.py` writes the plan as `plan.json`; `plan_table.py` and `plan_page.py`
+show it.
 """
 
 from collections.abc import Iterator
@@ -33,17 +34,17 @@ from recipes.plan.step_time import Clock, predictable
 from recipes.schedule.learning_rate import learning_rate
 from recipes.schedule.schedule import Schedule, Step, schedule_of
 
-LARGE_LR = 1e-2
-MOST_WAITING = 0.3  # of the time of pipeline stages
+LARGE_LR = 1e-2  # a larger peak learning rate is warned of
+MOST_WAITING = 0.3  # share of idle time of pipeline stages; more is warned of
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """A recipe with its layout settled, over these sequences."""
+    """A recipe with a chosen layout, and the sequences it trains on."""
 
     recipe: Recipe
     sequences: Sequences
-    found: Found | None  # of the search, where there was one
+    found: Found | None  # result of the layout search; None if the layout was given
 
     @cached_property
     def schedule(self) -> Schedule:
@@ -51,30 +52,35 @@ class RunPlan:
 
     @cached_property
     def steps(self) -> list[Step]:
-        """Of the whole run, those after the first epoch without the search inside a step: it moves sequences between
-        micro-batches, and no trajectory to another step."""
+        """Steps of the whole run.
+
+        Steps after the first epoch skip the search inside a step. The search moves sequences between micro-batches, but never
+        moves a trajectory to another step.
+        """
         quick = replace(self.schedule, rounds=0)
         later = range(self.schedule.steps_per_epoch, self.schedule.num_steps)
         return [*map(self.schedule.step, range(self.schedule.steps_per_epoch)), *map(quick.step, later)]
 
     @cached_property
     def loads(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For every step, [dp, micro-batches] padded tokens and causal pairs."""
         return [self.schedule.loads(step) for step in self.steps]
 
     @cached_property
     def memory(self) -> list[StageMemory]:
-        """Of every stage, each in the step that fills it most."""
+        """Memory of every stage, each in the step that needs most."""
         all_steps = [gpu_memory(self.recipe, Load(tokens.tolist())) for tokens, _ in self.loads]
         return [max(stage, key=lambda s: s.total) for stage in zip(*all_steps, strict=True)]
 
     @cached_property
     def host(self) -> HostMemory:
+        """Memory of one host in the step with the largest micro-batch."""
         fullest = max((Load(tokens.tolist()) for tokens, _ in self.loads), key=lambda load: load.largest)
         return host_memory(self.recipe, fullest, int(max(tokens.sum() for tokens, _ in self.loads)))
 
     @property
     def verdict(self) -> Verdict:
-        """The worse of GPU and host."""
+        """The worse verdict of GPU and host memory."""
         shares = [max(s.total for s in self.memory) / memory_limit(self.recipe)]
         if host := self.recipe.cluster.host_memory_gb:
             shares.append(self.host.total / (host * 1e9))
@@ -82,11 +88,12 @@ class RunPlan:
 
     @cached_property
     def clock(self) -> Clock | None:
+        """The time model; None if nothing is predicted."""
         return Clock(self.recipe) if predictable(self.recipe) else None
 
     @cached_property
     def step_seconds(self) -> list[dict[str, float]]:
-        """Seconds of the first epoch's steps by part, calibrated; empty where nothing is predicted."""
+        """Calibrated seconds of the first epoch's steps, by part. Empty if nothing is predicted."""
         if self.clock is None:
             return []
         slower = 1 / calibration(self.recipe.gpu).factor
@@ -95,26 +102,27 @@ class RunPlan:
 
     @property
     def seconds(self) -> float:
-        """Of the run: its later epochs train on the same sequences in another order."""
+        """Seconds of the run. Later epochs train on the same sequences in another order, so they count like the first."""
         repeats = self.schedule.num_steps / self.schedule.steps_per_epoch
         return repeats * sum(sum(parts.values()) for parts in self.step_seconds)
 
     @property
     def tokens(self) -> int:
-        """Trained on in the whole run, padding left out."""
+        """Tokens trained on in the whole run, without padding."""
         return sum(self.sequences.lengths[s] for step in self.steps for rank in step.ranks for b in rank for s in b)
 
     @property
     def seconds_an_epoch(self) -> float:
-        """Of as many sequences as the data has: what runs of unlike numbers of steps are compared by."""
+        """Seconds for as many tokens as the data has. It makes runs with different numbers of steps comparable."""
         return self.seconds * sum(self.sequences.lengths) / self.tokens
 
     def learning_rates(self) -> list[float]:
+        """Return the learning rate of every step."""
         steps = len(self.steps)
         return [learning_rate(self.recipe.optim, n, steps) for n in range(steps)]
 
     def seen(self) -> list[int]:
-        """Times each trajectory is trained on."""
+        """Return how often each trajectory is trained on."""
         counts = dict.fromkeys(self.sequences.trajectory, 0)
         for step in self.steps:
             for trajectory in step.trajectories:
@@ -123,7 +131,10 @@ class RunPlan:
 
 
 def plan(r: Recipe, sequences: Sequences) -> RunPlan:
-    """The plan, its layout searched for where the recipe says `layout=auto`. Raises `ConfigError` for what cannot be run."""
+    """Return the plan of a recipe. With `layout=auto` it searches for the layout.
+
+    Raise `ConfigError` if the recipe cannot run on these sequences.
+    """
     longest = max(sequences.lengths)
     check_context(r.model, longest)
     found = None
@@ -139,7 +150,7 @@ def plan(r: Recipe, sequences: Sequences) -> RunPlan:
 
 
 def released(p: RunPlan) -> RunPlan | str:
-    """The public LIMI recipe of this model on the same cluster and data, or why there is none."""
+    """Return the plan of the public LIMI recipe of this model on the same cluster and data, or why there is none."""
     r = p.recipe
     size = [f"cluster.nodes={r.cluster.nodes}", f"cluster.gpus_per_node={r.cluster.gpus_per_node}"]
     try:
@@ -154,7 +165,7 @@ def released(p: RunPlan) -> RunPlan | str:
 
 
 def refuse_too_large(p: RunPlan) -> None:
-    """Raises `ConfigError` where the plan does not fit, with what would."""
+    """Raise `ConfigError` if the plan does not fit, with a layout or cluster that fits."""
     if p.verdict is not Verdict.does_not_fit:
         return
     totals = [s.total for s in p.memory]
@@ -175,18 +186,18 @@ def refuse_too_large(p: RunPlan) -> None:
 
 
 class Oddity(NamedTuple):
-    """What is odd about a plan, and right in some: what it is of, the value with its limit, and the override that fixes it."""
+    """A warning about a plan: something unusual that can still be intended."""
 
-    name: str
-    problem: str
-    fix: str
+    name: str  # what it is about
+    problem: str  # the value and the limit
+    fix: str  # the override that removes it
 
     def __str__(self) -> str:
         return sentence(self.problem, self.fix)
 
 
 def warnings(p: RunPlan) -> Iterator[Oddity]:
-    """What a user would want to know before it costs days."""
+    """Yield what a user should know before the run starts."""
     yield from _of_rates(p)
     yield from _of_sequences(p)
     yield from _of_steps(p)
@@ -211,14 +222,14 @@ def _of_rates(p: RunPlan) -> Iterator[Oddity]:
         yield Oddity(
             "warm-up",
             f"warmup_fraction {fraction:g} wins over warmup_steps {optim.warmup_steps}, and the first step's rate "
-            "is zero: that step changes nothing",
+            "is zero: that step changes no weight",
             "write optim.warmup_fraction=null",
         )
     if optim.lr > LARGE_LR:
         yield Oddity(
             "learning rate",
-            f"optim.lr {optim.lr:g} is over {LARGE_LR:g}: it moves every weight by about as much in each step, and none is that "
-            "large",
+            f"optim.lr {optim.lr:g} is over {LARGE_LR:g}: it moves every weight by about as much in each step, which is more than "
+            "the weights themselves",
             "write optim.lr=1e-5",
         )
 
@@ -230,8 +241,8 @@ def _of_sequences(p: RunPlan) -> Iterator[Oddity]:
         yield Oddity(
             "micro-batches",
             f"{above} of {len(lengths)} sequences are over the cap of {cap:,} tokens (layout.max_tokens_per_gpu "
-            f"{layout.max_tokens_per_gpu:,} x cp {layout.cp}), the longest has {longest:,}: slime runs each alone above it, in more "
-            "memory than the cap was meant to allow",
+            f"{layout.max_tokens_per_gpu:,} x cp {layout.cp}), the longest has {longest:,}: slime runs each of them alone, with more "
+            "memory than the cap allows",
             f"write layout.max_tokens_per_gpu={round_up(-(-longest // layout.cp), 1024)}",
         )
     over = sum(n > r.model.native_context for n in lengths)
@@ -256,7 +267,7 @@ def _of_steps(p: RunPlan) -> Iterator[Oddity]:
     if min(seen) != max(seen):
         yield Oddity(
             "repetitions",
-            f"trajectories are seen {min(seen)} to {max(seen)} times: the order of the stream decides which more often",
+            f"trajectories are seen {min(seen)} to {max(seen)} times, depending on the order of the stream",
             "write optim.sampling=epochs",
         )
     if twice := sum(len(set(s.trajectories)) < len(s.trajectories) for s in p.steps):
@@ -295,7 +306,7 @@ def _of_machines(p: RunPlan) -> Iterator[Oddity]:
         )
 
 
-# What takes less of the host, by its largest part.
+# How to need less host memory, by its largest part.
 _LESS_HOST = {
     "optimizer": "write layout.optimizer_state=resident where the GPUs have room, or a larger cluster.nodes",
     "activations": "write layout.offload=false where the GPUs have room, or a larger cluster.nodes",

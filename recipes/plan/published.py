@@ -1,7 +1,7 @@
-"""The time model against published throughputs: calibrated on one half of them, its error printed for the other.
+"""The time model compared with published throughputs: calibrated on one half of them, with its error on the other half.
 
-Few have published one for long agentic training; no figure of 32k to 152k tokens was found for the models shipped here. A
-figure whose layout or model is not public cannot be predicted and is only listed.
+Few throughputs of long agentic training are published. No figure for 32k to 152k tokens was found for the shipped models. A
+figure is only listed, not predicted, if its layout or model is not public.
 """
 
 from dataclasses import dataclass, replace
@@ -17,23 +17,27 @@ from recipes.plan.step_time import Clock
 
 @dataclass(frozen=True)
 class Published:
-    """tflops: model operations (no recomputation counted) a second of one GPU, in 10^12. recipe: what it is read as."""
+    """A published throughput."""
 
     name: str
-    tflops: float
-    recipe: Recipe | None
+    tflops: float  # model TFLOP/s of one GPU, without recomputation
+    recipe: Recipe | None  # the recipe that reproduces it; None if its model or layout is not public
     length: int  # tokens of a sequence
 
 
 @cache
 def figures() -> tuple[Published, ...]:
-    """Qwen3-32B by TRL on 8 H100: 101 tokens/s/GPU at 1M tokens, sequence-parallel with full recomputation. Qwen3-30B-A3B by
-    NeMo Automodel: 277 TFLOP/s at 4k tokens. GLM-5.2 on 608 H100: 39.6 TFLOP/s at 200k; its dimensions and layout are not
-    public here."""
+    """Return the published throughputs, the figure for calibration first.
+
+    - Qwen3-32B by TRL on 8 H100: 101 tokens/s per GPU at 1M tokens, sequence-parallel with full recomputation.
+    - Qwen3-30B-A3B by NeMo Automodel on 8 H100: 277 TFLOP/s per GPU at 4k tokens.
+    - GLM-5.2 on 608 H100: 39.6 TFLOP/s per GPU at 200k tokens. Its dimensions and layout are not public.
+    """
     words = ["model=qwen3-32b", "cluster=h100x8", "layout=data_parallel", "layout.cp=8", "layout.recompute=full"]
     long = compose_recipe(words)
     cost = flops(long.model)
-    # Qwen3-30B-A3B's config.json. Its family is not here: the router is counted as GLM-4.5's, which no figure of this kind shows.
+    # Dimensions of Qwen3-30B-A3B's config.json. Its family is not supported, so the router counts as GLM-4.5's. Figures of
+    # this kind do not show the difference.
     experts = compose_recipe(["model=glm4.5-air", "cluster=h100x8", "layout=data_parallel"]).model
     small = replace(
         long.model, name="qwen3-30b-a3b", family=experts.family, layers=48, hidden=2048, ffn=6144, heads=32, kv_heads=4,
@@ -48,27 +52,30 @@ def figures() -> tuple[Published, ...]:
 
 
 def predicted(one: Published) -> float:
-    """TFLOP/s a GPU by the uncalibrated model, eight micro-batches a step."""
+    """Return the TFLOP/s per GPU that the uncalibrated model predicts, with eight micro-batches per step."""
     r = one.recipe
     assert r is not None
     batches = 8
     tokens = np.full((1, batches), float(one.length))
     seconds = sum(Clock(r).step(tokens, tokens * (tokens + 1) / 2).values())
-    # Data-parallel ranks each do so many.
+    # Operations of one data-parallel rank; every rank has as many.
     work = 3 * flops(r.model).sequence(one.length) * batches
     return work / (r.layout.cp * r.layout.tp * r.layout.pp) / seconds / 1e12
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """factor: attained speed over the model's. text: where it comes from and how far off it is elsewhere."""
+    """Correction of the time model's speed."""
 
-    factor: float
-    text: str
+    factor: float  # attained speed / speed of the model
+    text: str  # source of the factor, and its error on the other figures
 
 
 def calibration(gpu: Gpu) -> Calibration:
-    """On the first of the comparable figures; the others are its test. All are of the H100, whose chip the H200 has too."""
+    """Return the calibration on the first comparable figure; the other figures test it.
+
+    All figures are of the H100. The H200 has the same chip, so it takes the same factor.
+    """
     if gpu.name not in ("h100", "h200"):
         return Calibration(1.0, f"uncalibrated: no figure of long training on {gpu.name} was found")
     comparable = [f for f in figures() if f.recipe is not None]
@@ -82,7 +89,7 @@ def calibration(gpu: Gpu) -> Calibration:
 
 
 def rows() -> list[tuple[str, str, str, str]]:
-    """Name, published, predicted with the calibration, and the error, for the README."""
+    """Return rows of name, published figure, calibrated prediction and error, for the README."""
     factor = calibration(compose_recipe(["cluster=h100x8", "layout=data_parallel"]).gpu).factor
     made = []
     for i, one in enumerate(figures()):

@@ -1,7 +1,7 @@
-"""`layout=auto`: the fastest layout that fits.
+"""The search behind `layout=auto`: it returns the fastest layout that fits.
 
-Every legal combination of tp, pp (with stages of unlike size), vpp, cp, ep, etp, recomputation and optimizer state is estimated
-without a schedule; the best of them are then scheduled, simulated and weighed exactly.
+First it estimates every legal combination of tp, pp (with stages of different sizes), vpp, cp, ep, etp, recomputation and
+optimizer state without a schedule. Then it schedules the best ones and computes their time and memory exactly.
 """
 
 import contextlib
@@ -22,27 +22,27 @@ from recipes.plan.plan_words import degrees, degrees_of
 from recipes.plan.step_time import Clock, Parts
 from recipes.schedule.schedule import schedule_of
 
-EXACTLY = 24  # layouts that are scheduled and simulated
+EXACTLY = 24  # number of layouts that are scheduled and simulated
 AXES = ("tp", "pp", "vpp", "cp", "ep", "etp", "recompute", "offload", "optimizer_state")
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """What is trained on: for every sequence its trajectory's number and its tokens; where these come from."""
+    """The sequences of the training data."""
 
-    trajectory: Sequence[int]
-    lengths: Sequence[int]
-    source: str
+    trajectory: Sequence[int]  # for every sequence, the number of its trajectory
+    lengths: Sequence[int]  # for every sequence, its tokens
+    source: str  # origin of the sequences, for messages
 
 
 @dataclass(frozen=True)
 class Option:
-    """A layout with its seconds of an epoch, its share of the fullest GPU's memory and of a node's host memory."""
+    """A layout with its predicted time and memory."""
 
     recipe: Recipe
-    seconds: float
-    gpu_share: float
-    host_share: float
+    seconds: float  # of one epoch
+    gpu_share: float  # used share of the fullest GPU's memory
+    host_share: float  # used share of a node's host memory
 
     @property
     def verdict(self) -> Verdict:
@@ -51,16 +51,15 @@ class Option:
 
 @dataclass(frozen=True)
 class Found:
-    """chosen: the fastest that fits. best: up to ten layouts, fastest first. other: for each axis the best one with another
-    value, None where none fits; all as simulated."""
+    """Result of a search. All layouts in it were simulated."""
 
-    chosen: Option
-    best: list[Option]
-    other: dict[str, Option | None]
+    chosen: Option  # the fastest layout that fits
+    best: list[Option]  # up to ten layouts, fastest first
+    other: dict[str, Option | None]  # for each axis the best layout with another value; None if none fits
 
 
 class Pricing:
-    """Bounds of a layout over one epoch's steps, which are the same for every layout."""
+    """Estimates of layouts over the steps of one epoch. The steps are the same for every layout."""
 
     def __init__(self, r: Recipe, sequences: Sequences) -> None:
         self.sequences = sequences
@@ -69,11 +68,17 @@ class Pricing:
         self.steps = [np.array([s for b in alone.step(n).ranks[0] for s in b]) for n in range(alone.steps_per_epoch)]
         self.lengths = np.array(sequences.lengths, dtype=float)
         self.pairs = self.lengths * (self.lengths + 1) / 2
-        self.longest, self.smallest = int(self.lengths.max()), min(map(len, self.steps))  # tokens; sequences of a step
+        self.longest, self.smallest = (
+            int(self.lengths.max()),
+            min(map(len, self.steps)),
+        )  # tokens of the longest sequence; sequences of the smallest step
         self.tokens = int(max(self.lengths[s].sum() for s in self.steps))
 
     def price(self, topology: Recipe) -> Iterator[Option]:
-        """The degrees of a layout with each recomputation and optimizer state that may be the best of those that fit."""
+        """Yield options with these degrees, for every recomputation and optimizer state that may be the fastest that fits.
+
+        If none fits, yield the leanest one with infinite seconds.
+        """
         where, load = placed(topology), self._load(topology)
         ladder = [
             [
@@ -87,14 +92,14 @@ class Pricing:
             for states in [values_of(topology, "optimizer_state", states_of(topology))]
         ]
         lean = self.shares(ladder[-1][-1], load, where)
-        # What is offloaded may be too much for the host, where more on the GPU would fit.
+        # Offloaded tensors may exceed the host memory although a layout with more on the GPU would fit.
         if lean[0] >= RISKY or (not ladder[-1][-1].layout.offload and lean[1] >= RISKY):
             yield Option(ladder[-1][-1], math.inf, *lean)
             return
         fits = False
         for level in ladder:
-            # From the fastest to the leanest: what comes after one that fits is slower, save that more recomputation may let
-            # the optimizer stay on the GPU.
+            # The order is from the fastest to the leanest, so levels after one that fits are slower. One exception: more
+            # recomputation may leave room for the optimizer on the GPU.
             for r in level:
                 shares = self.shares(r, load, where)
                 if max(shares) < RISKY:
@@ -104,11 +109,11 @@ class Pricing:
                     if r.layout.optimizer_state is not OptimizerState.offloaded:
                         return
                     break
-        if not fits:  # the leanest on the GPU is too much for the host, and what spares the host for the GPU
+        if not fits:  # the leanest level exceeds the host memory, and the others exceed the GPU's
             yield Option(ladder[-1][-1], math.inf, *lean)
 
     def estimate(self, r: Recipe) -> Option:
-        """Of one layout, whether it fits or not."""
+        """Return the estimate of one layout, even if it does not fit."""
         where = placed(r)
         return Option(r, self._seconds(r, where), *self.shares(r, self._load(r), where))
 
@@ -117,7 +122,10 @@ class Pricing:
         return np.ceil(self.lengths / pad) * pad
 
     def _seconds(self, r: Recipe, where: Placed) -> float:
-        """An estimate of an epoch's time: what the busiest stage does and waits, or the longest sequence on its own."""
+        """Estimate the seconds of an epoch. A step takes the larger of two bounds, plus the work after the last backward pass.
+
+        The bounds: work and waiting of the busiest stage; the longest sequence alone on all stages.
+        """
         p, clock, padded = r.layout, Clock(r, where), self._padded(r.layout)
         times = {s: _total(*clock.passes(s, padded, self.pairs)) for s in clock.rates}
         busiest = max(times.values(), key=lambda one: float(one.sum()))
@@ -130,12 +138,13 @@ class Pricing:
         return float(seconds)
 
     def shares(self, r: Recipe, load: Load, where: Placed) -> tuple[float, float]:
-        """Of the fullest GPU's memory and of a node's host memory."""
+        """Return the used shares of the fullest GPU's memory and of a node's host memory."""
         gpu = max(s.total for s in gpu_memory(r, load, where)) / memory_limit(r)
         host = r.cluster.host_memory_gb
         return gpu, host_memory(r, load, self.tokens, where).total / (host * 1e9) if host else 0.0
 
     def _load(self, r: Recipe) -> Load:
+        """Return an upper bound of a rank's micro-batches in a step."""
         padded = self._padded(r.layout)
         if r.layout.pp == 1:
             return Load([[r.layout.max_tokens_per_gpu * r.layout.cp]])
@@ -146,6 +155,7 @@ class Pricing:
 
 
 def _total(forward: Parts, backward: Parts) -> np.ndarray:
+    """Return the seconds of each micro-batch, summed over all parts of both passes."""
     return np.add.reduce([*forward.values(), *backward.values()])
 
 
@@ -154,7 +164,10 @@ def _both(sequences: Sequences) -> tuple[Sequence[int], Sequence[int]]:
 
 
 def exact(r: Recipe, pricing: Pricing) -> Option:
-    """An epoch's steps scheduled and simulated. Raises `ConfigError` where they cannot be spread over the ranks."""
+    """Return the layout's time and memory, from an epoch's steps scheduled and simulated.
+
+    Raise `ConfigError` if the steps cannot be spread over the ranks.
+    """
     schedule = replace(schedule_of(r, *_both(pricing.sequences)), rounds=0)
     where = placed(r)
     clock = Clock(r, where)
@@ -168,8 +181,10 @@ def exact(r: Recipe, pricing: Pricing) -> Option:
 
 
 def search(r: Recipe, sequences: Sequences) -> Found:
-    """The fastest layout that fits, or that fits at a risk where none does. Raises `ConfigError` with the leanest one, and with
-    what would make the model fit, where none does."""
+    """Return the fastest layout that fits, or the fastest risky one if none fits safely.
+
+    Raise `ConfigError` if none fits. The error names the leanest layout and a cluster on which the model fits.
+    """
     pricing = Pricing(r, sequences)
     options = [o for one in topologies(r, pricing.longest, pricing.smallest) for o in pricing.price(one)]
     if not options:
@@ -181,18 +196,18 @@ def search(r: Recipe, sequences: Sequences) -> Found:
 
 
 def _free(r: Recipe) -> list[str]:
-    """Axes that the search may turn."""
+    """Return the layout fields that the search may change."""
     experts = ("ep", "etp") if not r.model.experts else ()
     offload = ("offload",) if r.engine.name is not EngineName.megatron else ()
     return [a for a in AXES if a not in (*experts, *offload, *r.layout.fixed)]
 
 
 def _other(name: str, options: list[Option], best: list[Option], pricing: Pricing) -> Option | None:
-    """The fastest layout found that fits with another value on this axis."""
+    """Return the fastest layout that fits with another value on this axis, or None."""
     mine = getattr(best[0].recipe.layout, name)
     unlike = [o for o in options if getattr(o.recipe.layout, name) != mine]
     if name in ("recompute", "offload", "optimizer_state"):
-        # The search leaves out what is slower at the same degrees: here it is.
+        # The search skips slower options with the same degrees, so they are estimated here.
         for option in best[:3]:
             p = option.recipe.layout
             for (recompute, offload), state in itertools.product(kept_of(option.recipe), states_of(option.recipe)):
@@ -204,13 +219,15 @@ def _other(name: str, options: list[Option], best: list[Option], pricing: Pricin
 
 
 def _simulated(options: list[Option], pricing: Pricing, most: int) -> list[Option]:
-    """The best `most` options that fit, or at a risk where none does, of the host before that of the GPU; exactly, fastest
-    first."""
+    """Return the best `most` options that fit, simulated exactly, fastest first.
+
+    If none fits safely, accept a risk: first of the host memory, then of the GPU memory, then of both.
+    """
     for gpu, host in itertools.product((FITS, RISKY), repeat=2):
         within = sorted((o for o in options if o.gpu_share < gpu and o.host_share < host), key=lambda o: o.seconds)
         found = []
         for option in within[:most]:
-            # Its steps may not spread over its ranks.
+            # Skip a layout whose steps cannot be spread over its ranks.
             with contextlib.suppress(ConfigError):
                 found.append(exact(option.recipe, pricing))
         if kept := [o for o in found if o.gpu_share < gpu and o.host_share < host]:
@@ -219,7 +236,10 @@ def _simulated(options: list[Option], pricing: Pricing, most: int) -> list[Optio
 
 
 def _none_legal(r: Recipe, pricing: Pricing) -> ConfigError:
-    """Why no layout is legal: a rule that the fixed values break by themselves, the cap, or too few sequences in a step."""
+    """Return the error for the case that no layout is legal.
+
+    Its causes: the fixed values break a rule, the cap is too small, or a step has too few sequences.
+    """
     fixed = " ".join(
         f"layout.{name}={getattr(getattr(r.layout, name), 'value', getattr(r.layout, name))}" for name in r.layout.fixed
     )
@@ -242,7 +262,7 @@ def _none_legal(r: Recipe, pricing: Pricing) -> ConfigError:
 
 
 def _too_large(r: Recipe, sequences: Sequences, options: list[Option]) -> ConfigError:
-    """What the leanest layout lacks, and the cluster on which one fits."""
+    """Return the error that says what the leanest layout needs, and on which cluster a layout fits."""
     leanest = min(options, key=lambda o: max(o.gpu_share, o.host_share))
     where = f"{leanest.gpu_share:.0%} of a GPU's {memory_limit(r) / 1e9:.1f} GB"
     if r.cluster.host_memory_gb:
@@ -263,7 +283,7 @@ def _too_large(r: Recipe, sequences: Sequences, options: list[Option]) -> Config
 
 
 def _larger(r: Recipe) -> Iterator[tuple[Recipe, str]]:
-    """Larger clusters and what to type for them: more nodes, or whole nodes instead of one GPU each."""
+    """Yield recipes with larger clusters (more nodes, or nodes of eight GPUs instead of one), with their overrides."""
     if r.cluster.gpus_per_node == 1:
         for nodes in (1, 2, 4, 8):
             cluster = replace(r.cluster, nodes=nodes, gpus_per_node=8, host_memory_gb=2048.0)

@@ -1,8 +1,8 @@
-"""How long a step takes: computation at attained rates, communication on every axis, the pipeline, the optimizer.
+"""Predicted time of a step: computation at attained rates, communication on every axis, the pipeline, the optimizer.
 
-Peaks and bandwidths come from `hydra_conf/gpu` and `hydra_conf/cluster`, allowances are named here, and `published.py` compares
-the whole with what others have measured. Nothing is taken to overlap but context parallelism's ring with attention, and an
-offloaded optimizer's transfers with its arithmetic, and offloaded activations' with the pass that they are of.
+Peaks and bandwidths come from `hydra_conf/gpu` and `hydra_conf/cluster`. Allowances are named here. `published.py` compares the
+prediction with published measurements. Only three things are assumed to overlap: context parallelism's ring with attention, the
+transfers of an offloaded optimizer with its arithmetic, and the transfers of offloaded activations with their own pass.
 """
 
 from dataclasses import dataclass, replace
@@ -16,50 +16,53 @@ from recipes.plan.activations import IMBALANCE, activations
 from recipes.plan.partition import Buffer, Chunk, Placed, element_size, placed
 from recipes.schedule.pipeline import Pipeline
 
-LINK = 0.8  # allowance: share of a link's peak that collectives of this size reach
-HOST_GB_S = 200.0  # allowance: memory bandwidth of a node's host, which bounds an offloaded Adam
-OPTIMIZER_BYTES = 30  # read and written for a parameter: gradient, fp32 weight, two moments, weight
-ATTENTION_BACKWARD = 2.5  # flash attention's backward products over its forward ones (arXiv 2307.08691)
-TOUCHED = 3  # times that norms, rotation, SwiGLU and additions move what they keep for the backward pass
+LINK = 0.8  # allowance: share of a link's peak bandwidth that collectives reach
+HOST_GB_S = 200.0  # allowance: memory bandwidth of a host in GB/s; it limits an offloaded Adam
+OPTIMIZER_BYTES = 30  # bytes read and written per parameter: gradient, fp32 weight, two moments, model weight
+ATTENTION_BACKWARD = 2.5  # operations of flash attention's backward pass / those of its forward pass (arXiv 2307.08691)
+TOUCHED = 3  # memory traffic of elementwise operations, as a multiple of the activation bytes they save
 
-Parts = dict[str, np.ndarray]  # seconds of each micro-batch, by what they are spent on
+Parts = dict[str, np.ndarray]  # seconds of each micro-batch, by kind of work
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds a token (padded, before context parallelism) of one stage's forward pass; the last two a causal pair."""
+    """Seconds per token of one stage's forward pass. Tokens are padded and counted before context parallelism.
+
+    `pair` and `pair_backward` are seconds per causal pair of tokens.
+    """
 
     layers: float  # matrix products
-    mlps: float  # of `layers`, those that selective recomputation repeats
+    mlps: float  # the share of `layers` that selective recomputation repeats
     head: float  # the output layer
-    elementwise: float
-    tensor: float
-    experts: float
-    ring: float
-    message: float
-    host: float  # what is offloaded, one way
-    pair: float
-    pair_backward: float
+    elementwise: float  # norms, rotation, SwiGLU, additions, softmax
+    tensor: float  # collectives of tensor parallelism
+    experts: float  # exchange of tokens between experts
+    ring: float  # keys and values of context parallelism
+    message: float  # messages between pipeline stages
+    host: float  # transfer of offloaded activations, in one direction
+    pair: float  # attention, forward
+    pair_backward: float  # attention, backward
 
 
 def predictable(r: Recipe) -> bool:
-    """Whether all figures of the machines are known; nothing is predicted for a CPU."""
+    """Return whether all figures of the machines are known. Nothing is predicted for a CPU."""
     g, known = r.gpu, (r.cluster.network_gb_s, *(v for k, v in vars(r.gpu).items() if k not in ("name", "hour_price")))
     return g.bf16_tflops is not None and None not in known
 
 
 class Clock:
-    """Times of one recipe on its cluster."""
+    """Predicted times of one recipe on its cluster. where: the recipe's placement, if known already."""
 
     def __init__(self, r: Recipe, where: Placed | None = None) -> None:
         self.r, self.world = r, world_size(r)
         self.where = where or placed(r)
         self.rates = {k: self._rates(self.where.stages[k]) for k in self.where.buffers}
-        # After the last backward pass, of the slowest stage.
+        # Work after the last backward pass, on the slowest stage.
         self.after = max(map(self._after, self.where.buffers.values()), key=lambda parts: sum(parts.values()))
 
     def _link(self, ranks: int, stride: int = 1) -> float:
-        """Bytes a second of one GPU, in one direction, in a group of so many ranks of which every `stride`-th."""
+        """Return the bytes per second of one GPU in one direction, for a group of `ranks` ranks that are `stride` apart."""
         c, g = self.r.cluster, self.r.gpu
         assert c.network_gb_s is not None and g.nvlink_gb_s is not None, "predictable"
         return LINK * 1e9 * (g.nvlink_gb_s if ranks * stride <= c.gpus_per_node else c.network_gb_s)
@@ -72,7 +75,7 @@ class Clock:
         layers, output = dense + moe, chunks[-1].output
         operations = g.bf16_tflops * 1e12 * p.tp * p.cp
         product, memory = 1 / (operations * g.matmul_efficiency), 1 / (g.memory_gb_s * 1e9)
-        # Operations a token, a multiply and an add being two.
+        # Operations per token; a multiply and an add count as two.
         projections = 4 * m.hidden * m.head_dim * (m.heads + m.kv_heads)
         routed = 6 * m.hidden * m.expert_ffn * (m.top_k * IMBALANCE + m.shared_experts) + 2 * m.experts * m.hidden
         mlps = dense * 6 * m.hidden * m.ffn + moe * routed
@@ -80,7 +83,7 @@ class Clock:
         kept = activations(replace(self.r, layout=replace(p, recompute=Recompute.none)))
         touched = TOUCHED * (layers * kept.attention + dense * kept.mlp + moe * kept.moe) / p.cp
         logits = TOUCHED * 4 * m.vocab / (p.tp * p.cp) if output else 0.0
-        # Bytes a token. Attention and MLP each gather their input and scatter their output; routed experts exchange theirs.
+        # Bytes per token. Attention and MLP each gather their input and scatter their output. Routed experts exchange tokens.
         row = m.hidden * element_size(self.r) / p.cp
         exchanged = 2 * m.top_k * row * p.etp / p.tp * (1 - 1 / (p.ep * p.etp))
         keys = 2 * m.kv_heads * m.head_dim * element_size(self.r) / (p.tp * p.cp)
@@ -101,7 +104,7 @@ class Clock:
         )
 
     def _after(self, held: list[Buffer]) -> dict[str, float]:
-        """Gradients reduced and weights gathered over each buffer's ranks, and the weights updated."""
+        """Return the seconds after the last backward pass: gradient reduction, weight gathering and the optimizer's update."""
         r, p = self.r, self.r.layout
         assert r.gpu.memory_gb_s and r.gpu.pcie_gb_s, "predictable"
         strides = (p.tp, p.ep * p.etp)
@@ -112,14 +115,17 @@ class Clock:
         parameters = sum(b.parameters / b.ranks for b in held)
         update = OPTIMIZER_BYTES * parameters / (r.gpu.memory_gb_s * 1e9)
         if p.optimizer_state is OptimizerState.offloaded:
-            # The embedded engine's states (12 bytes) come and go at once; slime's stay, and are updated there.
+            # The embedded engine moves its states (12 bytes) to the GPU and back at the same time; slime updates them on the host.
             embedded = r.engine.name is EngineName.megatron
             host = (24 if embedded else OPTIMIZER_BYTES) * parameters * r.cluster.gpus_per_node / (HOST_GB_S * 1e9)
             update = max(host, (12 if embedded else 4) * parameters / (LINK * r.gpu.pcie_gb_s * 1e9))
         return {"gradient reduction": reduced, "optimizer": update}
 
     def passes(self, stage: int, tokens: np.ndarray, pairs: np.ndarray) -> tuple[Parts, Parts]:
-        """(forward, backward) passes of micro-batches with so many padded tokens and causal pairs."""
+        """Return the (forward, backward) seconds of micro-batches on one stage, by kind of work.
+
+        tokens, pairs: padded tokens and causal pairs of each micro-batch.
+        """
         a, recompute = self.rates[self.where.kind[stage]], self.r.layout.recompute
         again = {Recompute.none: 0.0, Recompute.selective: 0.5, Recompute.linear: 1.0, Recompute.full: 1.0}[recompute]
         attention, back = a.pair * pairs, a.pair_backward * pairs
@@ -145,7 +151,7 @@ class Clock:
             "attention": back,
             "recomputation": repeated[recompute],
             "element by element": (2 + again) * a.elementwise * tokens,
-            # Sequence parallelism gathers the inputs once more for the weights' gradients.
+            # Sequence parallelism gathers the inputs a second time for the weights' gradients.
             "tensor parallel": (1.5 + again) * a.tensor * tokens,
             "context parallel": np.maximum(0.0, 2 * a.ring * tokens - back) + (recompute is Recompute.full) * ring,
             "expert parallel": (1 + (again > 0)) * a.experts * tokens,
@@ -156,8 +162,10 @@ class Clock:
         return forward, backward
 
     def step(self, tokens: np.ndarray, pairs: np.ndarray) -> dict[str, float]:
-        """Seconds of a step by part: [ranks, micro-batches] padded tokens and causal pairs. The parts are those of the
-        slowest rank's busiest stage; `bubbles` is what it waits."""
+        """Return the seconds of a step by part, for the busiest stage of the slowest rank. `bubbles` is its idle time.
+
+        tokens, pairs: [ranks, micro-batches] padded tokens and causal pairs.
+        """
         forward, backward = self.times(tokens, pairs)
         ends = self.pipeline.makespan(forward, backward)
         rank = int(ends.argmax())
@@ -167,14 +175,16 @@ class Clock:
         return parts | {"bubbles": max(0.0, float(ends[rank]) - sum(parts.values()))} | self.after
 
     def times(self, tokens: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(forward, backward) [stages, ranks, micro-batches] seconds of every pass."""
+        """Return the (forward, backward) seconds of every pass, each [stages, ranks, micro-batches]."""
         found = [self.passes(s, tokens, pairs) for s in range(self.r.layout.pp)]
         forward, backward = (np.stack([np.add.reduce([*one[i].values()]) for one in found]) for i in (0, 1))
         return self._together(forward), self._together(backward)
 
     def _together(self, times: np.ndarray) -> np.ndarray:
-        """[stages, ranks, micro-batches]: data-parallel ranks that exchange tokens with each other's experts wait for the
-        slowest of them in every micro-batch."""
+        """Raise the times [stages, ranks, micro-batches] to those of the slowest rank in each expert-parallel group.
+
+        Data-parallel ranks that exchange tokens between experts wait for the slowest of them in every micro-batch.
+        """
         p = self.r.layout
         _, ranks, batches = times.shape
         spanned = -(-p.ep * p.etp // (p.tp * p.cp))
@@ -184,4 +194,5 @@ class Clock:
 
     @property
     def pipeline(self) -> Pipeline:
+        """The pipeline with the layout's stages and chunks."""
         return Pipeline(self.r.layout.pp, chunks=self.r.layout.vpp)

@@ -1,8 +1,9 @@
-"""Inside one step: which rank runs which sequences, in which micro-batches and in which order, so that the step ends soonest.
+"""Assignment inside one step: ranks, micro-batches and their order, chosen so that the step ends soonest.
 
-Without a pipeline a step takes as long as its busiest rank, so ranks are balanced by cost. With one, a micro-batch waits for
-its neighbours, and many micro-batches of like size that grow and then shrink run best; what the best is, is searched for
-with the exact simulation of `pipeline.py`. A pure function of its arguments: the search is cut off by rounds, not seconds.
+Without a pipeline a step takes as long as its busiest rank, so ranks are balanced by cost. In a pipeline a micro-batch waits
+for its neighbours. Many micro-batches of similar size run best if they grow and then shrink. A search with the exact simulation
+of `pipeline.py` improves this order. The result is a pure function of its arguments: a number of rounds limits the search, not
+a time.
 """
 
 import random
@@ -14,9 +15,9 @@ from recipes.errors import ConfigError
 from recipes.layout import round_up
 from recipes.schedule.pipeline import Pipeline
 
-Rank = list[list[int]]  # micro-batches in the order they run
-_NEIGHBOURS = 48  # variants that a round of the search tries at once
-_PATIENCE = 25  # rounds without a better one before the search ends
+Rank = list[list[int]]  # micro-batches in running order; each is a list of sequences
+_NEIGHBOURS = 48  # variants that one round of the search tries
+_PATIENCE = 25  # rounds without an improvement after which the search ends
 
 
 def assign(
@@ -27,31 +28,34 @@ def assign(
     multiple: int,
     rounds: int,
 ) -> list[Rank]:
-    """Micro-batches of sequences 0 … n-1 for every rank, equally many on each, a multiple of `multiple`.
+    """Return every rank's micro-batches of the sequences 0 to n-1. All ranks get equally many, a multiple of `multiple`.
 
-    costs: a forward pass over the whole model. fits: whether sequences may share a micro-batch; each alone does. rounds: of
-    the search, where there is a pipeline. Raises `ConfigError` where there are fewer sequences than micro-batches must be.
+    costs: for every sequence, the cost of a forward pass over the whole model. fits: returns whether sequences may share a
+    micro-batch; a single sequence always fits. rounds: limit of the search; it only runs with a pipeline. Raise `ConfigError`
+    if there are fewer sequences than micro-batches are needed.
     """
     if pipeline.stages == 1:
         return _packed(_balanced(costs, dp), costs, fits, multiple)
-    # A rank's costliest sequence passes one stage after another; meanwhile each further one adds its time on one stage.
+    # A rank's costliest sequence passes through all stages in turn. Each further sequence only adds its time on one stage.
     spread = _spread(_dealt(costs, dp, 1 / pipeline.stages), costs, fits, multiple)
     return _searched(spread, costs, fits, pipeline, rounds)
 
 
 def _balanced(costs: Sequence[float], dp: int) -> list[list[int]]:
-    """The sequences over ranks, the largest load as small as moves and swaps can make it."""
+    """Return the sequences of every rank, with the largest load reduced by moves and swaps."""
     ranks = _dealt(costs, dp, 1.0)
     load = [sum(costs[s] for s in rank) for rank in ranks]
-    # Closer to the mean than a thousandth is closer than anybody can measure.
+    # A difference of a thousandth of the mean cannot be measured.
     while max(load) > 1.001 * sum(load) / dp and _improved(ranks, load, costs):
         pass
     return ranks
 
 
 def _dealt(costs: Sequence[float], dp: int, further: float) -> list[list[int]]:
-    """Costliest first, each to the rank with the least time so far: the first of a rank counts whole, each further one by
-    this share."""
+    """Return the sequences of every rank, dealt costliest first to the rank with the smallest load so far.
+
+    The first sequence of a rank counts with its whole cost. Each further one counts with the share `further` of its cost.
+    """
     ranks: list[list[int]] = [[] for _ in range(dp)]
     load = [0.0] * dp
     for s in sorted(range(len(costs)), key=lambda s: (-costs[s], s)):
@@ -62,7 +66,7 @@ def _dealt(costs: Sequence[float], dp: int, further: float) -> list[list[int]]:
 
 
 def _improved(ranks: list[list[int]], load: list[float], costs: Sequence[float]) -> bool:
-    """Makes the best move or swap between the busiest rank and another one, where it lowers the larger of their loads."""
+    """Make the best move or swap between the busiest rank and another one. Return whether one lowers the larger load."""
     top = max(range(len(ranks)), key=lambda r: (load[r], -r))
     best: tuple[float, int, int, int | None] | None = None
     for other in range(len(ranks)):
@@ -70,7 +74,7 @@ def _improved(ranks: list[list[int]], load: list[float], costs: Sequence[float])
         if other == top or gap <= 0:
             continue
         for s in ranks[top]:
-            # What is moved over should come close to half the gap.
+            # The best amount to move is half the gap.
             for t in (None, *ranks[other]):
                 moved = costs[s] - (0.0 if t is None else costs[t])
                 if 0 < moved < gap and (t is not None or len(ranks[top]) > 1):
@@ -93,7 +97,7 @@ def _improved(ranks: list[list[int]], load: list[float], costs: Sequence[float])
 def _packed(
     ranks: list[list[int]], costs: Sequence[float], fits: Callable[[Sequence[int]], bool], multiple: int
 ) -> list[Rank]:
-    """As few micro-batches as fit, first fit decreasing, then as many on every rank as the fullest one needs."""
+    """Pack each rank into few micro-batches by first fit decreasing, then give every rank as many as the fullest one needs."""
     packed: list[Rank] = []
     for sequences in ranks:
         bins: Rank = []
@@ -111,14 +115,14 @@ def _packed(
 def _spread(
     ranks: list[list[int]], costs: Sequence[float], fits: Callable[[Sequence[int]], bool], multiple: int
 ) -> list[Rank]:
-    """As many micro-batches as every rank has sequences, in an order that grows and then shrinks."""
+    """Give every rank as many micro-batches as the rank with the fewest sequences can fill, growing and then shrinking."""
     count = max(multiple, min(map(len, ranks)) // multiple * multiple)
     spread: list[Rank] = []
     for sequences in ranks:
         bins = [[s] for s in sorted(sequences, key=lambda s: (costs[s], s))]
         while len(bins) > count:
             first = bins.pop(0)
-            # Joined with the smallest that it fits with.
+            # Join it with the smallest micro-batch that has room for it.
             partner = next((b for b in bins if fits([*b, *first])), None)
             if partner is None:
                 bins.append(first)
@@ -131,13 +135,17 @@ def _spread(
 
 
 def _mountain(bins: Rank, costs: Sequence[float]) -> Rank:
+    """Return the micro-batches in an order of growing and then shrinking cost."""
     rising = sorted(bins, key=lambda b: (sum(costs[s] for s in b), b))
     return rising[::2] + rising[1::2][::-1]
 
 
 def _equal(ranks: list[Rank], costs: Sequence[float], count: int) -> list[Rank]:
-    """`count` micro-batches on every rank: the costliest that can be are halved, and a rank with too few sequences takes
-    the cheapest that another can spare."""
+    """Return `count` micro-batches for every rank.
+
+    A rank with too few sequences takes the cheapest that another rank can spare. A rank with too few micro-batches halves its
+    costliest ones. Raise `ConfigError` if there are too few sequences in all.
+    """
     total = sum(len(b) for rank in ranks for b in rank)
     if total < count * len(ranks):
         raise ConfigError(
@@ -169,8 +177,11 @@ def _equal(ranks: list[Rank], costs: Sequence[float], count: int) -> list[Rank]:
 def _searched(
     ranks: list[Rank], costs: Sequence[float], fits: Callable[[Sequence[int]], bool], pipeline: Pipeline, rounds: int
 ) -> list[Rank]:
-    """Each round tries variants of the slowest rank, and of it together with another, and keeps the best."""
-    # A string seed is hashed by Python's own SHA-512, the same on every platform and version.
+    """Return the ranks improved by a local search.
+
+    Each round tries variants of one rank or of two ranks, mostly of the slowest, and takes the best one if it is better.
+    """
+    # Python hashes a string seed with SHA-512, so the numbers are the same on every platform and version.
     rng = random.Random("limi:assign")
 
     def times(variants: list[Rank]) -> np.ndarray:
@@ -198,7 +209,7 @@ def _searched(
             for r in variant:
                 after[r] = next(flat)
             results.append(after)
-        # The mean, a little, so that ranks which are not the slowest make room.
+        # The mean counts a little, so that other ranks make room for the slowest one.
         best = min(range(len(tried)), key=lambda i: results[i].max() + 0.02 * results[i].mean())
         if results[best].max() + 0.02 * results[best].mean() < now.max() + 0.02 * now.mean():
             now, idle = results[best], 0
@@ -208,7 +219,7 @@ def _searched(
 
 
 def _variant(ranks: list[Rank], slowest: int, rng: random.Random) -> dict[int, Rank]:
-    """A change of one rank or of two, with as many micro-batches as before."""
+    """Return a random change of one rank or of two ranks. The number of micro-batches stays the same."""
     a = slowest if rng.random() < 0.8 else rng.randrange(len(ranks))
     mine = [[*b] for b in ranks[a]]
     i = rng.randrange(len(mine))

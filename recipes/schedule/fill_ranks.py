@@ -1,4 +1,4 @@
-"""Whether every step has sequences enough for all ranks, and which override gives it enough."""
+"""The check that every step has enough sequences for all ranks, and the override that provides them."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,9 +10,9 @@ from recipes.schedule.schedule import Schedule, schedule_of
 
 
 def check_filled(r: Recipe, schedule: Schedule, option: str = "data.path") -> None:
-    """Raise `ConfigError` where the sequences of a step cannot be spread over the ranks, with an override that was tried.
+    """Raise `ConfigError` if the sequences of a step cannot be spread over the ranks. Its fix is an override that was tried.
 
-    schedule: of the recipe, on the data of `option`, which is data.path or data.heldout.
+    schedule: the recipe's schedule on the data of `option`. option: data.path or data.heldout.
     """
     try:
         schedule.check()
@@ -21,7 +21,7 @@ def check_filled(r: Recipe, schedule: Schedule, option: str = "data.path") -> No
 
 
 def remedy(r: Recipe, schedule: Schedule, option: str = "data.path") -> str:
-    """Return the first override by which every step fills the ranks; without one, ask for more data."""
+    """Return the first override with which every step fills the ranks. If none does, return a request for more data."""
     if option == "data.path":
         for size in _batch_sizes(schedule):
             if _fills(replace(schedule, batch_size=size)):
@@ -29,7 +29,7 @@ def remedy(r: Recipe, schedule: Schedule, option: str = "data.path") -> str:
     for wish in _layouts(r):
         if (changes := completed(r, wish)) is not None:
             other = schedule_of(changed(r, changes), schedule.trajectory, schedule.lengths)
-            fields = ("batch_size", "epochs", "copies", "sampling")  # those of held-out data are not the recipe's
+            fields = ("batch_size", "epochs", "copies", "sampling")  # held-out data has its own values of these
             if _fills(replace(other, **{name: getattr(schedule, name) for name in fields})):
                 return f"write {typed(changes)}"
     return f"name a file with more trajectories as {option}" + (
@@ -38,7 +38,7 @@ def remedy(r: Recipe, schedule: Schedule, option: str = "data.path") -> str:
 
 
 def _batch_sizes(schedule: Schedule) -> Iterator[int]:
-    """Larger ones, each about twice the last, up to all trajectories in one step."""
+    """Yield larger batch sizes, each about twice the one before, up to all trajectories in one step."""
     most = len(set(schedule.trajectory)) * schedule.copies
     size = max(schedule.dp * schedule.micro_batch_multiple, schedule.batch_size + 1)
     while size < most:
@@ -49,7 +49,7 @@ def _batch_sizes(schedule: Schedule) -> Iterator[int]:
 
 
 def _layouts(r: Recipe) -> Iterator[Changes]:
-    """Fewer micro-batches a rank, and fewer data-parallel ranks, those that leave no GPU idle first."""
+    """Yield changes to fewer micro-batches per rank or fewer data-parallel ranks. Changes that leave no GPU idle come first."""
     if r.layout.vpp > 1:
         yield {"layout.vpp": 1}
     for doublings in range(1, data_parallel(r).bit_length()):
@@ -60,6 +60,7 @@ def _layouts(r: Recipe) -> Iterator[Changes]:
 
 
 def _fills(schedule: Schedule) -> bool:
+    """Return whether the sequences of every step can be spread over the ranks."""
     try:
         schedule.check()
     except ConfigError:

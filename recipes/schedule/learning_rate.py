@@ -6,11 +6,11 @@ from recipes.config import Optim
 
 
 def learning_rate(optim: Optim, step: int, num_steps: int) -> float:
-    """Rate applied in `step` (from 0) of `num_steps`: linear over `warmup_steps`, its first step above zero, then a
-    cosine that reaches lr x `min_lr_ratio` in the last step.
+    """Return the learning rate of `step` (counted from 0) in a run of `num_steps`.
 
-    With `warmup_fraction`, as Megatron's `OptimizerParamScheduler` counts it: the first step's rate is zero, and the last is
-    a step short of the floor.
+    The rate rises linearly over `warmup_steps`, starting above zero. Then it follows a cosine and reaches lr x `min_lr_ratio`
+    in the last step. `warmup_fraction` overrides `warmup_steps` and counts as Megatron's `OptimizerParamScheduler` does: the
+    first step's rate is zero, and the last step is one step before the minimum.
     """
     floor = optim.lr * optim.min_lr_ratio
     if optim.warmup_fraction is not None:
@@ -26,4 +26,5 @@ def learning_rate(optim: Optim, step: int, num_steps: int) -> float:
 
 
 def _cosine(lr: float, floor: float, progress: float) -> float:
+    """Return the rate of a cosine from `lr` at progress 0 to `floor` at progress 1."""
     return floor + (lr - floor) * (1 + math.cos(math.pi * progress)) / 2

@@ -1,5 +1,7 @@
-"""An exact simulation of the pipeline schedules that Megatron runs, 1F1B and interleaved (Narayanan et al. 2021, arXiv
-2104.04473), over micro-batches of unlike sizes."""
+"""Exact simulation of Megatron's pipeline schedules, 1F1B and interleaved, for micro-batches of different sizes.
+
+Source: Narayanan et al. 2021, arXiv 2104.04473.
+"""
 
 from dataclasses import dataclass
 from functools import cache
@@ -9,36 +11,35 @@ import numpy as np
 
 
 class Pass(NamedTuple):
-    """One forward or backward pass of a micro-batch through one chunk of layers. after: the passes, by place in the order,
-    that must have ended; -1 for none."""
+    """One forward or backward pass of a micro-batch through one chunk of layers."""
 
     forward: bool
     stage: int
     chunk: int
     micro_batch: int
-    after: int
+    after: int  # index in the order of the pass that must end before this one starts; -1 if there is none
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """stages: of one pipeline, each with `chunks` of its layers. backward: a backward pass takes so many times its forward
-    pass where nothing else is said: 2, or 3 with full recomputation. Messages between stages are taken to be free."""
+    """A pipeline. Messages between stages cost no time."""
 
     stages: int = 1
-    backward: float = 2.0
-    chunks: int = 1
+    backward: float = 2.0  # default time of a backward pass / that of its forward pass: 2, or 3 with full recomputation
+    chunks: int = 1  # chunks of layers per stage
 
     def makespan(self, forward: np.ndarray, backward: np.ndarray | None = None) -> np.ndarray:
-        """Time from the first forward to the last backward pass, for many pipelines at once.
+        """Return [c] times from the first forward to the last backward pass, for c pipelines at once.
 
-        forward: [c, m] time of each micro-batch's forward pass on **one** stage, in the order they run, or [stages, c, m]
-        where stages are not alike; a pipeline with fewer micro-batches has zeros at its end. backward: the same. Returns [c].
+        forward: [c, m] time of each micro-batch's forward pass on **one** stage, in running order, or [stages, c, m] if stages
+        differ. A pipeline with fewer micro-batches has zeros at its end. backward: likewise; None means `self.backward` times
+        the forward pass.
         """
         ends = self._ends(*self._durations(forward, backward))
         return np.maximum.reduce(ends)
 
     def passes(self, forward: np.ndarray, backward: np.ndarray) -> list[tuple[Pass, float, float]]:
-        """Every pass of one pipeline with its start and its end; forward, backward: [stages, m]."""
+        """Return every pass of one pipeline with its start and end. forward, backward: [stages, m] times."""
         down, up = self._durations(forward[:, None], backward[:, None])
         order = _order(self.stages, forward.shape[-1], self.chunks)
         ends = [float(end[0]) for end in self._ends(down, up)]
@@ -46,15 +47,16 @@ class Pipeline:
         return [(p, end - one, end) for p, end, one in zip(order, ends, takes, strict=True)]
 
     def _durations(self, forward: np.ndarray, backward: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """[stages, m, c] times of one chunk's passes."""
+        """Return the forward and backward times of one chunk's passes, each [stages, m, c]."""
         backward = forward * self.backward if backward is None else backward
         shape = (self.stages, *forward.shape[-2:])
         down, up = (np.broadcast_to(x, shape).swapaxes(1, 2) / self.chunks for x in (forward, backward))
         return np.ascontiguousarray(down), np.ascontiguousarray(up)
 
     def _ends(self, down: np.ndarray, up: np.ndarray) -> list[np.ndarray]:
+        """Return the [c] end of every pass, in the order of `_order`. down, up: forward and backward times, [stages, m, c]."""
         _, batches, count = down.shape
-        free = [np.zeros(count)] * self.stages  # when a stage has ended its last pass
+        free = [np.zeros(count)] * self.stages  # end of each stage's last pass so far
         ends: list[np.ndarray] = []
         for p in _order(self.stages, batches, self.chunks):
             ready = free[p.stage] if p.after < 0 else np.maximum(free[p.stage], ends[p.after])
@@ -65,7 +67,7 @@ class Pipeline:
 
 @cache
 def _order(stages: int, batches: int, chunks: int) -> list[Pass]:
-    """All passes in an order in which each comes after those it waits for, its own stage's in the order it runs them."""
+    """Return all passes, each after the passes it waits for. The passes of one stage are in its running order."""
     waiting = [_of_stage(stages, batches, chunks, s) for s in range(stages)]
     place: dict[tuple[bool, int, int, int], int] = {}
     order: list[Pass] = []
@@ -88,7 +90,10 @@ def _order(stages: int, batches: int, chunks: int) -> list[Pass]:
 def _needed(
     forward: bool, stage: int, chunk: int, i: int, stages: int, chunks: int
 ) -> tuple[bool, int, int, int] | None:
-    """The pass whose output this one takes in; its own forward pass comes earlier on the same stage."""
+    """Return the pass whose output this pass needs, or None.
+
+    A backward pass also needs its own forward pass, but that one is earlier on the same stage.
+    """
     if forward:
         if stage:
             return True, stage - 1, chunk, i
@@ -99,9 +104,12 @@ def _needed(
 
 
 def _of_stage(stages: int, batches: int, chunks: int, stage: int) -> list[tuple[bool, int, int]]:
-    """(forward, chunk, micro-batch) in the order a stage runs them: some forward passes, then one forward and one backward in
-    turn, then what is left. Interleaved, `stages` micro-batches pass one chunk before the next (Megatron's schedules.py,
-    `get_pp_rank_microbatches` and `get_schedule_table`)."""
+    """Return (forward, chunk, micro-batch) of every pass of a stage, in running order.
+
+    A stage runs some forward passes (warm-up), then one forward and one backward pass alternately, then the remaining backward
+    passes. In the interleaved schedule, `stages` micro-batches pass one chunk before the next chunk (Megatron's schedules.py,
+    `get_pp_rank_microbatches` and `get_schedule_table`).
+    """
     table = (
         [
             (chunk, i)
@@ -122,7 +130,7 @@ def _of_stage(stages: int, batches: int, chunks: int, stage: int) -> list[tuple[
 
 @cache
 def in_flight(stages: int, batches: int, chunks: int, stage: int) -> int:
-    """Most chunks' activations that a stage holds at once."""
+    """Return the most forward passes whose activations a stage holds at once."""
     held = most = 0
     for forward, *_ in _of_stage(stages, batches, chunks, stage):
         held += 1 if forward else -1

@@ -1,13 +1,17 @@
-"""Which trajectories form a step, and which rank runs which sequences in which micro-batch: a pure function.
+"""The schedule of a run: the trajectories of every step, and the sequences of every rank and micro-batch. It is a pure function.
 
-Contract: an epoch is cut into round(n / batch_size) steps, at least one, whose sizes differ by at most one; each trajectory
-comes once an epoch (or `copies` times, n counting them); all sequences of a trajectory are in the same step. Only the number
-of trajectories, the batch size, the seed and the epoch decide which trajectories form a step, so every layout trains on the
-same steps and a resume needs only the step's number. Lengths and layout decide the rank, the micro-batch and the order.
+Contract:
 
-`Sampling.stream` is slime's own data source instead, for `experiment=released`: floor(n / batch_size) steps an epoch of
-exactly batch_size, cut from an endless row of shuffled epochs, so that a run ends before its last epoch does; and slime's own
-packing, which lets a sequence over the cap run alone above it.
+- An epoch has round(n / batch_size) steps, at least one. Their sizes differ by at most one. n is the number of trajectories
+  times `copies`.
+- Each trajectory occurs once per epoch, or `copies` times. All sequences of a trajectory are in the same step.
+- Only the number of trajectories, the batch size, the seed and the epoch decide which trajectories form a step. So every layout
+  trains on the same steps, and a resume needs only the number of the step.
+- Lengths and layout decide the rank, the micro-batch and the order.
+
+`Sampling.stream` follows slime's data source instead, for `experiment=released`. An epoch has floor(n / batch_size) steps of
+exactly batch_size, cut from an endless series of shuffled epochs, so a run ends before its last epoch is complete. The packing
+is slime's own: a sequence over the cap runs alone.
 """
 
 import random
@@ -26,12 +30,12 @@ from recipes.schedule.pipeline import Pipeline
 from recipes.schedule.slime_packing import divided, first_fit
 
 MicroBatch = tuple[int, ...]  # indices of sequences
-ROUNDS_IN_ALL = 20_000  # times sequences, for all steps of an epoch
+ROUNDS_IN_ALL = 20_000  # limit of search rounds x sequences, for all steps of an epoch
 
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step: `ranks[dp_rank][i]` is that rank's i-th micro-batch; all ranks run equally many."""
+    """One optimizer step. `ranks[dp_rank][i]` is the i-th micro-batch of that rank. All ranks run equally many."""
 
     epoch: int
     trajectories: tuple[int, ...]
@@ -39,38 +43,30 @@ class Step:
 
     @property
     def sequences(self) -> list[int]:
-        """Every sequence of the step once, in the order of the data set."""
+        """Every sequence of the step once, in data set order."""
         return sorted({s for rank in self.ranks for micro_batch in rank for s in micro_batch})
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The steps of a run.
+    """The steps of a run. Raise `ConfigError` if there is no sequence, or if no step can be formed from them."""
 
-    trajectory: for every sequence, the number (0 to n-1) of the trajectory it belongs to.
-    lengths: for every sequence, its tokens.
-    max_tokens: cap of a micro-batch, padding counted: each sequence padded to `sequence_multiple`, the sum to
-    `batch_multiple`. `micro_batch_multiple`: every rank's number of micro-batches is a multiple of it.
-    costs: for every sequence, a forward pass over it, in any unit. pipeline: what the micro-batches of a rank run through;
-    rounds: of the search in a step that has one, fewer where there are many sequences.
-    """
-
-    trajectory: Sequence[int]
-    lengths: Sequence[int]
-    costs: Sequence[float]
-    batch_size: int
+    trajectory: Sequence[int]  # for every sequence, the number (0 to n-1) of its trajectory
+    lengths: Sequence[int]  # for every sequence, its tokens
+    costs: Sequence[float]  # for every sequence, the cost of a forward pass, in any unit
+    batch_size: int  # trajectories per step
     epochs: int
     seed: int
-    dp: int
-    max_tokens: int
-    sequence_multiple: int = 1
-    batch_multiple: int = 1
-    micro_batch_multiple: int = 1
-    copies: int = 1
+    dp: int  # data-parallel ranks
+    max_tokens: int  # cap of a micro-batch, padding included
+    sequence_multiple: int = 1  # each sequence is padded to a multiple of it
+    batch_multiple: int = 1  # each micro-batch is padded to a multiple of it
+    micro_batch_multiple: int = 1  # every rank's number of micro-batches is a multiple of it
+    copies: int = 1  # occurrences of a trajectory in an epoch
     sampling: Sampling = Sampling.epochs
-    pipeline: Pipeline = field(default_factory=Pipeline)
-    rounds: int = 200
-    _of: dict[int, list[int]] = field(init=False, repr=False, default_factory=dict)
+    pipeline: Pipeline = field(default_factory=Pipeline)  # the pipeline that runs a rank's micro-batches
+    rounds: int = 200  # limit of search rounds in a step; many sequences lower it
+    _of: dict[int, list[int]] = field(init=False, repr=False, default_factory=dict)  # sequences of each trajectory
 
     def __post_init__(self) -> None:
         if not self.lengths:
@@ -98,7 +94,7 @@ class Schedule:
 
     @property
     def _rows(self) -> int:
-        """Trajectories of an epoch."""
+        """Trajectories of an epoch, copies included."""
         return len(self._of) * self.copies
 
     @property
@@ -106,18 +102,20 @@ class Schedule:
         return self.epochs * self.steps_per_epoch
 
     def padded(self, lengths: Sequence[int]) -> int:
-        """Tokens of a micro-batch of these lengths as the engine pads it."""
+        """Return the padded tokens of a micro-batch with these lengths."""
         return round_up(sum(round_up(n, self.sequence_multiple) for n in lengths), self.batch_multiple)
 
     def check(self) -> None:
-        """Raises `ConfigError` where the sequences of some step cannot be spread evenly over the ranks. Quick: the search,
-        which moves sequences and never changes how many micro-batches there are, is left out."""
+        """Raise `ConfigError` if the sequences of any step cannot be spread evenly over the ranks.
+
+        The check skips the search, which never changes the number of micro-batches.
+        """
         quick = replace(self, rounds=0)
         for number in range(self.num_steps):
             quick.step(number)
 
     def step(self, number: int) -> Step:
-        """Step `number`, from 0. Raises `ConfigError` where its sequences cannot be spread evenly over the ranks."""
+        """Return step `number`, counted from 0. Raise `ConfigError` if its sequences cannot be spread evenly over the ranks."""
         if self.sampling is Sampling.stream:
             epoch, start = divmod(number * self.batch_size, self._rows)
             chosen = (self._epoch(epoch) + self._epoch(epoch + 1))[start : start + self.batch_size]
@@ -129,20 +127,23 @@ class Schedule:
         return Step(epoch, tuple(chosen), self.assign([s for t in chosen for s in self._of[t]]))
 
     def _epoch(self, epoch: int) -> list[int]:
-        """The trajectories of an epoch in the order they come."""
+        """Return the trajectories of an epoch in training order."""
         order = sorted(self._of) * self.copies
-        # A string seed is hashed by Python's own SHA-512, the same on every platform and version.
+        # Python hashes a string seed with SHA-512, so the order is the same on every platform and version.
         random.Random(f"limi:{self.seed}:{epoch}").shuffle(order)
         return order
 
     def loads(self, step: Step) -> tuple[np.ndarray, np.ndarray]:
-        """[dp, micro-batches] padded tokens of a step's micro-batches, and the causal pairs n (n + 1) / 2 of their sequences."""
+        """Return two arrays [dp, micro-batches] of a step: padded tokens, and causal pairs.
+
+        A sequence of n tokens has n (n + 1) / 2 causal pairs.
+        """
         tokens = [[self.padded([self.lengths[s] for s in b]) for b in rank] for rank in step.ranks]
         pairs = [[sum(self.lengths[s] * (self.lengths[s] + 1) // 2 for s in b) for b in rank] for rank in step.ranks]
         return np.array(tokens), np.array(pairs, dtype=float)
 
     def assign(self, sequences: Sequence[int]) -> tuple[tuple[MicroBatch, ...], ...]:
-        """Spreads the sequences of one step over ranks and micro-batches, so that it ends soonest; see `assign.py`."""
+        """Return the micro-batches of every rank for the sequences of one step, so that it ends soonest; see `assign.py`."""
         if self.sampling is Sampling.stream:
             lengths = [self.lengths[s] for s in sequences]
             batches = divided(first_fit(lengths, self.max_tokens), lengths, self.dp * self.micro_batch_multiple)
@@ -159,8 +160,10 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Rehearsal(Schedule):
-    """Two steps that hold as much as any of the run's: every rank fills its pipeline with the fullest micro-batch, and runs the
-    longest sequence too."""
+    """Two steps that need as much memory as any step of the run.
+
+    Every rank fills its pipeline with the fullest micro-batch, and also runs the longest sequence.
+    """
 
     @property
     def num_steps(self) -> int:
@@ -175,16 +178,20 @@ class Rehearsal(Schedule):
 
     @cached_property
     def fullest(self) -> MicroBatch:
-        """Of all micro-batches of the run, the one of the most tokens."""
+        """The micro-batch with the most tokens in the run."""
         ranks = [rank for number in range(super().num_steps) for rank in self._of_run(number)]
         return max((b for rank in ranks for b in rank), key=lambda b: self.padded([self.lengths[s] for s in b]))
 
     def _of_run(self, number: int) -> tuple[tuple[MicroBatch, ...], ...]:
+        """Return the ranks of the run's own step `number`."""
         return super().step(number).ranks
 
 
 def schedule_of(r: Recipe, trajectory: Sequence[int], lengths: Sequence[int]) -> Schedule:
-    """The steps of a run over these sequences. trajectory, lengths: as `Schedule` takes them."""
+    """Return the schedule of a recipe over these sequences. trajectory, lengths: as in `Schedule`.
+
+    Raise `ConfigError` if the longest sequence exceeds the cap of a micro-batch.
+    """
     p, cost = r.layout, flops(r.model)
     longest = round_up(round_up(max(lengths, default=0), sequence_multiple(p)), batch_multiple(p, r.engine.name))
     if r.optim.sampling is Sampling.epochs and longest > p.max_tokens_per_gpu * p.cp:

@@ -1,6 +1,9 @@
-"""slime's own packing at commit 624b824 (`slime/utils/dp_schedule.py`, its default mode), for recipes that are to be trained as
-they were released: first fit in the order sequences arrive, then the fullest batches halved until their number divides by the
-ranks, dealt out in turn. A sequence over the cap gets a batch of its own, above it."""
+"""slime's own packing, for recipes that train exactly as released.
+
+Source: slime at commit 624b824, `slime/utils/dp_schedule.py`, default mode. Sequences are packed first fit in their given order.
+Then the fullest batches are halved until the ranks divide their number, and the batches are dealt to the ranks in turn. A
+sequence over the cap gets a batch of its own.
+"""
 
 from collections.abc import Sequence
 
@@ -10,7 +13,7 @@ Batches = list[list[int]]  # indices of sequences
 
 
 def first_fit(lengths: Sequence[int], cap: int) -> Batches:
-    """Batches of at most `cap` tokens, or of one longer sequence."""
+    """Return batches of at most `cap` tokens each; a longer sequence is a batch of its own."""
     batches: Batches = []
     for s, length in enumerate(lengths):
         fitting = next((b for b in batches if sum(lengths[i] for i in b) + length <= cap), None)
@@ -22,7 +25,7 @@ def first_fit(lengths: Sequence[int], cap: int) -> Batches:
 
 
 def divided(batches: Batches, lengths: Sequence[int], multiple: int) -> Batches:
-    """As many batches as a multiple of `multiple`. Raises `ConfigError` where none is left to halve."""
+    """Return the batches, halved until their number is a multiple of `multiple`. Raise `ConfigError` if none can be halved."""
     batches = [[*b] for b in batches]
     while len(batches) % multiple:
         largest = max(batches, key=lambda b: (len(b) > 1, sum(lengths[i] for i in b)))

@@ -1,21 +1,20 @@
-"""What other frameworks call things: slime, Megatron-LM, transformers and TRL, axolotl, LLaMA-Factory, ms-swift, verl.
+"""Option names of other frameworks: slime, Megatron-LM, transformers and TRL, axolotl, LLaMA-Factory, ms-swift, verl.
 
-`names`: spellings elsewhere, `_` standing for `-` too; with a dot where the last part alone would mean another thing.
-`write`: the overrides that say the same here, `{}` being the value; by value where one text does not fit all, "" being any other
-value, `<1` a share, and true or false however a flag is written. `note`: what differs, or why there is no such option. `value`: one
-that it has elsewhere.
-
-To add one, add a line; `tests/recipes/compose/names/test_foreign_names.py` composes what it says.
+To add a name, add a line to `FOREIGN`. `tests/recipes/compose/names/test_foreign_names.py` composes the overrides of every entry.
 """
 
 from typing import NamedTuple
 
 
 class Foreign(NamedTuple):
-    names: str
+    """One or more option names of other frameworks with the same meaning, and the override that replaces them here."""
+
+    names: str  # separated by spaces; `_` also matches `-`; with a dot if the last part alone means something else
+    # The equivalent overrides; `{}` stands for the value. A dictionary gives them by value: "true" and "false" match any spelling
+    # of a flag, "<1" a share, and "" every other value.
     write: str | dict[str, str] = ""
-    note: str = ""
-    value: str = "true"
+    note: str = ""  # the difference, or why there is no such option
+    value: str = "true"  # an example of its value, for the tests
 
 
 _STEPS = "the number of steps follows from optim.epochs and optim.batch_size: write optim.epochs=N; `make plan` shows the steps"

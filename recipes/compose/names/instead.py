@@ -1,4 +1,4 @@
-"""What to type in the place of an option that is not there: ours, if one was meant, or what does the same as another framework's."""
+"""Advice for an unknown option: the option that was probably meant, or the equivalent of another framework's option."""
 
 import re
 
@@ -15,7 +15,7 @@ _QUOTES = "\"'`"
 
 
 def instead(name: str, value: str) -> str:
-    """The advice for an option that is not there; `value` is what it was to be, empty where that is not known."""
+    """Return the advice for an unknown option. value: the value it was given; empty if not known."""
     plain = typed(name).strip().lstrip("+~-" + _QUOTES).rstrip(_QUOTES + " ")
     if typed(name).lstrip("+~- ").startswith(tuple(_QUOTES)):
         value = typed(value).rstrip(_QUOTES)
@@ -34,7 +34,7 @@ def instead(name: str, value: str) -> str:
 
 
 def is_like_option(word: str) -> bool:
-    """Whether a word without `=` is more likely an option than a stage: `--lr`, `optim.lr`, `optim.lr:1e-5`, `LEARNING_RATE`."""
+    """Return whether a word without `=` is probably an option and not a stage: `--lr`, `optim.lr`, `optim.lr:1e-5`."""
     plain = re.split("[:=]", typed(word).lstrip("+~-"))[0]
     dashed = typed(word).startswith("-") and plain[:1].isalpha()
     dotted = "." in plain and plain.partition(".")[0] in GROUPS
@@ -42,19 +42,19 @@ def is_like_option(word: str) -> bool:
 
 
 def as_here(name: str, value: str) -> str | None:
-    """The advice for another framework's option, None where it is not known."""
+    """Return the advice for another framework's option, or None if it is not known."""
     entry = foreign(name)
     return _as_here(entry, value) if entry else None
 
 
 def foreign(name: str) -> Foreign | None:
-    """The entry of another framework's option, whatever group it stands in there."""
+    """Return the entry of another framework's option, or None. The option may have any group in front of it."""
     parts = folded(name).split(".")
     return next((e for i in range(len(parts)) if (e := _FOREIGN.get(".".join(parts[i:])))), None)
 
 
 def _meant(name: str) -> list[str]:
-    """Our options that `name` is a slip of, or has in another group."""
+    """Return the options that `name` misspells, or that have the same last part in another group."""
     group, _, last = name.rpartition(".")
     if (of := nearest(group, DICTS)) is not None:
         return [f"{of}.{last}"]
@@ -63,7 +63,10 @@ def _meant(name: str) -> list[str]:
 
 
 def _to_write(*wanted: tuple[str, str]) -> str:
-    """The advice to type these options with their values; for one whose value is not known or wrong, with what it can be."""
+    """Return the advice to write these options with their values.
+
+    If the value of an option is unknown or wrong, the advice says what it may be.
+    """
     for option, value in wanted:
         if not value:
             kind = NAMES.get(option)
@@ -76,12 +79,14 @@ def _to_write(*wanted: tuple[str, str]) -> str:
 
 
 def _nearest_is(options: list[str], value: str) -> str:
+    """Return the advice that names the nearest option, or several if they are equally near."""
     if len(options) == 1:
         return f"the nearest is '{shown(options[0])}': {_to_write((options[0], value))}"
     return "write one of " + ", ".join(f"{option}={shown(value) or 'VALUE'}" for option in options)
 
 
 def _as_here(entry: Foreign, value: str) -> str:
+    """Return the advice of an entry for this value."""
     templates = {"": entry.write} if isinstance(entry.write, str) else entry.write
     pairs = [word.partition("=") for word in _by_value(templates, value or "true").split()]
     wanted = [(option, given.replace("{}", value)) for option, _, given in pairs]
@@ -93,6 +98,7 @@ def _as_here(entry: Foreign, value: str) -> str:
 
 
 def _by_value(table: dict[str, str], value: str) -> str:
+    """Return the overrides that the table has for a value; empty if it has none."""
     keys = (value.casefold(), as_flag(value), "<1" if _is_share(value) else None, "")
     return next((table[key] for key in keys if key in table), "")
 
@@ -105,6 +111,7 @@ def _is_share(value: str) -> bool:
 
 
 def _listed(name: str) -> str:
+    """Return a list of the options: those of the group if `name` has a known group, else the top-level ones and the groups."""
     group = folded(name).partition(".")[0]
     keys = [option.removeprefix(f"{group}.") for option in NAMES if option.startswith(f"{group}.")]
     if "." in name and keys:

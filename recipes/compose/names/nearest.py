@@ -1,10 +1,10 @@
-"""What was meant by a word that is not known: the one known word it is a slip of, or none.
+"""The known word that an unknown word misspells, or none.
 
-A slip is a letter too many, a letter too few, another letter, or two neighbours that changed places. Another digit counts as two
-slips: `glm4.6` and `h200` are other things than `glm4.5` and `h100`, and seldom the same thing misspelt. A word of five letters
-may have two slips, one of three letters may have one, and a shorter word none, as every short word is near to some other.
-`learning_rate` and `nll_tolerance`, `max_steps` and `save_steps` are further apart. Where two known words are equally near,
-neither is named: advice that is followed must not train something else.
+A slip is an extra letter, a missing letter, a different letter, or two swapped neighbours. A different digit counts as two slips:
+`glm4.6` and `h200` are usually not misspellings of `glm4.5` and `h100`. A word of five letters may have two slips and a word of
+three letters one. A shorter word may have none, because every short word is close to some other word. `learning_rate` and
+`nll_tolerance`, or `max_steps` and `save_steps`, are further apart. If two known words are equally near, neither is named,
+because a user who follows the advice must not train something else.
 """
 
 from collections.abc import Iterable
@@ -13,12 +13,12 @@ _MOST = 2
 
 
 def folded(word: str) -> str:
-    """The word without what tells apart no two names: case, `-` or `_`, space around it."""
+    """Return the word without differences in case, in `-` and `_`, and in surrounding space."""
     return word.strip().casefold().replace("-", "_")
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The one of `known` that `word` was meant to be, or None."""
+    """Return the single word of `known` that is nearest to `word`, or None."""
     found: dict[int, list[str]] = {}
     for other in known:
         if (count := _slips(word, other)) is not None:
@@ -28,18 +28,18 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 
 def same_key(name: str, options: Iterable[str]) -> list[str]:
-    """The options whose last part is that of `name`."""
+    """Return the options with the same last part as `name`."""
     key = folded(name).rpartition(".")[2]
     return [option for option in options if folded(option).rpartition(".")[2] == key]
 
 
 def misspelt(name: str, options: Iterable[str]) -> list[str]:
-    """The option that `name` is a slip of. Several where their last part is the same and `name` does not say which."""
+    """Return the option that `name` misspells. Return several if they share a last part and `name` has no group."""
     group, dot, key = folded(name).rpartition(".")
     found: dict[int, list[str]] = {}
     for option in options:
         other_group, _, other_key = folded(option).rpartition(".")
-        # In a group that is spelt right, a key of two letters may have a slip too: `layout.` has few others.
+        # With a correct group, even a key of two letters may have a slip, because `layout.` has few others.
         in_key = _slips(key, other_key, least=1 if dot and group == other_group else 0)
         in_group = _slips(group, other_group) if dot else 0
         if in_key is not None and in_group is not None and in_key + in_group <= _MOST:
@@ -49,7 +49,10 @@ def misspelt(name: str, options: Iterable[str]) -> list[str]:
 
 
 def _slips(word: str, known: str, least: int = 0) -> int | None:
-    """Slips between the two, None where they are more than words of their length may have, `least` at least."""
+    """Return the number of slips between two words, or None if it is more than their length allows.
+
+    least: slips that are allowed at any length.
+    """
     word, known = folded(word), folded(known)
     letters = max(sum(c.isalpha() for c in w) for w in (word, known))
     allowed = max(least, 0 if letters < 3 else 1 if letters < 5 else _MOST)
@@ -60,7 +63,10 @@ def _slips(word: str, known: str, least: int = 0) -> int | None:
 
 
 def _distance(a: str, b: str, most: int) -> int:
-    """Slips that turn `a` into `b`: the optimal string alignment distance. More than `most` are not counted to the end."""
+    """Return the optimal string alignment distance of two words: the slips that turn `a` into `b`.
+
+    Counting stops above `most`.
+    """
     above: list[int] = []
     row = [0]
     for c in b:
@@ -78,4 +84,5 @@ def _distance(a: str, b: str, most: int) -> int:
 
 
 def _weight(c: str) -> int:
+    """Return the slips that a wrong character counts as."""
     return 2 if c.isdigit() else 1

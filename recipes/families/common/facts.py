@@ -1,4 +1,4 @@
-"""What a family of models says of itself: everything that the project does not do alike for all of them."""
+"""The types of a family's facts: everything that the project does differently for different families."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,78 +10,66 @@ from recipes.families.common.parts import Links, Tensors
 
 @dataclass(frozen=True)
 class Chat:
-    """What the chat template does not say itself.
+    """Facts about the chat format that the chat template does not state."""
 
-    roles: special tokens that open a message. stops: special tokens that end an assistant turn. closing, closing_calls:
-    the stop token of a last turn without and with tool calls, where the template leaves it out. think: the tokens around
-    reasoning. empty_thought: what the template puts into a last message without reasoning, though neither the prompt nor
-    the history has it.
-    """
-
-    roles: tuple[str, ...]
-    stops: tuple[str, ...]
-    closing: str = ""
-    closing_calls: str = ""
-    think: tuple[str, str] = ("<think>", "</think>")
-    empty_thought: str = ""
+    roles: tuple[str, ...]  # special tokens that start a message
+    stops: tuple[str, ...]  # special tokens that end an assistant turn
+    closing: str = ""  # stop token of a last turn without tool calls, if the template omits it
+    closing_calls: str = ""  # stop token of a last turn with tool calls, if the template omits it
+    think: tuple[str, str] = ("<think>", "</think>")  # tokens around reasoning
+    empty_thought: str = ""  # text that the template inserts only into a last message without reasoning
 
 
 @dataclass(frozen=True)
 class Config:
-    """What `config.json` holds beside the fields that all families have.
+    """Fields of `config.json` besides those that all families share."""
 
-    architecture: the class of transformers that holds the fields. names: a field's name in config.json, and in the recipe's model.
-    constants: fields with the one value that the engines compute. fixed: values of the recipe's model that no other is legal for.
-    """
-
-    architecture: str
-    names: dict[str, str] = field(default_factory=dict)
-    constants: dict[str, Any] = field(default_factory=dict)
-    fixed: dict[str, int] = field(default_factory=dict)
+    architecture: str  # configuration class of transformers
+    names: dict[str, str] = field(
+        default_factory=dict
+    )  # name of a field in config.json: its name in the recipe's model
+    constants: dict[str, Any] = field(default_factory=dict)  # fields with the only value that the engines support
+    fixed: dict[str, int] = field(default_factory=dict)  # fields of the recipe's model with the only legal value
 
 
 @dataclass(frozen=True)
 class Router:
-    """How experts are chosen.
+    """How the router chooses experts."""
 
-    score_function: Megatron's name of it. expert_bias: whether a bias, which training leaves as it is, joins the choice.
-    pre_softmax: whether scores are made before the choice. bytes_of: fp32 scores and maps that are kept for the backward pass of
-    one token.
-    """
-
-    score_function: str
-    expert_bias: bool
-    pre_softmax: bool
-    bytes_of: Callable[[Model], float]
+    score_function: str  # Megatron's name of the score function
+    expert_bias: bool  # whether a bias, which training does not change, is added for the choice
+    pre_softmax: bool  # whether scores are computed before the choice
+    bytes_of: Callable[[Model], float]  # bytes per token saved for the backward pass: fp32 scores and maps
 
 
 @dataclass(frozen=True)
 class Parsers:
-    """SGLang's names of its parsers. always_reasons: whether the reasoning parser is right for a model that does not think, too."""
+    """SGLang's parsers for the family."""
 
-    tool_calls: str
-    reasoning: str
-    always_reasons: bool
+    tool_calls: str  # name of the parser of tool calls
+    reasoning: str  # name of the parser of reasoning
+    always_reasons: bool  # whether the reasoning parser is also correct for a model that does not think
 
 
 @dataclass(frozen=True)
 class Tiny:
-    """What the tokenizer of a tiny model has. special: its added tokens. eos: those that end an answer, the tokenizer's own first."""
+    """The tokenizer of the family's tiny model."""
 
-    model: str  # of hydra_conf/model
-    special: tuple[str, ...]
-    eos: tuple[str, ...]
+    model: str  # name in hydra_conf/model
+    special: tuple[str, ...]  # added tokens
+    eos: tuple[str, ...]  # tokens that end an answer, the tokenizer's own first
 
 
 @dataclass(frozen=True)
 class Facts:
-    """links: every trained parameter, and a router's bias, by its global Megatron name. mtp: every tensor of the release's
-    multi-token-prediction layers, which are not trained. router: None where no model of the family has experts."""
+    """Everything that is specific to a family."""
 
     chat: Chat
     config: Config
-    links: Callable[[Model], Links]
-    mtp: Callable[[Model], Tensors]
-    router: Router | None
+    links: Callable[[Model], Links]  # every trained parameter, and the router's bias, by global Megatron name
+    mtp: Callable[
+        [Model], Tensors
+    ]  # every tensor of the release's multi-token-prediction layers, which are not trained
+    router: Router | None  # None if no model of the family has experts
     parsers: Parsers
     tiny: Tiny

@@ -1,10 +1,10 @@
-"""The parts that the families' decoders are made of: Megatron's parameters, each with the Hugging Face tensors that it joins.
+"""Parts of the families' decoders: Megatron's parameters, each with the Hugging Face tensors that it joins.
 
 | join | Megatron's tensor |
 |---|---|
 | same | the one tensor |
-| qkv | for every key-value group its queries, its key, its value |
-| gate_up | gate over up; under tensor parallelism each rank holds its part of both |
+| qkv | for every key-value group: its queries, its key, its value |
+| gate_up | gate above up; with tensor parallelism each rank holds its part of both |
 """
 
 from dataclasses import dataclass
@@ -12,11 +12,13 @@ from enum import Enum
 
 from recipes.config import Model
 
-Tensors = dict[str, tuple[int, ...]]  # the shape of every tensor by its Hugging Face name
+Tensors = dict[str, tuple[int, ...]]  # shapes by Hugging Face name
 EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 
 
 class Join(Enum):
+    """How Hugging Face tensors are joined to one Megatron tensor; see the table above."""
+
     same = "same"
     qkv = "qkv"
     gate_up = "gate_up"
@@ -30,11 +32,11 @@ class Link:
     join: Join = Join.same
 
 
-Links = dict[str, Link]  # by Megatron's name
+Links = dict[str, Link]  # by Megatron name
 
 
 def ends(m: Model) -> Links:
-    """The embedding, the last norm and the output layer."""
+    """Return the embedding, the last norm and the output layer."""
     rows = (m.vocab, m.hidden)
     return {
         "embedding.word_embeddings.weight": Link({EMBEDDING: rows}),
@@ -44,12 +46,12 @@ def ends(m: Model) -> Links:
 
 
 def of_layer(layer: int) -> tuple[str, str]:
-    """What the names of a layer begin with: Megatron's, Hugging Face's. Both count from 0."""
+    """Return the prefixes of a layer's names: Megatron's and Hugging Face's. Both count layers from 0."""
     return f"decoder.layers.{layer}.", f"model.layers.{layer}."
 
 
 def attention(m: Model, ours: str, theirs: str) -> Links:
-    """A layer's attention with the norm before it."""
+    """Return a layer's attention with the norm before it. ours, theirs: prefixes of Megatron's and Hugging Face's names."""
     theirs_own = theirs + "self_attn."
     rows = {"q": m.heads * m.head_dim, "k": m.kv_heads * m.head_dim, "v": m.kv_heads * m.head_dim}
     found = {
@@ -69,13 +71,13 @@ def attention(m: Model, ours: str, theirs: str) -> Links:
 
 
 def dense(m: Model, ours: str, theirs: str) -> Links:
-    """A layer's dense MLP with the norm before it."""
+    """Return a layer's dense MLP with the norm before it. ours, theirs: as in `attention`."""
     norm = Link({theirs + "post_attention_layernorm.weight": (m.hidden,)})
     return {ours + "mlp.linear_fc1.layer_norm_weight": norm} | mlp(m, m.ffn, ours + "mlp.", theirs + "mlp.")
 
 
 def mlp(m: Model, ffn: int, ours: str, theirs: str, expert: str = "") -> Links:
-    """Gate, up and down of one MLP with `ffn` columns. expert: its number, where Megatron's names end with one."""
+    """Return gate, up and down of one MLP with `ffn` columns. expert: the expert's number, if Megatron's names end with one."""
     return {
         f"{ours}linear_fc1.weight{expert}": Link(
             {theirs + "gate_proj.weight": (ffn, m.hidden), theirs + "up_proj.weight": (ffn, m.hidden)}, Join.gate_up
