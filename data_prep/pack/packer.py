@@ -83,8 +83,8 @@ class Packer:
                 )
 
         while first := next((n for n, piece in enumerate(cut, 1) if {*turns} & {*piece}), 0):
-            # Take as much context as fits before the next supervised turn, then as much as fits after it. Bisection works because
-            # more messages mean more tokens.
+            # Take as much context as fits before the next supervised turn, then as much as fits after it.
+            # Bisection is valid: more messages mean more tokens.
             drop = bisect.bisect_left(range(first), True, key=lambda n: longest(cut[n:first]) <= limit)
             if drop == first:
                 length = longest(cut[first - 1 : first])

@@ -31,10 +31,10 @@ class SafetensorsFolder:
 
     @cached_property
     def entries(self) -> dict[str, Entry]:
-        """Dtype, shape and place of every tensor, from the files' headers."""
+        """Dtype, shape and offset of every tensor, from the file headers."""
         there = {name: safetensors_file.entries(self.folder / name) for name in sorted(set(self.files.values()))}
-        if lost := [name for name, file in self.files.items() if name not in there[file]]:
-            raise CheckpointError(f"'{self.folder}' lacks {lost[0]}, which its index names", "copy the folder anew")
+        if missing := [name for name, file in self.files.items() if name not in there[file]]:
+            raise CheckpointError(f"'{self.folder}' lacks {missing[0]}, which its index names", "copy the folder anew")
         return {name: there[file][name] for name, file in self.files.items()}
 
     def read(self, name: str) -> Tensor:
@@ -45,4 +45,4 @@ class SafetensorsFolder:
             with safe_open(path, "pt") as file:
                 return file.get_tensor(name)
         except SafetensorError as error:
-            raise CheckpointError(f"'{path}' gives no {name}: {error}", AGAIN) from error
+            raise CheckpointError(f"{name} cannot be read from '{path}': {error}", AGAIN) from error

@@ -35,7 +35,7 @@ def test_checkpoints_of_slime_count_once_all_ranks_wrote_them(tmp_path):
     (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("9")
     assert which_run.pick(tmp_path, None) == (10, tmp_path / "checkpoints" / "iter_0000009")
     assert which_run.pick(tmp_path, 5)[1].name == "iter_0000004"
-    with pytest.raises(CheckpointError, match="there are those of step 5, 10"):
+    with pytest.raises(CheckpointError, match="it has checkpoints of step 5, 10"):
         which_run.pick(tmp_path, 15)
     write_text(tmp_path / "plan.json", json.dumps({"steps": {"count": 10}}))
     assert [which_run.target(tmp_path, n).name for n in (5, 10)] == ["hf-step000005", "hf"]
