@@ -43,7 +43,7 @@ def local(path: str, root: str, option: str = "data.path") -> Path:
             write_record(remote, data, download(remote, data))
             return repository.folder / data[0].name
     except PreflightError as error:
-        raise DataError(f"'{path}' is no local file, and {error}", f"or write {option}=FILE") from error
+        raise DataError(f"'{path}' is not a local file, and {error}", f"or write {option}=FILE") from error
     raise DataError(
         f"'{path}' on the Hugging Face hub has {len(data)} JSON files ({', '.join(f.name for f in data[:5]) or 'none'}) where "
         f"one was expected",

@@ -58,11 +58,15 @@ class _Strict(BaseModel):
 
 
 class Function(_Strict):
+    """The function of a tool call, with its arguments as an object."""
+
     name: str = Field(min_length=1)
     arguments: dict[str, Any]
 
 
 class ToolCall(_Strict):
+    """A tool call of an assistant message."""
+
     id: str = Field(min_length=1)
     type: Literal["function"] = "function"
     function: Function
@@ -95,6 +99,8 @@ class Message(_Strict):
 
 
 class Trajectory(_Strict):
+    """A validated trajectory: every tool result answers a call, and there is at least one assistant message."""
+
     id: str = Field(min_length=1)
     messages: list[Message] = Field(min_length=1)
     tools: list[dict[str, Any]]
@@ -219,7 +225,8 @@ def _validators(tools: str) -> dict[str, Draft202012Validator]:
             Draft202012Validator.check_schema(parameters)
         except (SchemaError, RecursionError) as error:
             raise Rejected(
-                Code.tool, f"tool '{name}': its parameters are no JSON schema: {_short(str(error).splitlines()[0])}"
+                Code.tool,
+                f"tool '{name}': its parameters are not a valid JSON schema: {_short(str(error).splitlines()[0])}",
             ) from error
         # An empty registry: a schema with a remote reference must not trigger a download.
         found[name] = Draft202012Validator(parameters, registry=Registry())

@@ -79,6 +79,7 @@ def sequences(data: Dataset, recipe: Recipe, console: Console) -> None:
 
 
 def heading(data: Dataset, row: int) -> str:
+    """Return one line about a sequence: id, number, tokens, supervised tokens and turns."""
     total = data.ids.count(data.ids[row])
     return (
         f"{data.ids[row]}, sequence {data.segments[row] + 1} of {total}: {data.lengths[row]:,} tokens, "

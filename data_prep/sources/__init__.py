@@ -19,6 +19,8 @@ from recipes.errors import ConfigError
 
 
 class Source(Protocol):
+    """The interface of a source module."""
+
     records: Callable[[Path], Iterator[Record]]
     convert: Callable[[dict[str, Any], list[str]], dict[str, Any]]
 

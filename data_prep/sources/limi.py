@@ -21,6 +21,7 @@ records = json_records
 
 
 def convert(record: dict[str, Any], repairs: list[str]) -> dict[str, Any]:
+    """Return a LIMI record as `{id, messages, tools}` without null-filling, and append each repair to `repairs`."""
     unknown = sorted(set(record) - {"id", "messages", "tools"})
     if unknown:
         raise Rejected(

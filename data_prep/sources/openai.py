@@ -29,6 +29,7 @@ _INLINE = re.compile(r"\s*<think>\n*(.*?)\n*</think>\n*(.*)", re.DOTALL)
 
 
 def convert(record: dict[str, Any], repairs: list[str]) -> dict[str, Any]:
+    """Return a chat-completion record as `{id, messages, tools}` and append each repair to `repairs`."""
     unknown = sorted(set(record) - {"id", "messages", "tools", "functions"})
     if unknown:
         raise Rejected(
@@ -91,7 +92,7 @@ def _text(content: Any, number: int) -> str:
         for part in content:
             if not isinstance(part, dict) or part.get("type") not in ("text", "input_text", "output_text"):
                 kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-                raise Rejected(Code.part, f"message {number}: a part of type '{kind}' has no place in a text")
+                raise Rejected(Code.part, f"message {number}: a part of type '{kind}' cannot become text")
             if set(part) != {"type", "text"} or not isinstance(part["text"], str):
                 raise Rejected(Code.part, f"message {number}: a text part has type and text, this one {sorted(part)}")
         return "".join(part["text"] for part in content)
@@ -115,7 +116,7 @@ def _call(call: Any, number: int) -> Any:
     if not isinstance(arguments, dict):
         raise Rejected(
             Code.arguments,
-            f"message {number}: arguments of '{function.get('name')}' are {type(arguments).__name__}, no object",
+            f"message {number}: arguments of '{function.get('name')}' are {type(arguments).__name__}, not an object",
         )
     fields = {k: v for k, v in call.items() if k != "index"}
     return {**fields, "function": {**function, "arguments": arguments}}

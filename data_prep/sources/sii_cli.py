@@ -32,6 +32,7 @@ _PART_FLAGS = {"thought", "thoughtSignature"}
 
 
 def convert(record: dict[str, Any], repairs: list[str]) -> dict[str, Any]:
+    """Return an event log as `{id, messages, tools}` and append each repair to `repairs`."""
     events = _list(record.get("events"), "events")
     log = _Log(repairs)
     for number, event in enumerate(events):
@@ -42,12 +43,16 @@ def convert(record: dict[str, Any], repairs: list[str]) -> dict[str, Any]:
             answer = data["full_response"] if data.get("full_response") is not None else data.get("response")
             if answer is not None:
                 log.answer(number, answer)
-    if not log.said:
+    if not log.contents:
         raise Rejected(Code.shape, "no event holds a full_request with messages")
     if log.open_at is not None:
         repairs.append("the log ends without an answer to its last request")
     messages = [{"role": "system", "content": log.system}] if log.system else []
-    return {"id": record.get("id"), "messages": messages + _messages(log.said, repairs), "tools": [*log.tools.values()]}
+    return {
+        "id": record.get("id"),
+        "messages": messages + _messages(log.contents, repairs),
+        "tools": [*log.tools.values()],
+    }
 
 
 class _Log:
@@ -55,41 +60,45 @@ class _Log:
 
     def __init__(self, repairs: list[str]) -> None:
         self.repairs = repairs
-        self.said: list[Content] = []
+        self.contents: list[Content] = []
         self.system: str | None = None
         self.tools: dict[str, dict[str, Any]] = {}
-        self.open_at: int | None = None  # index in `said` for the answer to the last request
+        self.open_at: int | None = None  # index in `contents` for the answer to the last request
 
     def request(self, number: int, request: dict[str, Any]) -> None:
+        """Add the request of event `number`: its messages, system instruction and tools."""
         messages = _list(request.get("messages"), "messages")
         for content in messages:
             _check(content, number)
         self._merge(messages, number)
         text = _system(request.get("system_instruction"))
         if self.system is not None and text != self.system:
-            self.repairs.append(f"event {number}: another system instruction; the first is kept")
+            self.repairs.append(f"event {number}: a different system instruction; the first is used")
         self.system = text if self.system is None else self.system
         for group in _list(request.get("tools") or [], "tools"):
             for declaration in _list(group.get("functionDeclarations") or [], "functionDeclarations"):
                 tool = _tool(declaration)
                 if self.tools.setdefault(tool["function"]["name"], tool) != tool:
                     name = tool["function"]["name"]
-                    self.repairs.append(f"event {number}: tool '{name}' declared otherwise; the first is kept")
+                    self.repairs.append(
+                        f"event {number}: tool '{name}' has a second, different declaration; the first is used"
+                    )
 
     def answer(self, number: int, response: Any) -> None:
+        """Add the answer of event `number`. Raise `Rejected` if it contradicts the conversation."""
         parts = _parts(response, number, self.repairs)
         if not parts:
             return
         content = {"role": "model", "parts": parts}
         _check(content, number)
-        at = self.open_at if self.open_at is not None else len(self.said) - 1
-        known = self.said[at : at + 1]
+        at = self.open_at if self.open_at is not None else len(self.contents) - 1
+        known = self.contents[at : at + 1]
         if known and _comparable(known[0]) == _comparable(content):
-            self.said[at] = _fuller(known[0], content)
+            self.contents[at] = _fuller(known[0], content)
         elif known or self.open_at is None:
             raise Rejected(Code.diverged, f"event {number}: the conversation does not continue with this answer")
         else:
-            self.said.append(content)
+            self.contents.append(content)
         self.open_at = None
 
     def _merge(self, messages: list[Content], event: int) -> None:
@@ -97,12 +106,12 @@ class _Log:
 
         Histories omit thoughts. Of two copies of a message, retain the one with more parts, which has the thoughts.
         """
-        known, incoming = [*map(_comparable, self.said)], [*map(_comparable, messages)]
+        known, incoming = [*map(_comparable, self.contents)], [*map(_comparable, messages)]
         for start in range(len(known) + (not known)):
             overlap = min(len(known) - start, len(incoming))
             if known[start : start + overlap] == incoming[:overlap]:
-                merged = [_fuller(a, b) for a, b in zip(self.said[start:], messages, strict=False)]
-                self.said = self.said[:start] + merged + self.said[start + overlap :] + messages[overlap:]
+                merged = [_fuller(a, b) for a, b in zip(self.contents[start:], messages, strict=False)]
+                self.contents = self.contents[:start] + merged + self.contents[start + overlap :] + messages[overlap:]
                 self.open_at = start + len(messages)
                 return
         raise Rejected(
@@ -123,7 +132,7 @@ def _system(value: Any) -> str:
         return value or ""
     texts = [part.get("text") for part in _list(value.get("parts"), "parts of the system instruction")]
     if not all(isinstance(t, str) for t in texts):
-        raise Rejected(Code.part, "a part of the system instruction is no text")
+        raise Rejected(Code.part, "a part of the system instruction is not text")
     return "".join(texts)
 
 
@@ -140,7 +149,7 @@ def _parts(response: Any, event: int, repairs: list[str]) -> list[Any]:
     if candidates is None:
         return _list(response.get("parts") or [], "parts")
     if len(_list(candidates, "candidates")) > 1:
-        repairs.append(f"event {event}: {len(candidates)} candidates; the first is kept")
+        repairs.append(f"event {event}: {len(candidates)} candidates; the first is used")
     content = candidates[0].get("content") if candidates else None
     return _list((content or {}).get("parts") or [], "parts")
 
@@ -153,14 +162,14 @@ def _check(content: Any, event: int) -> None:
     for part in _list(content.get("parts") or [], "parts"):
         kinds = _KINDS & set(part)
         if len(kinds) != 1 or set(part) - kinds - _PART_FLAGS:
-            raise Rejected(Code.part, f"event {event}: a part of {sorted(part)} has no place in a text")
+            raise Rejected(Code.part, f"event {event}: a part with {sorted(part)} cannot become text")
         (kind,) = kinds
         if kind != "text" and (kind == "functionCall") != (role == "model"):
             raise Rejected(Code.part, f"event {event}: a {kind} in a message of role {role}")
         if not isinstance(part[kind], str if kind == "text" else dict):
             raise Rejected(Code.shape, f"event {event}: {kind} is {type(part[kind]).__name__}")
         if kind == "functionCall" and not isinstance(part[kind].get("args"), dict | None):
-            raise Rejected(Code.arguments, f"event {event}: args of '{part[kind].get('name')}' are no object")
+            raise Rejected(Code.arguments, f"event {event}: args of '{part[kind].get('name')}' are not an object")
 
 
 def _comparable(content: Content) -> str:
@@ -199,12 +208,12 @@ def _lower_types(schema: Any) -> Any:
     return out
 
 
-def _messages(said: list[Content], repairs: list[str]) -> list[dict[str, Any]]:
+def _messages(contents: list[Content], repairs: list[str]) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
-    ids = {p["functionCall"].get("id") for c in said for p in c.get("parts") or [] if "functionCall" in p}
+    ids = {p["functionCall"].get("id") for c in contents for p in c.get("parts") or [] if "functionCall" in p}
     free = (f"call_{n}" for n in range(1, 10**9) if f"call_{n}" not in ids)
     model_seen = False
-    for number, content in enumerate(said):
+    for number, content in enumerate(contents):
         parts = content.get("parts") or []
         if content["role"] == "user":
             if not model_seen and any("functionResponse" in p for p in parts):
@@ -212,15 +221,15 @@ def _messages(said: list[Content], repairs: list[str]) -> list[dict[str, Any]]:
             out += [{"role": "user", "content": p["text"]} for p in parts if "text" in p]
             continue
         model_seen = True
-        between = [p for c in _until_model(said[number + 1 :]) for p in c.get("parts") or []]
+        between = [p for c in _until_model(contents[number + 1 :]) for p in c.get("parts") or []]
         if any("text" in a and "functionResponse" in b for a, b in pairwise(between)):
-            repairs.append(f"message {number}: a user's text before a tool result comes after it")
+            repairs.append(f"message {number}: a user's text before a tool result was moved after it")
         waiting = [p["functionResponse"] for p in between if "functionResponse" in p]
         if any("text" in a and not a.get("thought") and b.get("thought") for a, b in pairwise(parts)):
-            repairs.append(f"message {number}: a thought after text comes before it")
+            repairs.append(f"message {number}: a thought after text was moved before it")
         turns = _turns(parts)
         if len(turns) > 1:
-            repairs.append(f"message {number}: text behind a call starts a new turn")
+            repairs.append(f"message {number}: text after a call starts a new turn")
         for turn in turns:
             out += _turn(turn, waiting, free)
         if waiting:
@@ -230,9 +239,9 @@ def _messages(said: list[Content], repairs: list[str]) -> list[dict[str, Any]]:
     return out
 
 
-def _until_model(said: list[Content]) -> list[Content]:
-    end = next((n for n, content in enumerate(said) if content["role"] == "model"), len(said))
-    return said[:end]
+def _until_model(contents: list[Content]) -> list[Content]:
+    end = next((n for n, content in enumerate(contents) if content["role"] == "model"), len(contents))
+    return contents[:end]
 
 
 def _turns(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -262,13 +271,13 @@ def _turn(turn: dict[str, Any], waiting: list[dict[str, Any]], free: Any) -> lis
         name, identity = call.get("name", ""), call.get("id") or next(free)
         function = {"name": name, "arguments": call.get("args") or {}}
         message.setdefault("tool_calls", []).append({"id": identity, "type": "function", "function": function})
-        taken = {at for at, _ in matched}
-        for at, result in enumerate(waiting):
+        matched_indices = {index for index, _ in matched}
+        for index, result in enumerate(waiting):
             by_id = call.get("id") and result.get("id")
-            if at not in taken and (result["id"] == call["id"] if by_id else result.get("name") == name):
-                matched.append((at, {"role": "tool", "tool_call_id": identity, "name": name, **_output(result)}))
+            if index not in matched_indices and (result["id"] == call["id"] if by_id else result.get("name") == name):
+                matched.append((index, {"role": "tool", "tool_call_id": identity, "name": name, **_output(result)}))
                 break
-    waiting[:] = [r for at, r in enumerate(waiting) if at not in {at for at, _ in matched}]
+    waiting[:] = [r for index, r in enumerate(waiting) if index not in {index for index, _ in matched}]
     return [message, *(result for _, result in sorted(matched, key=lambda pair: pair[0]))]
 
 

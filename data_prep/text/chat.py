@@ -138,13 +138,13 @@ class Chat:
         edge = self._edge.search(prompt, len(before))
         if edge is None or edge[0] not in self.family.stops:
             return False
-        said = prompt[len(before) : edge.start()]
+        turn = prompt[len(before) : edge.start()]
         return (
-            said == self._without_empty_thought(said, message) and _left_out(message, said, self.family.think) is None
+            turn == self._without_empty_thought(turn, message) and _left_out(message, turn, self.family.think) is None
         )
 
-    def _without_empty_thought(self, said: str, message: dict[str, Any]) -> str:
-        return said if message.get("reasoning_content") else said.removeprefix(self.family.empty_thought)
+    def _without_empty_thought(self, turn: str, message: dict[str, Any]) -> str:
+        return turn if message.get("reasoning_content") else turn.removeprefix(self.family.empty_thought)
 
     def _sequences(
         self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], prompt: str, turns: list[tuple[int, int]],
@@ -189,21 +189,21 @@ class Chat:
         """Return the text of the last message after its prompt, up to and including its stop token."""
         k, message = len(messages) - 1, messages[-1]
         # Content contains no role token, so the last opening belongs to this turn.
-        _, opening, said = self.template.render(messages, tools).rpartition(self._opening)
+        _, opening, turn = self.template.render(messages, tools).rpartition(self._opening)
         if not opening:
             raise Rejected(Code.template, f"message {k}: the template does not open it with {self._opening!r}")
-        said = self._without_empty_thought(said, message)
-        if not self._edge.search(said):
-            said += self.family.closing_calls if "tool_calls" in message else self.family.closing
-        edge = self._edge.search(said)
+        turn = self._without_empty_thought(turn, message)
+        if not self._edge.search(turn):
+            turn += self.family.closing_calls if "tool_calls" in message else self.family.closing
+        edge = self._edge.search(turn)
         if edge is None or edge[0] not in self.family.stops:
             raise Rejected(
                 Code.template, f"message {k}: the template does not end the turn with {' or '.join(self.family.stops)}"
             )
-        if missing := _left_out(message, said[: edge.start()], self.family.think):
+        if missing := _left_out(message, turn[: edge.start()], self.family.think):
             advice = "; write data.thinking=drop to leave it out" if missing == "reasoning" else ""
             raise Rejected(Code.template, f"message {k}: the chat template leaves out its {missing}{advice}")
-        return said[: edge.end()]
+        return turn[: edge.end()]
 
     def _turn(self, k: int, tokens: np.ndarray, start: int, end: int, thinking: Thinking) -> Turn:
         if start == 0:
@@ -213,8 +213,8 @@ class Chat:
         if tokens[end - 1] not in self.stop_ids:
             raise Rejected(Code.template, f"message {k}: no stop token ({' or '.join(self.family.stops)}) after it")
         thought = np.flatnonzero(tokens[start:end] == self._think_end)
-        said = start + int(thought[0]) + 1 if thinking is Thinking.context and len(thought) else start
-        return Turn(k, start, said, end)
+        supervised = start + int(thought[0]) + 1 if thinking is Thinking.context and len(thought) else start
+        return Turn(k, start, supervised, end)
 
     def _assistant_opening(self) -> str:
         """Return the text that every prompt ends with: the opening of the assistant turn."""
@@ -242,17 +242,17 @@ class Chat:
                 raise DataError(f"the tokenizer does not split text at {token}", "its prompts cannot be proved")
 
 
-def _left_out(message: dict[str, Any], said: str, think: tuple[str, str]) -> str | None:
+def _left_out(message: dict[str, Any], text: str, think: tuple[str, str]) -> str | None:
     """Return the part of an assistant message that is missing from its turn's text, or None.
 
-    said: the text between the turn's prompt and its stop token. Content contains no thinking tokens, so they split the
+    text: the text between the turn's prompt and its stop token. Content contains no thinking tokens, so they split the
     turn exactly. A substring search could match in the wrong part.
     """
-    shown, end, rest = said.partition(think[1])
+    shown, end, rest = text.partition(think[1])
     thought = shown.partition(think[0])[2].strip() if end else ""
     if thought != message.get("reasoning_content", "").strip():
         return "reasoning"
-    body, content = (rest if end else said).lstrip(), message["content"].strip()
+    body, content = (rest if end else text).lstrip(), message["content"].strip()
     if not body.startswith(content):
         return "content"
     calls = body[len(content) :]

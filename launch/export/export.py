@@ -99,7 +99,9 @@ def planned(checkpoint: TorchDist, base: SafetensorsFolder, m: Model) -> list[Gr
         )
     found = [(name, link, checkpoint.part(name, _shape(link, base), m)) for name, link in table.items()]
     if missing := [name for name, _, part in found if part is None]:
-        raise CheckpointError(f"'{checkpoint.folder}' lacks {_some(missing)}: it is no whole checkpoint of {m.name}")
+        raise CheckpointError(
+            f"'{checkpoint.folder}' lacks {_some(missing)}: it is not a complete checkpoint of {m.name}"
+        )
     if unknown := sorted(checkpoint.tensors.keys() - {part.key for _, _, part in found if part}):
         raise CheckpointError(
             f"'{checkpoint.folder}' holds {_some(unknown)}, which {m.name} does not have", "see model.*"

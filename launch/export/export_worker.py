@@ -46,6 +46,7 @@ class Group:
 
 
 def start() -> None:
+    """Configure torch in a worker process."""
     torch.set_num_threads(1)
     # A setting of torch, read at its first allocation. Huge pages halve the time of a read.
     os.environ["THP_MEM_ALLOC_ENABLE"] = "1"

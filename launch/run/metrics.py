@@ -17,6 +17,8 @@ MEND = "take that line out, or bring the file back as it was"
 
 
 class Metrics:
+    """Writer of the run's metrics: `metrics.jsonl` and TensorBoard."""
+
     def __init__(self, root: Path, completed: int) -> None:
         """Open the run's metrics to continue after `completed` steps."""
         self.path = root / NAME

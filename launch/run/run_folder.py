@@ -31,6 +31,8 @@ DAMAGED = "damaged_"  # name prefix of a checkpoint that was moved aside
 
 
 class RunFolder:
+    """The folder of one run, with its lock and its checkpoints."""
+
     def __init__(self, recipe: Recipe, data: Dataset, heldout: Dataset | None) -> None:
         self.recipe = recipe
         self.root = run_folder(recipe)

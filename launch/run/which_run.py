@@ -141,7 +141,7 @@ def exported(asked: Recipe) -> tuple[Recipe, Path]:
         return _served(asked, folder.parent, names), folder
     if "model" not in names:
         raise ConfigError(
-            f"'{folder}' lies in no run, and no recipe says what it is", "write model=NAME (make: MODEL=NAME)"
+            f"'{folder}' belongs to no run, so its model is unknown", "write model=NAME (make: MODEL=NAME)"
         )
     return asked, folder
 

@@ -14,6 +14,8 @@ from recipes.errors import CheckpointError
 
 
 class SafetensorsFolder:
+    """The tensors of a folder. Raise `CheckpointError` if its files or index are missing or broken."""
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
@@ -38,6 +40,7 @@ class SafetensorsFolder:
         return {name: there[file][name] for name, file in self.files.items()}
 
     def read(self, name: str) -> Tensor:
+        """Return one tensor by name. Raise `CheckpointError` if it is missing or unreadable."""
         if name not in self.files:
             raise CheckpointError(f"'{self.folder}' has no tensor {name}", "check model.* against its config.json")
         path = self.folder / self.files[name]

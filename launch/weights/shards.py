@@ -94,11 +94,11 @@ def _misplaced(index: dict[str, str], there: Files) -> list[str]:
             lost[file, ""].append(name)
     for file, held in there.items():
         for name in held:
-            if (said := index.get(name, "")) != file:
-                (twice if name in there.get(said, {}) else more)[file, said].append(name)
+            if (indexed_file := index.get(name, "")) != file:
+                (twice if name in there.get(indexed_file, {}) else more)[file, indexed_file].append(name)
     return [
         *(f"{some(names)} not in {file}, where the index has {_it(names)}" for (file, _), names in lost.items()),
-        *(f"{some(names)} in two shards, {file} and {said}" for (file, said), names in twice.items()),
+        *(f"{some(names)} in two shards, {file} and {indexed_file}" for (file, indexed_file), names in twice.items()),
         *(f"{some(names)} in {file}, and the index does not say so" for (file, _), names in more.items()),
     ]
 

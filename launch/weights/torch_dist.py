@@ -169,7 +169,7 @@ def _record(folder: Path, piece: Piece, part: Part) -> Tensor:
             if tuple(tensor.shape) != piece.shape or tensor.dtype != part.dtype:
                 fault = f"it is {tensor.dtype} {[*tensor.shape]}"
             elif not _same_checksum(view, tensor):
-                fault = "its checksum is not its bytes'"
+                fault = "its checksum does not match its bytes"
     except _UNREADABLE as error:
         fault = str(error).partition("\n")[0]
     if fault:

@@ -86,7 +86,7 @@ def test_a_recipe_of_another_version_is_named(tmp_path, text, says):
 def test_an_export_in_no_run_wants_to_be_told_its_model(tmp_path):
     folder = export_in(tmp_path / "elsewhere")
     words = [f"checkpoint={folder}", f"cluster.root={tmp_path}"]
-    with pytest.raises(ConfigError, match="lies in no run.*write model=NAME"):
+    with pytest.raises(ConfigError, match="belongs to no run.*write model=NAME"):
         which_run.exported(compose_recipe(words))
     recipe, found = which_run.exported(compose_recipe([*words, "model=glm4.5-tiny"]))
     assert (recipe.model.name, found) == ("glm4.5-tiny", folder)
