@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent: written under a temporary name, synced, renamed."""
+"""Write files and folders atomically: under a temporary name, then synced, then renamed."""
 
 import contextlib
 import errno
@@ -12,29 +12,35 @@ from pathlib import Path
 
 from recipes.errors import LimiError
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Names the path in the error of a full disk, which says where only when a file is opened, and which libraries in Rust quote in
-    errors of their own."""
+    """Add the path to a disk-full error raised in the block.
+
+    The operating system names the path only when opening a file fails. Libraries in Rust quote the error in exceptions of
+    their own.
+    """
     try:
         yield
     except LimiError:
         raise
     except Exception as error:
-        quoted = re.search(r"\(os error (\d+)\)", str(error))
-        code = error.errno if isinstance(error, OSError) else int(quoted[1]) if quoted else None
-        if code not in _NO_ROOM or getattr(error, "filename", None) is not None:
+        os_error = re.search(r"\(os error (\d+)\)", str(error))
+        code = error.errno if isinstance(error, OSError) else int(os_error[1]) if os_error else None
+        if code not in _DISK_FULL or getattr(error, "filename", None) is not None:
             raise
         raise OSError(code, os.strerror(code), str(path)) from error
 
 
 @contextlib.contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """A scratch folder beside `target` that becomes `target` when the block ends without an error, and is removed
-    otherwise. Where another process made `target` in the meantime, theirs stays."""
+    """Yield a scratch folder next to `target`.
+
+    It becomes `target` if the block ends without an error; otherwise it is removed. If another process created `target`
+    in the meantime, that folder remains.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
@@ -53,13 +59,13 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 
 def sync_tree(folder: Path) -> None:
-    """Flushes every file and folder under `folder` to the disk."""
+    """Flush every file and folder under `folder` to disk."""
     for path in [*folder.rglob("*"), folder]:
         _sync(path)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file whole: readers see the old text or the new one."""
+    """Write a file atomically: readers see either the old text or the new text."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -73,6 +79,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,7 +1,8 @@
-"""Repositories of the Hugging Face hub, each fetched once into a folder: at one commit, every file proved, resumable.
+"""Fetch a Hugging Face hub repository once into a folder: at one commit, with every file verified, and resumable.
 
-huggingface_hub's own download gives every process's partial file a new name, so what was interrupted starts anew. A shard
-of a large model is gigabytes: files are streamed here, and go on at the byte where they stopped, in a later process too.
+huggingface_hub's own download gives the partial file of each process a new name, so an interrupted download starts from
+zero. A shard of a large model has gigabytes. This module streams files and resumes at the byte where a download stopped,
+also in a later process.
 """
 
 import fcntl
@@ -22,16 +23,19 @@ from data_prep.hub_errors import explained, token
 from recipes import json_file
 from recipes.errors import PreflightError
 
-_PARTIAL = ".partial"  # in the folder, until all is whole: the commit, and unfinished files
-_TOGETHER = 8  # files at a time
+_PARTIAL = ".partial"  # in the folder until all files are complete: the commit, and unfinished files
+_PARALLEL_FILES = 8  # files downloaded in parallel
 _CHUNK = 1 << 20
-_SILENCE = 10.0  # seconds without a byte, or for an answer
-_WAITS = (1.0, 2.0, 4.0)  # seconds before each new attempt at a file that got no byte in the one before
+_TIMEOUT_S = 10.0  # seconds without a byte or without a response
+_BACKOFF_S = (1.0, 2.0, 4.0)  # seconds to wait after an attempt that received no byte
 
 
 @dataclass(frozen=True)
 class File:
-    """What the hub says of a file. Exactly one hash: SHA-256 where it lies in LFS, git's SHA-1 of the blob otherwise."""
+    """A file as the hub lists it.
+
+    Files in LFS have a SHA-256, which is then the one checked. Other files have only git's SHA-1 of the blob.
+    """
 
     name: str
     size: int  # bytes
@@ -40,11 +44,11 @@ class File:
 
     @property
     def partial(self) -> str:
-        """Where it is while it comes: hash and name, as two files may have the same content."""
+        """Return the relative path used during the download: hash and name, because two files may have the same content."""
         return f"{_PARTIAL}/{self.sha256 or self.blob}-{self.name.replace('/', '--')}"
 
     def proved(self, path: Path) -> str | None:
-        """The SHA-256 of the file on the disk where it is this one, None where it is another."""
+        """Return the SHA-256 of the file at `path` if it is this file, else None."""
         if path.stat().st_size != self.size:
             return None
         found = sha256(path)
@@ -53,8 +57,10 @@ class File:
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository and its place on this machine. `record` is written when every file is whole and proved:
-    {"id", "commit", "files": {name: {"size", "sha256"}}}."""
+    """A repository and its location on this machine.
+
+    `record` is written once every file is complete and verified: {"id", "commit", "files": {name: {"size", "sha256"}}}.
+    """
 
     id: str
     kind: Literal["model", "dataset"]
@@ -62,18 +68,18 @@ class Repository:
     record: Path
 
     @property
-    def _again(self) -> str:
-        return f"remove '{self.record}': the next fetch proves every file anew"
+    def _fix(self) -> str:
+        return f"remove '{self.record}': the next fetch verifies every file"
 
     def read(self) -> dict[str, Any] | None:
-        """The record, or None where the repository has not been fetched whole."""
-        return json_file.read(self.record, self._again) if self.record.is_file() else None
+        """Return the record, or None if the repository has not been fetched completely."""
+        return json_file.read(self.record, self._fix) if self.record.is_file() else None
 
     def files(self) -> list[Path] | None:
-        """What was fetched, or None where it is not whole; a file that went missing or was cut since is seen."""
+        """Return the fetched files, or None if any file is missing or has the wrong size."""
         if (record := self.read()) is None:
             return None
-        with json_file.shape(self.record, self._again):
+        with json_file.shape(self.record, self._fix):
             sizes = {self.folder / name: int(file["size"]) for name, file in record["files"].items()}
         return [*sizes] if all(p.is_file() and p.stat().st_size == size for p, size in sizes.items()) else None
 
@@ -88,11 +94,11 @@ class Listing:
 
 
 def listing(repository: Repository) -> Listing:
-    """Asks the hub for its files: at the commit that an earlier, interrupted fetch began with, at the newest otherwise.
+    """Ask the hub for the repository's files: at the commit of an earlier, interrupted fetch, otherwise at the newest commit.
 
-    Raises `PreflightError` where the hub, or this repository, cannot be had.
+    Raise `PreflightError` if the hub or the repository is unavailable.
     """
-    # Here, not at the top: what was fetched before must not pay for it.
+    # Imported here: a repository that is already fetched must not pay for the import.
     from huggingface_hub import HfApi
 
     begun = repository.folder / _PARTIAL / "commit"
@@ -100,34 +106,34 @@ def listing(repository: Repository) -> Listing:
     with explained(repository.kind, repository.id):
         api = HfApi(token=token())
         ask = api.model_info if repository.kind == "model" else api.dataset_info
-        info = ask(repository.id, revision=commit, files_metadata=True, timeout=_SILENCE)
+        info = ask(repository.id, revision=commit, files_metadata=True, timeout=_TIMEOUT_S)
     files = [
         File(s.rfilename, s.lfs.size if s.lfs else s.size or 0, s.lfs.sha256 if s.lfs else None, s.blob_id)
         for s in info.siblings or []
-        # None leaves the folder, and none is taken for this module's own.
+        # No name may leave the folder or clash with this module's own files.
         if not any(part.startswith((".", "/")) for part in Path(s.rfilename).parts)
     ]
     return Listing(repository, str(info.sha), files)
 
 
-def download(there: Listing, files: Sequence[File]) -> dict[str, str]:
-    """Fetches what is missing of these files and proves all; their SHA-256 by name.
+def download(remote: Listing, files: Sequence[File]) -> dict[str, str]:
+    """Fetch the missing files, verify all files, and return their SHA-256 by name.
 
-    Raises `PreflightError` where the disk has no room for them, where another process is at it, where the hub does not give
-    them, and where a file is not the one that the hub lists; that one is removed.
+    Raise `PreflightError` if the disk has too little space, another process is fetching the repository, or the hub does not
+    deliver the files. Also raise it if a file differs from the hub's listing; that file is removed.
     """
-    folder = there.repository.folder
+    folder = remote.repository.folder
     (folder / _PARTIAL).mkdir(parents=True, exist_ok=True)
-    _check_room(there, files)
-    write_text(folder / _PARTIAL / "commit", there.commit)
+    _check_room(remote, files)
+    write_text(folder / _PARTIAL / "commit", remote.commit)
     stop = threading.Event()
     with (
-        _locked(there.repository),
-        _progress(there.repository.id, files) as advance,
-        explained(there.repository.kind, there.repository.id),
+        _locked(remote.repository),
+        _progress(remote.repository.id, files) as advance,
+        explained(remote.repository.kind, remote.repository.id),
     ):
-        pool = ThreadPoolExecutor(_TOGETHER)
-        work = {pool.submit(_fetch, there, file, stop, advance): file.name for file in files}
+        pool = ThreadPoolExecutor(_PARALLEL_FILES)
+        work = {pool.submit(_fetch, remote, file, stop, advance): file.name for file in files}
         try:
             return {work[done]: done.result() for done in as_completed(work)}
         finally:
@@ -135,54 +141,54 @@ def download(there: Listing, files: Sequence[File]) -> dict[str, str]:
             pool.shutdown(cancel_futures=True)
 
 
-def write_record(there: Listing, files: Sequence[File], hashes: dict[str, str]) -> None:
-    """Says that the repository is whole."""
+def write_record(remote: Listing, files: Sequence[File], hashes: dict[str, str]) -> None:
+    """Write the record that marks the repository as complete, and remove the partial files."""
     found = {f.name: {"size": f.size, "sha256": hashes[f.name]} for f in sorted(files, key=lambda f: f.name)}
-    record = {"id": there.repository.id, "commit": there.commit, "files": found}
-    write_text(there.repository.record, json.dumps(record, indent=2) + "\n")
-    shutil.rmtree(there.repository.folder / _PARTIAL)
+    record = {"id": remote.repository.id, "commit": remote.commit, "files": found}
+    write_text(remote.repository.record, json.dumps(record, indent=2) + "\n")
+    shutil.rmtree(remote.repository.folder / _PARTIAL)
 
 
-def _fetch(there: Listing, file: File, stop: threading.Event, advance: Callable[[int], None]) -> str:
-    """Makes one file whole; its SHA-256."""
-    path = there.repository.folder / file.name
+def _fetch(remote: Listing, file: File, stop: threading.Event, advance: Callable[[int], None]) -> str:
+    """Download one file if it is missing, verify it, and return its SHA-256."""
+    path = remote.repository.folder / file.name
     if path.is_file() and path.stat().st_size == file.size:
         advance(file.size)
     else:
-        partial = there.repository.folder / file.partial
-        _stream(there, file, partial, stop, advance)
+        partial = remote.repository.folder / file.partial
+        _stream(remote, file, partial, stop, advance)
         path.parent.mkdir(exist_ok=True, parents=True)
         partial.rename(path)
     if (found := file.proved(path)) is None:
         path.unlink()
         raise PreflightError(
-            f"{file.name} of {there.repository.id} is not the file that the hub lists ({file.size:,} bytes, hash "
+            f"{file.name} of {remote.repository.id} is not the file that the hub lists ({file.size:,} bytes, hash "
             f"{file.sha256 or file.blob})",
             "it was removed, and the same command fetches it again",
         )
     return found
 
 
-def _stream(there: Listing, file: File, partial: Path, stop: threading.Event, advance: Callable[[int], None]) -> None:
-    """Appends to the partial file until it has its size; a connection that breaks is opened again."""
+def _stream(remote: Listing, file: File, partial: Path, stop: threading.Event, advance: Callable[[int], None]) -> None:
+    """Append to the partial file until it has its full size. Reconnect after a broken connection."""
     from httpx2 import TransportError
 
     partial.touch()
-    had = partial.stat().st_size
-    advance(min(had, file.size))
-    failed = 0  # attempts in a row that got nothing
-    while had < file.size:
+    received = partial.stat().st_size
+    advance(min(received, file.size))
+    failed = 0  # consecutive attempts that received nothing
+    while received < file.size:
         try:
-            _append(there, file, partial, stop, advance)
+            _append(remote, file, partial, stop, advance)
         except TransportError:
-            failed = 0 if partial.stat().st_size > had else failed + 1
-            if failed > len(_WAITS) or stop.wait(_WAITS[max(failed - 1, 0)]):
+            failed = 0 if partial.stat().st_size > received else failed + 1
+            if failed > len(_BACKOFF_S) or stop.wait(_BACKOFF_S[max(failed - 1, 0)]):
                 raise
-        had = partial.stat().st_size
+        received = partial.stat().st_size
 
 
-def _append(there: Listing, file: File, partial: Path, stop: threading.Event, advance: Callable[[int], None]) -> None:
-    """One request for what is missing, written as it comes."""
+def _append(remote: Listing, file: File, partial: Path, stop: threading.Event, advance: Callable[[int], None]) -> None:
+    """Request the missing bytes once and write them as they arrive."""
     from httpx2 import RemoteProtocolError
     from huggingface_hub import HfApi, hf_hub_url
     from huggingface_hub.utils import (  # type: ignore[attr-defined]
@@ -191,18 +197,18 @@ def _append(there: Listing, file: File, partial: Path, stop: threading.Event, ad
         http_stream_backoff,
     )
 
-    repository, had = there.repository, partial.stat().st_size
+    repository, received = remote.repository, partial.stat().st_size
     url = hf_hub_url(
-        repository.id, file.name, repo_type=repository.kind, revision=there.commit, endpoint=HfApi().endpoint
+        repository.id, file.name, repo_type=repository.kind, revision=remote.commit, endpoint=HfApi().endpoint
     )
-    # Not compressed: a range counts bytes of the file itself.
-    wanted = {"Range": f"bytes={had}-", "Accept-Encoding": "identity"}
+    # Uncompressed: a range counts bytes of the file itself.
+    wanted = {"Range": f"bytes={received}-", "Accept-Encoding": "identity"}
     headers = build_hf_headers(token=token(), headers=wanted)
-    with http_stream_backoff("GET", url, headers=headers, timeout=_SILENCE, retry_on_exceptions=()) as answer:
+    with http_stream_backoff("GET", url, headers=headers, timeout=_TIMEOUT_S, retry_on_exceptions=()) as answer:
         hf_raise_for_status(answer)
-        whole = answer.status_code != 206  # the server does not know ranges and sends all of it
+        whole = answer.status_code != 206  # the server ignores ranges and sends the whole file
         if whole:
-            advance(-had)
+            advance(-received)
         with partial.open("wb" if whole else "ab") as out:
             for chunk in answer.iter_bytes(_CHUNK):
                 if stop.is_set():
@@ -215,14 +221,14 @@ def _append(there: Listing, file: File, partial: Path, stop: threading.Event, ad
         raise RemoteProtocolError(f"the answer for {file.name} ended early")
 
 
-def _check_room(there: Listing, files: Sequence[File]) -> None:
-    folder = there.repository.folder
-    at = [folder / name for f in files for name in (f.name, f.partial)]
-    held = sum(p.stat().st_size for p in at if p.is_file())
+def _check_room(remote: Listing, files: Sequence[File]) -> None:
+    folder = remote.repository.folder
+    paths = [folder / name for f in files for name in (f.name, f.partial)]
+    held = sum(p.stat().st_size for p in paths if p.is_file())
     needed, free = sum(f.size for f in files) - held, shutil.disk_usage(folder).free
     if free < needed:
         raise PreflightError(
-            f"'{folder}' has {free / 1e9:,.2f} GB free and {there.repository.id} needs {needed / 1e9:,.2f} GB more",
+            f"'{folder}' has {free / 1e9:,.2f} GB free and {remote.repository.id} needs {needed / 1e9:,.2f} GB more",
             "make room there or write cluster.root=FOLDER on another disk",
         )
 
@@ -257,6 +263,6 @@ def _progress(title: str, files: Sequence[File]) -> Iterator[Callable[[int], Non
 
 
 def _git_blob(path: Path) -> str:
-    """What git names the file by; files outside LFS are small."""
+    """Return git's SHA-1 name of the blob. Files outside LFS are small enough to read at once."""
     content = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()

@@ -1,6 +1,6 @@
-"""The records of a source file as they lie there, one by one: JSON Lines, a JSON array, or one JSON document a file.
+"""Read the raw records of a source file one by one: JSON Lines, a JSON array, or one JSON document per file.
 
-Nothing is held but the record at hand, so that memory does not grow with the file.
+Only the current record is in memory, so memory does not grow with the file.
 """
 
 import json
@@ -14,14 +14,17 @@ from data_prep.trajectory import Code, Rejected
 from recipes.errors import DataError
 
 _CHUNK = 1 << 20
-_SPACE = " \t\n\r"
-_DEEPEST = 64
-_TOO_DEEP = f"nested deeper than {_DEEPEST} levels"
+_WHITESPACE = " \t\n\r"
+_MAX_DEPTH = 64
+_TOO_DEEP = f"nested deeper than {_MAX_DEPTH} levels"
 
 
 @dataclass(frozen=True)
 class Record:
-    """place: file and line or number, for messages. raw: its JSON, not yet parsed. size: bytes read for it."""
+    """One unparsed record.
+
+    place: line, number or file name of the record, for messages. raw: its JSON, not yet parsed. size: bytes read for it.
+    """
 
     place: str
     raw: bytes
@@ -29,9 +32,9 @@ class Record:
 
 
 def json_records(path: Path) -> Iterator[Record]:
-    """Every record of JSON Lines, or every element of a JSON array, in order.
+    """Yield every record of a JSON Lines file, or every element of a JSON array, in order.
 
-    Raises `DataError` where an array breaks off: what comes after it cannot be told apart.
+    Raise `DataError` if an array is malformed: the records after the fault cannot be separated.
     """
     if path.is_dir():
         raise DataError(f"'{path}' is a folder, and this source reads one file", "write data.path=FILE")
@@ -43,15 +46,18 @@ def json_records(path: Path) -> Iterator[Record]:
 
 
 def json_documents(path: Path) -> Iterator[Record]:
-    """The file, or every `*.json` in the folder by name, as one record each."""
+    """Yield the file as one record; for a folder, yield each `*.json` in it as one record, sorted by name."""
     for file in sorted(path.glob("*.json")) if path.is_dir() else [path]:
         raw = file.read_bytes()
         yield Record(file.name, raw, len(raw))
 
 
 def parse(raw: bytes) -> Any:
-    """The value of a record's JSON. Raises `Rejected` for wrong bytes, wrong JSON, numbers that are not finite, a key given
-    twice, nesting deeper than `_DEEPEST`, and texts with a NUL or half a surrogate pair."""
+    """Return the value of a record's JSON.
+
+    Raise `Rejected` for invalid UTF-8, invalid JSON, non-finite numbers, duplicate keys, nesting deeper than `_MAX_DEPTH`,
+    and strings with a NUL character or a lone surrogate.
+    """
     try:
         value = json.loads(
             raw.decode("utf-8-sig"), object_pairs_hook=_object, parse_constant=_constant, parse_float=_float
@@ -60,7 +66,7 @@ def parse(raw: bytes) -> Any:
         raise Rejected(Code.utf8, f"byte {error.start} is not UTF-8") from error
     except json.JSONDecodeError as error:
         raise Rejected(Code.json, f"not JSON: {error.msg} (character {error.pos + 1} of {len(error.doc)})") from error
-    except ValueError as error:  # an integer of thousands of digits
+    except ValueError as error:  # an integer with thousands of digits
         raise Rejected(Code.json, f"not JSON that can be read: {error}") from error
     except RecursionError as error:
         raise Rejected(Code.json, _TOO_DEEP) from error
@@ -70,20 +76,20 @@ def parse(raw: bytes) -> Any:
 
 def _check(value: Any) -> None:
     level = [value]
-    for _ in range(_DEEPEST):
+    for _ in range(_MAX_DEPTH):
         deeper: list[Any] = []
-        for v in level:
-            if isinstance(v, str):
-                if "\0" in v:
+        for item in level:
+            if isinstance(item, str):
+                if "\0" in item:
                     raise Rejected(Code.text, "a text holds a NUL character")
                 try:
-                    v.encode()
+                    item.encode()
                 except UnicodeEncodeError as error:
-                    raise Rejected(Code.text, f"a text holds the lone surrogate {v[error.start]!r}") from error
-            elif isinstance(v, dict):
-                deeper += [*v, *v.values()]
-            elif isinstance(v, list):
-                deeper += v
+                    raise Rejected(Code.text, f"a text holds the lone surrogate {item[error.start]!r}") from error
+            elif isinstance(item, dict):
+                deeper += [*item, *item.values()]
+            elif isinstance(item, list):
+                deeper += item
         level = deeper
     if level:
         raise Rejected(Code.json, _TOO_DEEP)
@@ -99,12 +105,12 @@ def _lines(path: Path) -> Iterator[Record]:
 def _array(path: Path) -> Iterator[Record]:
     decoder = json.JSONDecoder()
     with path.open(encoding="utf-8-sig", newline="") as file:
-        text, number, wanted = "", 0, _CHUNK
+        text, number, read_size = "", 0, _CHUNK
 
-        def more() -> bool:
+        def read_more() -> bool:
             nonlocal text
             try:
-                read = file.read(wanted)
+                read = file.read(read_size)
             except UnicodeDecodeError as error:
                 raise DataError(f"{path}: record {number + 1}: not UTF-8: {error.reason}") from error
             text += read
@@ -112,8 +118,8 @@ def _array(path: Path) -> Iterator[Record]:
 
         def expect(allowed: str) -> str:
             nonlocal text
-            while not (text := text.lstrip(_SPACE)):
-                if not more():
+            while not (text := text.lstrip(_WHITESPACE)):
+                if not read_more():
                     raise DataError(f"{path}: the array ends after record {number} without its ']'")
             if text[0] not in allowed:
                 raise DataError(f"{path}: after record {number}: {text[0]!r} where one of {allowed!r} belongs")
@@ -122,28 +128,28 @@ def _array(path: Path) -> Iterator[Record]:
         expect("[")
         text = text[1:]
         while True:
-            # Between elements a comma, and none after the last.
+            # A comma separates elements; none follows the last.
             if number:
                 if expect(",]") == "]":
                     break
                 text = text[1:]
-            while not (text := text.lstrip(_SPACE)) and more():
+            while not (text := text.lstrip(_WHITESPACE)) and read_more():
                 pass
             if text.startswith("]") and not number:
                 break
             while True:
                 try:
                     _, end = decoder.raw_decode(text)
-                    # A number may go on in what has not been read yet.
-                    if text[end : end + 1] in (",", "]", *_SPACE) or not more():
+                    # A number may continue in the part not read yet.
+                    if text[end : end + 1] in (",", "]", *_WHITESPACE) or not read_more():
                         break
                 except json.JSONDecodeError as error:
-                    wanted = max(_CHUNK, len(text))
-                    if not more():
+                    read_size = max(_CHUNK, len(text))
+                    if not read_more():
                         raise DataError(f"{path}: record {number + 1}: not JSON: {error.msg}") from error
-                except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
+                except (ValueError, RecursionError) as error:  # thousands of digits or brackets
                     raise DataError(f"{path}: record {number + 1}: cannot be read: {error}") from error
-            number, wanted = number + 1, _CHUNK
+            number, read_size = number + 1, _CHUNK
             raw = text[:end].encode("utf-8", "surrogatepass")
             yield Record(f"record {number}", raw, len(raw))
             text = text[end:]

@@ -1,5 +1,5 @@
-"""What the data stage reads, found on this machine: trajectories, fetched from the Hugging Face hub where need be, and a
-tokenizer."""
+"""Locate the inputs of the data stage on this machine: the tokenizer, and trajectories (fetched from the Hugging Face hub if
+needed)."""
 
 import re
 from pathlib import Path
@@ -9,23 +9,23 @@ from recipes.errors import DataError, PreflightError
 
 
 def is_hub_id(path: str) -> bool:
-    """Whether it reads like a data set's id on the Hugging Face hub."""
+    """Return whether `path` has the form of a Hugging Face hub id, `ORG/NAME`."""
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", path) is not None
 
 
 def data_set(path: str, root: str) -> Repository:
-    """A hub data set's place under `cluster.root`."""
+    """Return a hub data set with its folder and record under `cluster.root`."""
     folder = Path(root) / "data-sources" / path.replace("/", "--")
-    # Beside the folder: a data set's one file may have any name.
+    # The record lies next to the folder: the data file may have any name.
     return Repository(path, "dataset", folder, folder.with_name(f"{folder.name}.json"))
 
 
 def local(path: str, root: str, option: str = "data.path") -> Path:
-    """The local path, or the one data file of a hub data set (`GAIR/LIMI`), fetched once into `data-sources/` of
-    `cluster.root`; after that the hub is not asked.
+    """Return the local path, or the path of the one data file of a hub data set (`GAIR/LIMI`).
 
-    Raises `DataError` where neither is there, or where a data set has more than one JSON file to choose from; it names the
-    option that gave the path.
+    The file is fetched once into `data-sources/` of `cluster.root`; later calls do not contact the hub. Raise `DataError` if
+    neither exists, or if the data set does not have exactly one JSON file. option: the option that gave the path, for
+    messages.
     """
     if path and Path(path).exists():
         return Path(path)
@@ -37,13 +37,13 @@ def local(path: str, root: str, option: str = "data.path") -> Path:
     if fetched := repository.files():
         return fetched[0]
     try:
-        there = listing(repository)
-        data = [f for f in there.files if f.name.endswith((".json", ".jsonl")) and f.name != "dataset_infos.json"]
+        remote = listing(repository)
+        data = [f for f in remote.files if f.name.endswith((".json", ".jsonl")) and f.name != "dataset_infos.json"]
         if len(data) == 1:
-            write_record(there, data, download(there, data))
+            write_record(remote, data, download(remote, data))
             return repository.folder / data[0].name
     except PreflightError as error:
-        raise DataError(f"'{path}' is no local file, and {error}", f"or write {option}=FILE") from error
+        raise DataError(f"'{path}' is not a local file, and {error}", f"or write {option}=FILE") from error
     raise DataError(
         f"'{path}' on the Hugging Face hub has {len(data)} JSON files ({', '.join(f.name for f in data[:5]) or 'none'}) where "
         f"one was expected",
@@ -52,7 +52,7 @@ def local(path: str, root: str, option: str = "data.path") -> Path:
 
 
 def check_tokenizer(checkpoint: Path) -> None:
-    """Raises `DataError` where `model.checkpoint` is no folder with a tokenizer."""
+    """Raise `DataError` if the folder `model.checkpoint` has no tokenizer.json."""
     if not (checkpoint / "tokenizer.json").is_file():
         raise DataError(
             f"no tokenizer.json in '{checkpoint}'",

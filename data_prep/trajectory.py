@@ -1,7 +1,7 @@
-"""Contract 1: one trajectory, `{id, messages, tools}` in OpenAI form, validated.
+"""Contract 1: one validated trajectory, `{id, messages, tools}` in OpenAI format.
 
-Arguments are always an object. What a source had to repair is named in `repairs` and goes to the ledger. A record that
-cannot be a trajectory raises `Rejected` with one of the codes of `Code`.
+Call arguments are always an object. `repairs` lists what a source had to repair; it goes to the ledger. A record that is
+not a valid trajectory raises `Rejected` with a code from `Code`.
 """
 
 import hashlib
@@ -20,35 +20,35 @@ from recipes.errors import DataError
 
 
 class Code(StrEnum):
-    """Why a record was rejected, as `ledger.jsonl` names it."""
+    """Why a record was rejected, as written to `ledger.jsonl`."""
 
     utf8 = "utf8"  # bytes that are not UTF-8
     json = "json"  # text that is not JSON
-    text = "text"  # a NUL or half of a surrogate pair in a text
-    shape = "shape"  # a field is missing, unknown or of another type
+    text = "text"  # a NUL or a lone surrogate in a text
+    shape = "shape"  # a field is missing, unknown or of the wrong type
     arguments = "arguments"  # a call's arguments are not an object
-    part = "part"  # a kind of content that no chat template has a place for
-    diverged = "diverged"  # requests of an event log that do not continue one conversation
+    part = "part"  # a kind of content that no chat template can render
+    diverged = "diverged"  # requests of an event log that do not form one conversation
     orphan_result = "orphan_result"  # a tool result that answers no open call
     missing_result = "missing_result"  # a call without a result before the next turn
     duplicate_call = "duplicate_call"  # a call id used twice
     duplicate_id = "duplicate_id"  # a trajectory's id used twice
     tool = "tool"  # a tool without a name or a valid schema, or one name twice
     schema = "schema"  # arguments that break their tool's schema, or a call of a tool that is not declared
-    weight = "weight"  # a message's weight that the options would ignore
+    weight = "weight"  # a message weight that the options would ignore
     special_token = "special_token"  # noqa: S105  # the tokenizer's control tokens as text in content
-    template = "template"  # the chat template fails, or leaves out what the assistant said
-    no_supervised = "no_supervised"  # no token to learn
+    template = "template"  # the chat template fails, or omits part of an assistant message
+    no_supervised = "no_supervised"  # no supervised token
     position_zero = "position_zero"  # the first supervised token has nothing before it
     too_long = "too_long"  # over data.max_tokens
 
 
 class Rejected(DataError):
-    """A record that is left out, with its code and, where it has one, its id. `str()` is the reason."""
+    """A rejected record, with its code and, if it has one, its id. `str()` gives the reason."""
 
     def __init__(self, code: Code, problem: str, fix: str = "", identity: str | None = None) -> None:
         super().__init__(problem, fix)
-        self.args = (code, problem, fix, identity)  # what pickle makes it from
+        self.args = (code, problem, fix, identity)  # pickle rebuilds it from these
         self.code = code
         self.identity = identity
 
@@ -58,19 +58,26 @@ class _Strict(BaseModel):
 
 
 class Function(_Strict):
+    """The function of a tool call, with its arguments as an object."""
+
     name: str = Field(min_length=1)
     arguments: dict[str, Any]
 
 
 class ToolCall(_Strict):
+    """A tool call of an assistant message."""
+
     id: str = Field(min_length=1)
     type: Literal["function"] = "function"
     function: Function
 
 
 class Message(_Strict):
-    """weight: 0 leaves an assistant turn unsupervised, where `data.turns=weighted`. is_error: the tool failed. Neither is
-    shown to the chat template."""
+    """One message.
+
+    weight: 0 excludes an assistant turn from supervision if `data.turns=weighted`. is_error: the tool failed. The chat
+    template sees neither field.
+    """
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str
@@ -92,6 +99,8 @@ class Message(_Strict):
 
 
 class Trajectory(_Strict):
+    """A validated trajectory: every tool result answers a call, and there is at least one assistant message."""
+
     id: str = Field(min_length=1)
     messages: list[Message] = Field(min_length=1)
     tools: list[dict[str, Any]]
@@ -125,21 +134,21 @@ class Trajectory(_Strict):
         return self
 
     def chat(self) -> list[dict[str, Any]]:
-        """Messages as `apply_chat_template` and an OpenAI-compatible server take them, absent fields left out."""
+        """Return the messages as `apply_chat_template` and OpenAI-compatible servers expect them, without absent fields."""
         return [m.model_dump(exclude_none=True, exclude={"weight", "is_error"}) for m in self.messages]
 
     def content_hash(self) -> str:
-        """SHA-256 of what is said, whatever the record's id, key order or repairs."""
-        said = {"messages": [m.model_dump(exclude_none=True) for m in self.messages], "tools": self.tools}
-        canonical = json.dumps(said, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        """Return the SHA-256 of messages and tools. It does not depend on the record's id, key order or repairs."""
+        content = {"messages": [m.model_dump(exclude_none=True) for m in self.messages], "tools": self.tools}
+        canonical = json.dumps(content, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def assistant_turns(self) -> list[int]:
-        """Numbers of the assistant's messages."""
+        """Return the indices of the assistant messages."""
         return [k for k, m in enumerate(self.messages) if m.role == "assistant"]
 
     def faulty_calls(self) -> Iterator[tuple[int, str]]:
-        """(message, fault) of every call that its tool would refuse. Raises `Rejected` for a tool that is not one."""
+        """Yield (message index, fault) for every call that breaks its tool's schema. Raise `Rejected` for an invalid tool."""
         validators = _validators(json.dumps(self.tools, ensure_ascii=False))
         for number, m in enumerate(self.messages):
             for call in m.tool_calls or []:
@@ -149,7 +158,7 @@ class Trajectory(_Strict):
                     continue
                 try:
                     error = next(validator.iter_errors(call.function.arguments), None)
-                except Exception as failure:  # a schema can make its validator raise anything
+                except Exception as failure:  # a schema can make its validator raise any exception
                     raise Rejected(
                         Code.tool, f"tool '{call.function.name}': its schema cannot be used: {_short(str(failure))}"
                     ) from failure
@@ -157,7 +166,7 @@ class Trajectory(_Strict):
                     yield number, f"{call.function.name}: {_short(error.message)} (at '{error.json_path}')"
 
     def map_texts(self, change: Callable[[str], str]) -> "Trajectory":
-        """This trajectory with every text that a template could show changed, in messages and tools."""
+        """Return this trajectory with `change` applied to every text that a template could render, in messages and tools."""
 
         def changed(value: Any) -> Any:
             if isinstance(value, str):
@@ -175,7 +184,7 @@ class Trajectory(_Strict):
         return validate({"id": self.id, "messages": messages, "tools": changed(self.tools), "repairs": self.repairs})
 
     def texts(self) -> Iterator[str]:
-        """Every text in messages and tools, keys included."""
+        """Yield every text in messages and tools, including keys."""
         for m in self.messages:
             yield m.content
             yield from (t for t in (m.reasoning_content, m.tool_call_id, m.name) if t)
@@ -187,7 +196,7 @@ class Trajectory(_Strict):
 
 
 def validate(record: dict[str, Any]) -> Trajectory:
-    """The record as a `Trajectory`. Raises `Rejected` with the first thing that is wrong."""
+    """Return the record as a `Trajectory`. Raise `Rejected` for the first fault."""
     try:
         return Trajectory.model_validate(record)
     except ValidationError as error:
@@ -202,7 +211,7 @@ def validate(record: dict[str, Any]) -> Trajectory:
 
 @lru_cache(64)
 def _validators(tools: str) -> dict[str, Draft202012Validator]:
-    """By the name of the tool. `tools` is their JSON: most records of a source share it."""
+    """Return one validator per tool name. tools: the tools as JSON, which is the cache key; most records share it."""
     found: dict[str, Draft202012Validator] = {}
     for number, tool in enumerate(json.loads(tools)):
         function = tool.get("function")
@@ -216,15 +225,16 @@ def _validators(tools: str) -> dict[str, Draft202012Validator]:
             Draft202012Validator.check_schema(parameters)
         except (SchemaError, RecursionError) as error:
             raise Rejected(
-                Code.tool, f"tool '{name}': its parameters are no JSON schema: {_short(str(error).splitlines()[0])}"
+                Code.tool,
+                f"tool '{name}': its parameters are not a valid JSON schema: {_short(str(error).splitlines()[0])}",
             ) from error
-        # An empty registry: a schema that refers to an address must not make us open it.
+        # An empty registry: a schema with a remote reference must not trigger a download.
         found[name] = Draft202012Validator(parameters, registry=Registry())
     return found
 
 
 def _error(code: Code, message: str) -> PydanticCustomError:
-    # The message goes in as a value: braces in it would be read as a format.
+    # Pass the message as a value: in the template its braces would be read as a format.
     return PydanticCustomError(code, "{message}", {"message": message})
 
 

@@ -1,4 +1,4 @@
-"""Worker processes that end with the process that started them, whatever ends it; and blocks that no signal cuts short."""
+"""Worker processes that always end with their parent process, and blocks that defer signals."""
 
 import contextlib
 import multiprocessing
@@ -17,17 +17,20 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # signals that end a st
 
 @contextlib.contextmanager
 def pool(workers: int, preload: str, start: Callable[..., None], *args: Any) -> Iterator[ProcessPoolExecutor]:
-    """Processes that have called `start(*args)`, forked from a server that has imported the module `preload`, and not from
-    this process, which may have threads. Signals that end a stage are for this process, which ends the others; a second one waits
-    until it has."""
+    """Yield a pool of processes that have each called `start(*args)`.
+
+    They are forked from a server process that has imported the module `preload`, because this process may have threads.
+    Only this process handles the signals that end a stage; it then ends the workers. A second signal is deferred until
+    they have ended.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([preload])
-    # The server hands what it ignores on to the workers.
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
+    # Workers inherit the signals that the server ignores.
+    previous = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
     try:
         forkserver.ensure_running()
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
     processes = ProcessPoolExecutor(workers, context, _start, (start, *args))
     try:
@@ -39,34 +42,34 @@ def pool(workers: int, preload: str, start: Callable[..., None], *args: Any) -> 
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """A block that signals wait for, where this is the thread that gets them."""
+    """Defer signals until the block ends. This applies only in the main thread, which receives them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
+    received: list[int] = []
 
-    def note(number: int, frame: FrameType | None) -> None:
-        came.append(number)
+    def record(number: int, frame: FrameType | None) -> None:
+        received.append(number)
 
-    before = {
-        number: signal.signal(number, note) for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN
+    previous = {
+        number: signal.signal(number, record) for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN
     }
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
-        if came:
-            signal.raise_signal(came[0])
+        if received:
+            signal.raise_signal(received[0])
 
 
 def _start(start: Callable[..., None], *args: Any) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None, "a worker has a parent"
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
     start(*args)
 
 
-def _end_with(parent: BaseProcess) -> None:
+def _exit_with(parent: BaseProcess) -> None:
     parent.join()
     os._exit(1)

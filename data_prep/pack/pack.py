@@ -1,6 +1,6 @@
-"""From the records of a source to the files of a packed data set: each record read, proved and written, one by one.
+"""Pack the records of a source into the files of a data set: read, prove and write each record in turn.
 
-Workers hold one record at a time and the writer a few million tokens, so memory does not grow with the source.
+A worker has one record in memory and the writer a few million tokens, so memory does not grow with the source.
 """
 
 import json
@@ -28,7 +28,7 @@ from recipes.config import Recipe
 from recipes.errors import DataError, LimiError
 
 if TYPE_CHECKING:
-    # Not at run time: with workers, transformers is theirs to import.
+    # For type checks only: if there are workers, only they import transformers.
     from data_prep.pack.packer import Packer
 
 SCHEMA = pa.schema(
@@ -46,14 +46,14 @@ PROOF = (
     "that prompt's tokens"
 )
 FILES = ("sequences.parquet", "conversations.jsonl", "ledger.jsonl")
-_ROW_GROUP = 4_000_000  # tokens held before they are written
-_SMALL = 8_000_000  # bytes of a source that one process reads sooner than others have started
+_ROW_GROUP = 4_000_000  # tokens buffered before they are written
+_SMALL = 8_000_000  # bytes; below this, one process finishes before workers would have started
 
 
 def pack(folder: Path, recipe: Recipe, path: Path, total: int) -> dict[str, int]:
-    """Writes the data set's files into `folder` and returns its counts. `total`: bytes of the source.
+    """Write the data set's files into `folder` and return its counts. total: bytes of the source.
 
-    Every record is kept or rejected; nothing is raised for a single one.
+    Every record is either kept or rejected. A single bad record raises no error.
     """
     counts = dict.fromkeys(("records", "kept", "rejected", "sequences", "tokens", "supervised"), 0)
     seen = Seen()
@@ -77,16 +77,19 @@ def pack(folder: Path, recipe: Recipe, path: Path, total: int) -> dict[str, int]
 
 
 class Seen:
-    """What was kept so far: which ids, and what was said under which."""
+    """The kept records so far: their ids, and the id of each content."""
 
     def __init__(self) -> None:
-        self._ids: dict[str, str] = {}  # the place of each record by its id
+        self._ids: dict[str, str] = {}  # position of each record in the source, by its id
         self._contents: dict[str, str] = {}  # id by content hash
         self._copies: Counter[str] = Counter()
 
     def identify(self, packed: Packed) -> dict[str, Any]:
-        """The record's ledger line: a copy is named, one without an id of its own gets another, and an id that is given
-        twice is rejected."""
+        """Complete and return the record's ledger line.
+
+        A copy gets `same_as`; a copy without an id of its own also gets a new id. A record whose id was used before is
+        rejected.
+        """
         line = packed.ledger
         if not packed.conversations:
             return line
@@ -96,7 +99,8 @@ class Seen:
             if self._copies[content] > 1:
                 line["id"] = f"{content[:16]}.{self._copies[content]}"
                 packed.conversations = [
-                    (said.model_copy(update={"id": line["id"]}), encoded) for said, encoded in packed.conversations
+                    (trajectory.model_copy(update={"id": line["id"]}), encoded)
+                    for trajectory, encoded in packed.conversations
                 ]
         if first := self._ids.get(line["id"]):
             packed.conversations = []
@@ -111,7 +115,7 @@ class Seen:
 
 
 class _Writer:
-    """The data set's three files, written as they grow."""
+    """Writer of the data set's three files. It writes incrementally."""
 
     def __init__(self, folder: Path) -> None:
         self._parquet = pq.ParquetWriter(folder / "sequences.parquet", SCHEMA)
@@ -130,15 +134,20 @@ class _Writer:
 
     def write(self, packed: Packed) -> None:
         segment = 0
-        for said, sequences in packed.conversations:
-            shown: list[dict[str, Any]] = []
+        for trajectory, sequences in packed.conversations:
+            entries: list[dict[str, Any]] = []
             for encoded in sequences:
-                self._rows.append((said.id, segment, encoded))
+                self._rows.append((trajectory.id, segment, encoded))
                 self._tokens += len(encoded.tokens)
                 turns = [[t.message, t.prompt] for t in encoded.turns]
-                shown.append({"segment": segment, "begins": encoded.begins, "turns": turns})
+                entries.append({"segment": segment, "begins": encoded.begins, "turns": turns})
                 segment += 1
-            line = {"id": said.id, "messages": said.chat(), "tools": said.tools, "sequences": shown}
+            line = {
+                "id": trajectory.id,
+                "messages": trajectory.chat(),
+                "tools": trajectory.tools,
+                "sequences": entries,
+            }
             self._conversations.write(json.dumps(line, ensure_ascii=False) + "\n")
         self._ledger.write(json.dumps(packed.ledger) + "\n")
         if self._tokens > _ROW_GROUP:
@@ -166,7 +175,7 @@ def _lists(arrays: list[np.ndarray]) -> pa.Array:
 
 
 def _packed(recipe: Recipe, records: Iterator[Record], total: int) -> Generator[tuple[Record, Packed]]:
-    """Every record and what became of it, in order; by this process or by several."""
+    """Yield every record with its result, in order. Pack in this process or in several workers."""
     workers = recipe.data.workers or (1 if total < _SMALL else len(os.sched_getaffinity(0)))
     if workers == 1:
         from data_prep.pack.packer import Packer
@@ -186,20 +195,20 @@ def _packed(recipe: Recipe, records: Iterator[Record], total: int) -> Generator[
                 first, future = waiting.popleft()
                 yield first, future.result()
     except BrokenProcessPool as error:
-        raise DataError("a worker was ended from outside (out of memory?)", "write data.workers=1") from error
+        raise DataError("a worker was killed from outside (out of memory?)", "write data.workers=1") from error
 
 
 _worker: "Packer | LimiError"
 
 
 def _start_worker(recipe: Recipe) -> None:
-    global _worker  # noqa: PLW0603  # one a process, made once
+    global _worker  # noqa: PLW0603  # one per process, created once
     from data_prep.pack.packer import Packer
 
     try:
         _worker = Packer(recipe)
     except LimiError as error:
-        _worker = error  # raised where the parent asks for the first result
+        _worker = error  # raised when the parent asks for the first result
 
 
 def _pack(record: Record) -> Packed:
@@ -209,7 +218,7 @@ def _pack(record: Record) -> Packed:
 
 
 class _progress:
-    """A bar over the bytes of the source with an estimate of the time left, and the number of records done."""
+    """A progress bar over the bytes of the source, with the number of records done and the estimated time left."""
 
     def __init__(self, name: str, total: int) -> None:
         console = Console(stderr=True)

@@ -1,4 +1,4 @@
-"""From one record of a source to its proved sequences, or to the reason why it has none."""
+"""Pack one record of a source: return its proved sequences, or the reason for rejecting it."""
 
 import bisect
 from pathlib import Path
@@ -14,7 +14,7 @@ from recipes.config import Data, Recipe, TooLong
 
 
 class Packer:
-    """Packs single records: one in every worker."""
+    """Packer of single records. Every worker has one."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.options: Data = recipe.data
@@ -22,18 +22,18 @@ class Packer:
         self.chat = Chat(load_tokenizer(Path(recipe.model.checkpoint)), recipe.model.family)
 
     def pack(self, record: Record) -> Packed:
-        """The record's ledger line and sequences; what is wrong with a record is in the line, never raised."""
+        """Return the record's ledger line and sequences. A fault in the record goes into the line and is never raised."""
         ledger: dict[str, Any] = {"record": record.place, "id": None, "status": "kept"}
         try:
-            said = trajectory(record, self.source)
-            content = said.content_hash()
-            ledger |= {"id": said.id, "content": content}
-            said = trajectory_options.without_thinking(said, self.options)
-            said = trajectory_options.without_special_tokens(said, self.chat.special, self.options)
-            turns, faults = trajectory_options.supervised(said, self.options)
+            conversation = trajectory(record, self.source)
+            content = conversation.content_hash()
+            ledger |= {"id": conversation.id, "content": content}
+            conversation = trajectory_options.without_thinking(conversation, self.options)
+            conversation = trajectory_options.without_special_tokens(conversation, self.chat.special, self.options)
+            turns, faults = trajectory_options.supervised(conversation, self.options)
             ledger |= {"schema_breaks": faults} if faults else {}
-            conversations, left_out = self._fitting(said, turns)
-            ledger |= {"repairs": said.repairs + left_out, **_worth_knowing(said)}
+            conversations, left_out = self._fitting(conversation, turns)
+            ledger |= {"repairs": conversation.repairs + left_out, **_extra_counts(conversation)}
         except Rejected as error:
             rejected = {"status": "rejected", "code": error.code.value, "reason": str(error)}
             return Packed(ledger | rejected | {"id": ledger["id"] or error.identity})
@@ -49,29 +49,32 @@ class Packer:
         ledger |= {"pieces": len(conversations)} if len(conversations) > 1 else {}
         return Packed(ledger, conversations)
 
-    def _fitting(self, said: Trajectory, turns: list[int]) -> tuple[list[Conversation], list[str]]:
-        """The whole conversation, or its pieces where it is too long and may be cut; and what the cutting left out."""
-        encoded = self.chat.encode(said, turns, self.options.thinking)
+    def _fitting(self, conversation: Trajectory, turns: list[int]) -> tuple[list[Conversation], list[str]]:
+        """Return the whole conversation, or its pieces if it is too long and `data.too_long=split`; and a note per omitted part.
+
+        Raise `Rejected` if it is too long and must not be split.
+        """
+        encoded = self.chat.encode(conversation, turns, self.options.thinking)
         limit = self.options.max_tokens
         longest = max(len(e.tokens) for e in encoded)
         if longest <= limit:
-            return [(said, encoded)], []
+            return [(conversation, encoded)], []
         if self.options.too_long is TooLong.reject:
             raise Rejected(
                 Code.too_long,
                 f"{longest:,} tokens, over data.max_tokens={limit}",
                 f"write data.max_tokens={longest}, or data.too_long=split to cut it before user messages",
             )
-        return self._cut(said, turns, limit)
+        return self._cut(conversation, turns, limit)
 
-    def _cut(self, said: Trajectory, turns: list[int], limit: int) -> tuple[list[Conversation], list[str]]:
-        cut = trajectory_options.pieces(said)
+    def _cut(self, conversation: Trajectory, turns: list[int], limit: int) -> tuple[list[Conversation], list[str]]:
+        cut = trajectory_options.pieces(conversation)
         head = [*range(cut[0][0])]
-        found: list[Conversation] = []
+        conversations: list[Conversation] = []
         left_out: list[str] = []
 
         def longest(pieces: list[list[int]]) -> int:
-            return max((len(e.tokens) for e in self._part(said, turns, head, pieces)[1]), default=0)
+            return max((len(e.tokens) for e in self._part(conversation, turns, head, pieces)[1]), default=0)
 
         def leave_out(pieces: list[list[int]]) -> None:
             if pieces:
@@ -80,7 +83,8 @@ class Packer:
                 )
 
         while first := next((n for n, piece in enumerate(cut, 1) if {*turns} & {*piece}), 0):
-            # As much as fits before the next supervised turn, then as much as fits after it: tokens grow with messages.
+            # Take as much context as fits before the next supervised turn, then as much as fits after it.
+            # Bisection is valid: more messages mean more tokens.
             drop = bisect.bisect_left(range(first), True, key=lambda n: longest(cut[n:first]) <= limit)
             if drop == first:
                 length = longest(cut[first - 1 : first])
@@ -93,27 +97,35 @@ class Packer:
             leave_out(cut[:drop])
             cut = cut[drop:]
             count = bisect.bisect_left(range(len(cut)), True, key=lambda n: longest(cut[: n + 1]) > limit)
-            found.append(self._part(said, turns, head, cut[:count]))
+            conversations.append(self._part(conversation, turns, head, cut[:count]))
             cut = cut[count:]
         leave_out(cut)
-        return found, left_out
+        return conversations, left_out
 
-    def _part(self, said: Trajectory, turns: list[int], head: list[int], pieces: list[list[int]]) -> Conversation:
-        """The pieces as a conversation of their own, with its sequences."""
-        kept = [*head, *(k for piece in pieces for k in piece)]
-        wanted = [n for n, k in enumerate(kept) if k in turns]
-        part = said.model_copy(update={"messages": [said.messages[k] for k in kept]})
-        return part, self.chat.encode(part, wanted, self.options.thinking) if wanted else []
+    def _part(
+        self, conversation: Trajectory, turns: list[int], head: list[int], pieces: list[list[int]]
+    ) -> Conversation:
+        """Return the pieces as one separate conversation, with its sequences."""
+        included = [*head, *(k for piece in pieces for k in piece)]
+        supervised = [n for n, k in enumerate(included) if k in turns]
+        part = conversation.model_copy(update={"messages": [conversation.messages[k] for k in included]})
+        return part, self.chat.encode(part, supervised, self.options.thinking) if supervised else []
 
 
-def _worth_knowing(said: Trajectory) -> dict[str, int]:
-    """For the ledger: messages that no turn comes after, and turns whose results come in another order than their calls,
-    which a template that shows no ids does not tell."""
-    last = said.assistant_turns()[-1]
+def _extra_counts(conversation: Trajectory) -> dict[str, int]:
+    """Return extra counts for the ledger, without zeros.
+
+    They count the messages after the last turn, and the turns whose results come in another order than their calls. A
+    template that renders no ids hides the latter.
+    """
+    last = conversation.assistant_turns()[-1]
     reordered = 0
-    for k, m in enumerate(said.messages):
+    for k, m in enumerate(conversation.messages):
         calls = [c.id for c in m.tool_calls or []]
-        results = [r.tool_call_id for r in said.messages[k + 1 : k + 1 + len(calls)]]
+        results = [r.tool_call_id for r in conversation.messages[k + 1 : k + 1 + len(calls)]]
         reordered += bool(calls) and len(results) == len(calls) and calls != results
-    found = {"messages_after_the_last_turn": len(said.messages) - 1 - last, "turns_with_results_reordered": reordered}
-    return {name: count for name, count in found.items() if count}
+    counts = {
+        "messages_after_the_last_turn": len(conversation.messages) - 1 - last,
+        "turns_with_results_reordered": reordered,
+    }
+    return {name: count for name, count in counts.items() if count}

@@ -1,21 +1,23 @@
-"""A plot of how long the sequences of a data set are."""
+"""Plot the sequence lengths of a data set."""
 
 from pathlib import Path
 
-_MOST = 1000  # points: more cannot be told apart
+_MAX_POINTS = 1000  # points; more would be indistinguishable
 
 
 def lengths(path: Path, totals: list[int], supervised: list[int]) -> None:
-    """Writes an SVG: every sequence's tokens, longest first, its supervised ones in the foreground; of more than
-    `_MOST` sequences, every n-th."""
+    """Write an SVG of the tokens per sequence, longest first, with supervised tokens in the foreground.
+
+    If there are more than `_MAX_POINTS` sequences, plot every n-th.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     order = sorted(range(len(totals)), key=lambda i: -totals[i])
-    shown = order[:: -(-len(order) // _MOST)]
+    shown = order[:: -(-len(order) // _MAX_POINTS)]
     edges = [len(order) * i / len(shown) for i in range(len(shown) + 1)]
-    # The same data give the same bytes.
+    # A fixed salt and no date: the same data give the same bytes.
     with rc_context({"svg.hashsalt": "limi"}):
         figure = Figure(figsize=(8, 3), layout="constrained")
         axes = figure.subplots()

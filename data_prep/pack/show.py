@@ -1,4 +1,4 @@
-"""Packed sequences for the eye: message by message, supervised tokens marked, long context cut short in view only."""
+"""Show packed sequences message by message, with supervised tokens marked. Only the view shortens long context."""
 
 import html
 from collections.abc import Iterator
@@ -20,16 +20,16 @@ from recipes.errors import ConfigError
 from recipes.families import facts
 
 if TYPE_CHECKING:
-    # Not at run time: a listing needs no tokenizer, and importing transformers takes seconds.
+    # For type checks only: a listing needs no tokenizer, and importing transformers takes seconds.
     from transformers import PreTrainedTokenizerBase
 
 _LISTED = 200  # trajectories in a listing
-_HEAD, _TAIL = 60, 30  # tokens shown of a longer stretch that is not supervised
+_HEAD, _TAIL = 60, 30  # tokens shown at each end of a long unsupervised part
 
 
 @dataclass(frozen=True)
 class Block:
-    """One message of a sequence, or what the template puts before the first. pieces: (text, supervised, tokens)."""
+    """One message of a sequence, or the template's text before the first one. pieces: (text, supervised, tokens)."""
 
     title: str
     pieces: list[tuple[str, bool, int]]
@@ -45,7 +45,7 @@ class Block:
 
 
 def listing(name: str, data: Dataset) -> Table:
-    """The trajectories of a data set with their counts."""
+    """Return a table of the trajectories of a data set with their counts."""
     table = Table(title=f"{name}, {data.folder}", title_justify="left", box=box.SIMPLE_HEAD)
     for column in ("id", "sequences", "tokens", "supervised", "turns"):
         table.add_column(column, justify="left" if column == "id" else "right", overflow="fold")
@@ -58,7 +58,7 @@ def listing(name: str, data: Dataset) -> Table:
 
 
 def sequences(data: Dataset, recipe: Recipe, console: Console) -> None:
-    """Prints every sequence of the trajectory `recipe.id`: green is supervised, and in brackets where there is no colour."""
+    """Print every sequence of the trajectory `recipe.id`. Supervised text is green, or in brackets without colour."""
     from data_prep.text.chat import load_tokenizer
 
     tokenizer = load_tokenizer(Path(recipe.model.checkpoint))
@@ -69,7 +69,7 @@ def sequences(data: Dataset, recipe: Recipe, console: Console) -> None:
         console.print()
         console.rule(f"{heading(data, row)}", align="left")
         if not coloured:
-            console.print(Text("what is supervised stands in ⟦ ⟧"))
+            console.print(Text("supervised text is in ⟦ ⟧"))
         for block in blocks(data, row, tokenizer, recipe):
             console.print(Text(f"── {block.heading}", "bold cyan" if block.supervised else "cyan"))
             for text, marked in shortened(block, tokenizer):
@@ -79,15 +79,16 @@ def sequences(data: Dataset, recipe: Recipe, console: Console) -> None:
 
 
 def heading(data: Dataset, row: int) -> str:
-    of = data.ids.count(data.ids[row])
+    """Return one line about a sequence: id, number, tokens, supervised tokens and turns."""
+    total = data.ids.count(data.ids[row])
     return (
-        f"{data.ids[row]}, sequence {data.segments[row] + 1} of {of}: {data.lengths[row]:,} tokens, "
+        f"{data.ids[row]}, sequence {data.segments[row] + 1} of {total}: {data.lengths[row]:,} tokens, "
         f"{data.supervised[row]:,} supervised in {len(data.spans(row))} turns"
     )
 
 
 def blocks(data: Dataset, row: int, tokenizer: "PreTrainedTokenizerBase", recipe: Recipe) -> Iterator[Block]:
-    """The messages of a sequence as the family's role tokens part them."""
+    """Yield the messages of a sequence, split at the family's role tokens."""
     family = facts(recipe.model.family).chat
     tokens = data.tokens(row).tolist()
     opening = {tokenizer.convert_tokens_to_ids(t) for t in family.roles}
@@ -97,7 +98,7 @@ def blocks(data: Dataset, row: int, tokenizer: "PreTrainedTokenizerBase", recipe
     for number, (start, end) in zip(data.turns[row], spans, strict=True):
         marked[start:end] = [True] * (end - start)
         turn_at[start] = number
-    # A stop token that is a role token, as GLM's, belongs to the turn that it ends, and is shown there.
+    # A stop token can be a role token, as in GLM. It belongs to the turn that it ends and is shown there.
     starts = [i for i, t in enumerate(tokens) if t in opening]
     edges = sorted({0, *(i + 1 if marked[i] else i for i in starts), len(tokens)})
     for begin, end in pairwise(edges):
@@ -113,7 +114,10 @@ def blocks(data: Dataset, row: int, tokenizer: "PreTrainedTokenizerBase", recipe
 
 
 def _role(text: str, tokens: list[int], begin: int, tokenizer: "PreTrainedTokenizerBase") -> str:
-    """The role's name: after the opening token, or that token's own, which may be the stop of the turn before."""
+    """Return the name of the role.
+
+    It follows the opening token, or is that token's own name. The opening token may be the stop token of the turn before.
+    """
     first = str(tokenizer.decode(tokens[begin : begin + 1]))
     before = str(tokenizer.decode(tokens[begin - 1 : begin])) if begin else ""
     if text.startswith("<|im_start|>"):
@@ -123,7 +127,7 @@ def _role(text: str, tokens: list[int], begin: int, tokenizer: "PreTrainedTokeni
 
 
 def shortened(block: Block, tokenizer: "PreTrainedTokenizerBase") -> Iterator[tuple[str, bool]]:
-    """(text, supervised) of the block's pieces; of a long one that is not supervised, both ends and what lies between."""
+    """Yield (text, supervised) for the block's pieces. A long unsupervised piece is cut to both ends and a note between."""
     for text, marked, count in block.pieces:
         if marked or count <= 2 * (_HEAD + _TAIL):
             yield text, marked
@@ -134,7 +138,7 @@ def shortened(block: Block, tokenizer: "PreTrainedTokenizerBase") -> Iterator[tu
 
 
 def page(data: Dataset, row: int, tokenizer: "PreTrainedTokenizerBase", recipe: Recipe) -> str:
-    """The sequence as HTML, folded; `mark` is what is supervised."""
+    """Return the sequence as a collapsed HTML block, with supervised text in `mark`."""
     out = [f"<details><summary>{html.escape(heading(data, row))}</summary>"]
     for block in blocks(data, row, tokenizer, recipe):
         out.append(f"<p class=sub>{html.escape(block.heading)}</p><pre>")
@@ -145,7 +149,7 @@ def page(data: Dataset, row: int, tokenizer: "PreTrainedTokenizerBase", recipe: 
 
 
 def refuse_unknown(identity: str, packed: dict[str, Dataset]) -> None:
-    """Raises `ConfigError` with the id that is near, or why the record of that id is in no data set."""
+    """Raise `ConfigError` with the nearest id, or with the reason if the record of that id was rejected."""
     for data in packed.values():
         for line in data.ledger():
             if line["id"] == identity:

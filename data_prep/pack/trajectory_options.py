@@ -1,11 +1,11 @@
-"""What the recipe's data options make of a trajectory before it is encoded."""
+"""Apply the recipe's data options to a trajectory before encoding."""
 
 from data_prep.trajectory import Code, Rejected, Trajectory
 from recipes.config import Data, ErroneousCalls, SchemaBreaks, SpecialTokens, Thinking, Turns
 
 
 def without_thinking(trajectory: Trajectory, options: Data) -> Trajectory:
-    """The trajectory as `data.thinking` wants it, and without blank reasoning; both are named in its repairs."""
+    """Return the trajectory without blank reasoning, and without any if `data.thinking=drop`. Both are listed in `repairs`."""
     dropped = [
         m.reasoning_content is not None and (options.thinking is Thinking.drop or not m.reasoning_content.strip())
         for m in trajectory.messages
@@ -22,12 +22,13 @@ def without_thinking(trajectory: Trajectory, options: Data) -> Trajectory:
 
 
 def without_special_tokens(trajectory: Trajectory, special: list[str], options: Data) -> Trajectory:
-    """The trajectory without the tokenizer's special tokens as text: rejected, or escaped and named in its repairs.
+    """Return the trajectory with the tokenizer's special tokens escaped in its texts and listed in `repairs`.
 
-    special: longest first. As text in content they would become control tokens, in training and at inference alike.
+    Raise `Rejected` instead if `data.special_tokens=reject`. In content these texts would become control tokens, in
+    training and at inference. special: the tokens, longest first.
     """
-    together = "\n".join(trajectory.texts())
-    found = [token for token in special if token in together]
+    all_text = "\n".join(trajectory.texts())
+    found = [token for token in special if token in all_text]
     if not found:
         return trajectory
     if options.special_tokens is SpecialTokens.reject:
@@ -62,10 +63,10 @@ def _escaped(token: str) -> str:
 
 
 def supervised(trajectory: Trajectory, options: Data) -> tuple[list[int], int]:
-    """(numbers of the assistant messages to supervise, calls that break their tool's schema).
+    """Return (indices of the assistant messages to supervise, number of calls that break their tool's schema).
 
-    Raises `Rejected` where none is left, where calls break their schema and that is not accepted, and for a weight that
-    `data.turns` would ignore.
+    Raise `Rejected` if no message is left, if a call breaks its schema and `data.schema_breaks=reject`, or if `data.turns`
+    would ignore a weight.
     """
     messages = trajectory.messages
     faults = list(trajectory.faulty_calls())
@@ -98,8 +99,11 @@ def supervised(trajectory: Trajectory, options: Data) -> tuple[list[int], int]:
 
 
 def pieces(trajectory: Trajectory) -> list[list[int]]:
-    """Numbers of the messages of every piece that `data.too_long=split` may cut: a user message, what follows it, and
-    where no assistant answers, the next user message too. Leading system messages belong to all and are left out."""
+    """Return the message indices of every piece that `data.too_long=split` may cut.
+
+    A piece is a user message with everything up to the next one. If no assistant answers, it also includes the next user
+    message. Leading system messages belong to all pieces and are not listed.
+    """
     cut: list[list[int]] = []
     for k, m in enumerate(trajectory.messages):
         if m.role == "system" and not cut:

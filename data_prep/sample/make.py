@@ -1,4 +1,4 @@
-"""Makes the sample: `python -m data_prep.sample.make [--seed 0] [--out FOLDER]`."""
+"""Generate the sample: `python -m data_prep.sample.make [--seed 0] [--out FOLDER]`."""
 
 import argparse
 import json
@@ -15,14 +15,14 @@ SYSTEM = "You work on files with tools."
 
 
 class Made(NamedTuple):
-    """A record, and the files its scratch folder started with, by path."""
+    """A record, and the initial files of its scratch folder by path."""
 
     record: dict[str, Any]
     files: dict[str, str]
 
 
 def lay_out(files: dict[str, str], root: Path) -> None:
-    """Writes the files a trajectory starts with into its scratch folder."""
+    """Write the initial files of a trajectory into its scratch folder."""
     for path, content in files.items():
         file = root / path
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -30,7 +30,7 @@ def lay_out(files: dict[str, str], root: Path) -> None:
 
 
 def trajectory(plan: plans.Plan) -> Made:
-    """Runs the plan's calls in a new scratch folder."""
+    """Run the plan's calls in a new scratch folder and return the record."""
     messages: list[dict[str, Any]] = [{"role": "system", "content": SYSTEM}]
     count = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -59,7 +59,7 @@ def trajectory(plan: plans.Plan) -> Made:
 
 
 def sample(seed: int) -> tuple[list[Made], list[Made]]:
-    """The training and the held-out trajectories; no user message occurs twice in both together."""
+    """Return the training and the held-out trajectories. All user messages are distinct across both."""
     rng = Random(seed)
     seen: set[str] = set()
 
@@ -75,13 +75,13 @@ def sample(seed: int) -> tuple[list[Made], list[Made]]:
 
 
 def starting_files() -> dict[str, dict[str, str]]:
-    """The files that each trajectory of the committed sample starts with, by path, by its first request, which no other has."""
+    """Return the initial files of each trajectory of the committed sample by path, keyed by its first request, which is unique."""
     train, heldout = sample(0)
     return {made.record["messages"][1]["content"]: made.files for made in train + heldout}
 
 
 def write(path: Path, sample_part: Sequence[Made]) -> None:
-    """Writes the records as JSON Lines; the file appears whole or not at all."""
+    """Write the records as JSON Lines, atomically."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("w", encoding="utf-8", newline="\n") as file:
@@ -95,9 +95,11 @@ def write(path: Path, sample_part: Sequence[Made]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Make the sample trajectories.")
-    parser.add_argument("--seed", type=int, default=0, help="of the plans' parameters (default 0)")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder (default: the script's own)")
+    parser = argparse.ArgumentParser(description="Generate the sample trajectories.")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the plans' parameters (default 0)")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent, help="output folder (default: the folder of this script)"
+    )
     options = parser.parse_args(arguments)
     train, heldout = sample(options.seed)
     options.out.mkdir(parents=True, exist_ok=True)

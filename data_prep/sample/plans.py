@@ -1,7 +1,7 @@
 """Scripted plans: each family draws its parameters and yields the turns of one trajectory.
 
-A user's request states every name and value its calls need, or a tool's answer does, so that the history determines
-the next call. Requests and the texts before calls are fixed phrases: a small model learns them from few trajectories.
+The user's request or a tool's answer states every name and value that the next call needs, so the history determines that
+call. Requests and the texts before calls are fixed phrases, so a small model learns them from few trajectories.
 """
 
 from collections.abc import Callable, Generator
@@ -14,7 +14,7 @@ Call = tuple[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Turn:
-    """One message of the user or the assistant; the answer to it is the texts of its calls, in order."""
+    """One message of the user or the assistant. The script receives the result texts of its calls, in order."""
 
     role: Literal["user", "assistant"]
     text: str
@@ -26,7 +26,7 @@ Script = Generator[Turn, list[str], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """The files the scratch folder starts with, by path, and the turns."""
+    """The initial files of the scratch folder by path, and the script of the turns."""
 
     files: dict[str, str]
     script: Script
@@ -46,7 +46,7 @@ FOLDERS = ("docs", "data", "old")
 
 READ, SEARCH, RUN, LOOK, WRITE = "I read it.", "I search.", "I run it.", "I look around.", ""
 
-# Sums the last word or cell of every line.
+# A script that sums the last word or cell of every line.
 SUM = "import sys\nprint(sum(int(line.replace(',', ' ').split()[-1]) for line in open(sys.argv[1])))\n"
 CHECK = """\
 have = dict(line.strip().split(" = ") for line in open({path!r}))
@@ -94,7 +94,7 @@ def run(command: str) -> Call:
 
 
 def numbers(rng: Random, count: int) -> list[str]:
-    """Distinct numbers from 1 to 99."""
+    """Return `count` distinct numbers from 1 to 99."""
     return [str(number) for number in rng.sample(range(1, 100), count)]
 
 
@@ -107,7 +107,7 @@ def set_value(text: str, key: str, value: str) -> str:
 
 
 def config(rng: Random) -> Plan:
-    """Two requests, each to change one value of a configuration."""
+    """Two requests; each changes one value of a configuration."""
     path, keys, values = rng.choice(CONFIGS), rng.sample(KEYS, 2), numbers(rng, 4)
     files = {path: lines(*(f"{key} = {value}" for key, value in zip(keys, values[:2], strict=True)))}
 
@@ -122,7 +122,7 @@ def config(rng: Random) -> Plan:
 
 
 def rename(rng: Random) -> Plan:
-    """Parallel reads, parallel writes, then a search whose answer is empty."""
+    """Parallel reads, parallel writes, then a search without a match (empty answer)."""
     (old, new, *others), paths, values = rng.sample(WORDS, 4), rng.sample(TEXTS, 2), numbers(rng, 2)
     contents = (lines(f"{old} {values[0]}", others[0]), lines(others[1], f"{old} {values[1]}"))
     files = dict(zip(paths, contents, strict=True))
@@ -156,7 +156,7 @@ def total(rng: Random) -> Plan:
 
 
 def find(rng: Random) -> Plan:
-    """Search, read, edit; the word stands capitalised in the file, so the search ignores case."""
+    """Search, read, edit. The word is capitalised in the file, so the search ignores case."""
     (old, new, *others), paths, (number,) = rng.sample(WORDS, 4), rng.sample(TEXTS, 3), numbers(rng, 1)
     files = dict(
         zip(paths, (lines(f"{old.title()} {number}", others[0]), lines(others[0]), lines(others[1])), strict=True)
@@ -174,7 +174,7 @@ def find(rng: Random) -> Plan:
 
 
 def check(rng: Random) -> Plan:
-    """A check that fails once or twice, each time for one value; it prints nothing when it passes."""
+    """A check that fails once or twice, each time for one value. It prints nothing when it passes."""
     path, checker, keys, values = rng.choice(CONFIGS), rng.choice(CHECKS), rng.sample(KEYS, 2), numbers(rng, 4)
     wanted = dict(zip(keys[: rng.randint(1, 2)], values[2:], strict=False))
     now = lines(*(f"{key} = {value}" for key, value in zip(keys, values[:2], strict=True)))
@@ -210,7 +210,7 @@ def notes(rng: Random) -> Plan:
 
 
 def module(rng: Random) -> Plan:
-    """A module and a script that imports it, both new; then the module changes."""
+    """Create a module and a script that imports it, then change the module."""
     name, words = rng.choice(MODULES), [rng.choice(WORDS), rng.choice(EMOJI)]
 
     def script() -> Script:
@@ -228,7 +228,7 @@ def module(rng: Random) -> Plan:
 
 
 def missing(rng: Random) -> Plan:
-    """A read that fails, two listings that find the file, the read again."""
+    """A read that fails, two listings that find the file, then a read that succeeds."""
     path, folder, limit = rng.choice(TEXTS), rng.choice(FOLDERS), rng.randint(1, 2)
     rows = zip(rng.sample(WORDS, 3), numbers(rng, 3), strict=True)
     files = {f"{folder}/{path}": lines(*(f"{word} {number}" for word, number in rows))}
@@ -246,7 +246,7 @@ def missing(rng: Random) -> Plan:
 
 
 def peek(rng: Random) -> Plan:
-    """The shortest: two parallel reads."""
+    """The shortest plan: two parallel reads."""
     paths, words = rng.sample(TEXTS, 2), rng.sample(WORDS, 2)
     files = {path: lines(word) for path, word in zip(paths, words, strict=True)}
 
@@ -259,7 +259,7 @@ def peek(rng: Random) -> Plan:
 
 
 def tour(rng: Random) -> Plan:
-    """The longest: four requests about the same five files, 60 messages."""
+    """The longest plan: four requests about the same five files, 60 messages."""
     (old, new), values, folder = rng.sample(WORDS, 2), numbers(rng, 5), rng.choice(FOLDERS)
     files = {f"{folder}/{path}": lines(f"{old} {value}") for path, value in zip(TEXTS, values, strict=True)}
 

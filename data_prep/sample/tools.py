@@ -1,7 +1,7 @@
-"""Five file tools that work inside one scratch folder and answer every bad input with a text.
+"""Five file tools that work inside one scratch folder and answer every bad input with an error text.
 
-`run` starts only `python FILE [WORD ...]` with FILE inside the folder. It limits time and output, it is no sandbox: a
-script can do what its user can do.
+`run` starts only `python FILE [WORD ...]` with FILE inside the folder. It limits time and output. It is no sandbox: a script
+can do whatever its user can do.
 """
 
 import contextlib
@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-MAX_CHARS = 4_000  # of one tool's text
-MAX_BYTES = 1_000_000  # of one file read or written
+MAX_CHARS = 4_000  # per tool result
+MAX_BYTES = 1_000_000  # per file read or written
 TIMEOUT_S = 20.0
 # PYTHONDONTWRITEBYTECODE keeps __pycache__ out of list_files and search.
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "PYTHONUTF8": "1", "PYTHONHASHSEED": "0",
@@ -31,7 +31,7 @@ def _schema(name: str, description: str, required: dict[str, str], optional: dic
     return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
 
 
-# Descriptions are this short because every record repeats the tools.
+# Descriptions are short because every record repeats the tools.
 TOOLS: list[dict[str, Any]] = [
     _schema("list_files", "List", {"path": "string"}, {}),
     _schema("read_file", "Get", {"path": "string"}, {"limit": "integer"}),
@@ -45,26 +45,26 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
 
 
 class ToolError(Exception):
-    """A failure the agent reads as `error: <text>`."""
+    """A failure that the agent reads as `error: <text>`."""
 
 
 def call(name: str, arguments: dict[str, Any], root: Path) -> str:
-    """Runs one tool inside `root` and returns its text; a failure is a text that starts with `error: `."""
+    """Run one tool inside `root` and return its text. The text of a failure starts with `error: `."""
     root = root.resolve()
     try:
         _check(name, arguments)
         text = _FUNCTIONS[name](root, **arguments)
     except ToolError as error:
         text = f"error: {error}"
-    except OSError as error:  # what no tool foresees, as a name that is too long
+    except OSError as error:  # failures that no tool checks for, for example a name that is too long
         text = f"error: {error.strerror}"
-    # An argument echoed in an error may hold half a surrogate pair, which no UTF-8 file can hold.
+    # An argument quoted in an error may contain a lone surrogate, which UTF-8 cannot encode.
     text = text.encode("utf-8", "replace").decode("utf-8")
     return text if len(text) <= MAX_CHARS else f"{text[:MAX_CHARS]}\n[cut]"
 
 
 def _check(name: str, arguments: dict[str, Any]) -> None:
-    """Raises ToolError where the call does not fit the tool's schema."""
+    """Raise `ToolError` if the call does not match the tool's schema."""
     if not isinstance(name, str) or name not in _PARAMETERS:
         raise ToolError(f"unknown tool: {name}")
     if not isinstance(arguments, dict):
@@ -77,14 +77,14 @@ def _check(name: str, arguments: dict[str, Any]) -> None:
         if key not in parameters["properties"]:
             raise ToolError(f"unknown argument: {key}")
         kind = parameters["properties"][key]["type"]
-        if type(value) is not PYTHON_TYPES[kind]:  # not isinstance: True is no integer here
+        if type(value) is not PYTHON_TYPES[kind]:  # not isinstance: True must not pass as an integer
             raise ToolError(f"{key} must be of type {kind}")
         if kind == "string" and ("\0" in value or value != value.encode("utf-8", "replace").decode("utf-8")):
             raise ToolError(f"{key} must be UTF-8 text without NUL")
 
 
 def _inside(root: Path, path: str) -> Path:
-    """The path below `root`; refuses absolute paths, `..` and symbolic links anywhere on the way."""
+    """Return the path below `root`. Raise `ToolError` for absolute paths, `..` and symbolic links anywhere in the path."""
     parts = PurePosixPath(path)
     if parts.is_absolute() or ".." in parts.parts:
         raise ToolError(f"outside the folder: {path}")
@@ -97,7 +97,7 @@ def _inside(root: Path, path: str) -> Path:
 
 
 def _text(file: Path, path: str) -> str:
-    if not file.is_file():  # also refuses a pipe, which would block
+    if not file.is_file():  # also rejects a pipe, which would block
         raise ToolError(f"no such file: {path}")
     if file.stat().st_size > MAX_BYTES:
         raise ToolError(f"too large: {path}")
@@ -112,7 +112,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _list_files(root: Path, path: str) -> str:
-    """Names in sorted order, a folder's with a slash at its end; an empty text for an empty folder."""
+    """Return the sorted names, one per line; folder names end with a slash. An empty folder gives an empty text."""
     folder = _inside(root, path)
     if not folder.is_dir():
         raise ToolError(f"no such folder: {path}")
@@ -120,14 +120,14 @@ def _list_files(root: Path, path: str) -> str:
 
 
 def _read_file(root: Path, path: str, limit: int | None = None) -> str:
-    """The file's lines, or its first `limit`, without the last newline."""
+    """Return the file's lines, or its first `limit` lines, without the last newline."""
     if limit is not None and limit < 1:
         raise ToolError("limit must be at least 1")
     return "\n".join(_lines(_text(_inside(root, path), path))[:limit])
 
 
 def _write_file(root: Path, path: str, content: str) -> str:
-    """Writes the text, ends its last line and makes missing folders."""
+    """Write the text with a final newline. Create missing folders."""
     file = _inside(root, path)
     if file.exists() and not file.is_file():
         raise ToolError(f"not a file: {path}")
@@ -140,7 +140,7 @@ def _write_file(root: Path, path: str, content: str) -> str:
 
 
 def _search(root: Path, pattern: str, path: str, ignore_case: bool = False) -> str:
-    """`file:line number:line` for every line that holds the pattern, a plain text; an empty text where none does."""
+    """Return `file:line number:line` for every line that contains the plain-text pattern. No match gives an empty text."""
     start = _inside(root, path)
     if not start.exists():
         raise ToolError(f"no such file: {path}")
@@ -151,7 +151,7 @@ def _search(root: Path, pattern: str, path: str, ignore_case: bool = False) -> s
         name = file.relative_to(root).as_posix()
         try:
             lines = _lines(_text(file, name))
-        except ToolError:  # neither binary nor huge files are searched
+        except ToolError:  # binary and huge files are not searched
             continue
         for number, line in enumerate(lines, 1):
             if wanted in (line.casefold() if ignore_case else line):
@@ -160,7 +160,7 @@ def _search(root: Path, pattern: str, path: str, ignore_case: bool = False) -> s
 
 
 def _run(root: Path, command: str) -> str:
-    """What `python FILE [WORD ...]` prints, without the last newline; a bad exit code comes first, as an error."""
+    """Return the output of `python FILE [WORD ...]` without the last newline. Raise `ToolError` for a nonzero exit code."""
     try:
         words = shlex.split(command)
     except ValueError:
@@ -171,7 +171,7 @@ def _run(root: Path, command: str) -> str:
     script = _inside(root, name)
     if not script.is_file():
         raise ToolError(f"no such file: {name}")
-    # The full path: a file named like an option of python must not become one.
+    # Use the full path: a file named like a Python option must not be read as one.
     code, output = _start([sys.executable, str(script), *words[2:]], root)
     text = output.decode("utf-8", "replace")
     for place, mark in ((f"{root}/", ""), (str(root), "."), (sys.prefix, "python"), (sys.base_prefix, "python")):
@@ -183,16 +183,16 @@ def _run(root: Path, command: str) -> str:
 
 
 def _start(words: list[str], root: Path) -> tuple[int, bytes]:
-    """Runs the program in a process group of its own, which does not outlive this call."""
-    end = time.monotonic() + TIMEOUT_S
+    """Run the program in its own process group, which is killed before this call returns."""
+    deadline = time.monotonic() + TIMEOUT_S
     process = subprocess.Popen(
         words, cwd=root, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         start_new_session=True,
     )  # fmt: skip
     assert process.stdout is not None
     try:
-        output = _read(process.stdout.fileno(), end)
-        return process.wait(max(0.0, end - time.monotonic())), output
+        output = _read(process.stdout.fileno(), deadline)
+        return process.wait(max(0.0, deadline - time.monotonic())), output
     except subprocess.TimeoutExpired:
         raise ToolError(f"timed out after {TIMEOUT_S:g} s") from None
     finally:
@@ -202,13 +202,13 @@ def _start(words: list[str], root: Path) -> tuple[int, bytes]:
         process.stdout.close()
 
 
-def _read(source: int, end: float) -> bytes:
-    """The pipe's bytes up to its end; ToolError when they are too many, TimeoutExpired when they are late."""
+def _read(source: int, deadline: float) -> bytes:
+    """Return the pipe's bytes up to its end. Raise `ToolError` if there are too many, `TimeoutExpired` at the deadline."""
     output = b""
     with selectors.DefaultSelector() as selector:
         selector.register(source, selectors.EVENT_READ)
         while True:
-            left = end - time.monotonic()
+            left = deadline - time.monotonic()
             if left <= 0 or not selector.select(left):
                 raise subprocess.TimeoutExpired("run", TIMEOUT_S)
             chunk = os.read(source, 65_536)

@@ -1,9 +1,9 @@
-"""The sources of trajectories, one module each. A module has
+"""The sources of trajectories, one module each. Every module defines two functions.
 
-`records(path) -> Iterator[Record]`: the records of a file or folder, not parsed.
+`records(path) -> Iterator[Record]` yields the unparsed records of a file or folder.
 
-`convert(record, repairs) -> dict`: a parsed record as `{id?, messages, tools}`; what had to be fixed is appended to
-`repairs`. A record that it cannot map raises `Rejected`.
+`convert(record, repairs) -> dict` returns a parsed record as `{id?, messages, tools}` and appends each repair to `repairs`.
+It raises `Rejected` for a record that it cannot map.
 """
 
 import importlib
@@ -19,12 +19,14 @@ from recipes.errors import ConfigError
 
 
 class Source(Protocol):
+    """The interface of a source module."""
+
     records: Callable[[Path], Iterator[Record]]
     convert: Callable[[dict[str, Any], list[str]], dict[str, Any]]
 
 
 def source(name: str) -> Source:
-    """The module of that name. Raises `ConfigError` with those there are."""
+    """Return the source module of that name. Raise `ConfigError` with the known names if there is none."""
     known = sorted(m.name for m in pkgutil.iter_modules(__path__))
     if name not in known:
         near = nearest(name, known)
@@ -35,26 +37,29 @@ def source(name: str) -> Source:
     return cast(Source, importlib.import_module(f"{__name__}.{name}"))
 
 
-def trajectory(record: Record, of: Source) -> Trajectory:
-    """One record as a validated trajectory; its id as given, or made of the content's hash. Raises `Rejected`."""
+def trajectory(record: Record, source_module: Source) -> Trajectory:
+    """Return one record as a validated trajectory.
+
+    Its id is the given one, or 16 digits of the content hash. Raise `Rejected` if the record is invalid.
+    """
     value = parse(record.raw)
     if not isinstance(value, dict):
         raise Rejected(Code.shape, f"a record is a JSON object, this is {type(value).__name__}")
     repairs: list[str] = []
     given = value.get("id") if isinstance(value.get("id"), str) else None
     try:
-        converted = of.convert(value, repairs)
+        converted = source_module.convert(value, repairs)
         identity = converted.pop("id", None)
-        made = validate({**converted, "id": "to be made" if identity is None else identity, "repairs": repairs})
+        validated = validate({**converted, "id": "to be made" if identity is None else identity, "repairs": repairs})
     except Rejected as error:
         raise Rejected(error.code, error.problem, error.fix, given) from error
     except (TypeError, AttributeError, LookupError, ValueError) as error:
         raise Rejected(Code.shape, f"it does not have the shape of this source: {error}", identity=given) from error
-    return made if identity is not None else made.model_copy(update={"id": made.content_hash()[:16]})
+    return validated if identity is not None else validated.model_copy(update={"id": validated.content_hash()[:16]})
 
 
 def read(path: Path, name: str) -> Iterator[Trajectory]:
-    """Every trajectory of a source, in order. Raises `Rejected` with the first that is none."""
+    """Yield every trajectory of a source, in order. Raise `Rejected` for the first invalid record."""
     module = source(name)
     for record in module.records(path):
         try:

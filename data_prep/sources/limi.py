@@ -1,15 +1,15 @@
-"""Source `limi`: GAIR/LIMI as published, and its schema, as JSON Lines or one JSON array.
+"""Source `limi`: GAIR/LIMI as published, and other data in its schema, as JSON Lines or one JSON array.
 
 | LIMI | trajectory |
 |---|---|
-| `id`, where there is one | `id` |
-| `messages`, `tools` | as they are; a null field of a message is left out, null content is empty |
-| `arguments`, an object | the object without null-filled keys, at any depth |
-| a tool's schema | without null-filled keywords and properties; a null `default` or `const` stays |
+| `id`, if present | `id` |
+| `messages`, `tools` | unchanged, but null message fields are omitted and null content becomes empty |
+| `arguments`, an object | the object without null-filled keys at any depth |
+| a tool's schema | without null-filled keywords and properties; a null `default` or `const` remains |
 
-Null-filling: struct columns of Arrow unify their keys over all rows, so that every call has the keys of all tools. A null is
-taken for it where the tool's schema does not declare the key, or declares it as optional and of another type. Each removal
-is named in `repairs`.
+Null-filling: Arrow struct columns unify their keys over all rows, so every call has the keys of all tools. A null counts as
+null-filling if the tool's schema does not declare the key, or declares it as optional and of a non-null type. `repairs`
+lists each removal.
 """
 
 from typing import Any
@@ -21,6 +21,7 @@ records = json_records
 
 
 def convert(record: dict[str, Any], repairs: list[str]) -> dict[str, Any]:
+    """Return a LIMI record as `{id, messages, tools}` without null-filling, and append each repair to `repairs`."""
     unknown = sorted(set(record) - {"id", "messages", "tools"})
     if unknown:
         raise Rejected(
@@ -45,7 +46,7 @@ def _list(record: dict[str, Any], name: str) -> list[Any]:
 
 
 def _schema(tool: dict[str, Any]) -> tuple[str, Any]:
-    """The tool's name and its parameters' schema."""
+    """Return the tool's name and the schema of its parameters."""
     function = tool.get("function")
     function = function if isinstance(function, dict) else {}
     return str(function.get("name")), function.get("parameters")
@@ -68,16 +69,16 @@ def _call(call: Any, schemas: dict[str, Any], repairs: list[str]) -> Any:
     if not isinstance(function, dict) or not isinstance(function.get("arguments"), dict):
         return call
     filled: list[str] = []
-    kept = _unfilled(function["arguments"], schemas.get(str(function.get("name"))), "", filled)
-    repairs.extend(f"null argument '{place}' of {function.get('name')} removed" for place in filled)
-    return {**call, "function": {**function, "arguments": kept}}
+    cleaned = _unfilled(function["arguments"], schemas.get(str(function.get("name"))), "", filled)
+    repairs.extend(f"null argument '{path}' of {function.get('name')} removed" for path in filled)
+    return {**call, "function": {**function, "arguments": cleaned}}
 
 
-def _unfilled(value: Any, schema: Any, place: str, filled: list[str]) -> Any:
-    """The value without null keys that its schema does not declare, at any depth; their places go to `filled`."""
+def _unfilled(value: Any, schema: Any, path: str, filled: list[str]) -> Any:
+    """Return the value without null-filled keys, at any depth. Append the path of each removed key to `filled`."""
     schema = schema if isinstance(schema, dict) else {}
     if isinstance(value, list):
-        return [_unfilled(v, schema.get("items"), place, filled) for v in value]
+        return [_unfilled(v, schema.get("items"), path, filled) for v in value]
     if not isinstance(value, dict):
         return value
     declared = schema.get("properties")
@@ -85,38 +86,38 @@ def _unfilled(value: Any, schema: Any, place: str, filled: list[str]) -> Any:
     required = schema.get("required") or ()
     out = {}
     for key, inner in value.items():
-        here = f"{place}.{key}".lstrip(".")
+        key_path = f"{path}.{key}".lstrip(".")
         if inner is None and (key not in declared or (key not in required and _never_null(declared[key]))):
-            filled.append(here)
+            filled.append(key_path)
         else:
-            out[key] = _unfilled(inner, declared.get(key), here, filled)
+            out[key] = _unfilled(inner, declared.get(key), key_path, filled)
     return out
 
 
 def _never_null(schema: Any) -> bool:
-    """Whether the schema says plainly that its value is of another type."""
+    """Return whether the schema declares a single type that is not null."""
     return isinstance(schema, dict) and isinstance(schema.get("type"), str) and schema["type"] != "null"
 
 
 def _tool(tool: dict[str, Any], repairs: list[str]) -> dict[str, Any]:
     removed: list[str] = []
     cleaned = _without_nulls(tool, "", removed)
-    repairs.extend(f"null {place} removed from the tools" for place in removed)
+    repairs.extend(f"null {path} removed from the tools" for path in removed)
     return cleaned
 
 
-def _without_nulls(value: Any, place: str, removed: list[str], names: bool = False) -> Any:
-    """names: the keys are names of properties, not keywords."""
+def _without_nulls(value: Any, path: str, removed: list[str], names: bool = False) -> Any:
+    """Return the value without null keys; append their paths to `removed`. names: keys are property names, not keywords."""
     if isinstance(value, list):
-        return [_without_nulls(v, place, removed) for v in value]
+        return [_without_nulls(v, path, removed) for v in value]
     if not isinstance(value, dict):
         return value
     out = {}
     for key, inner in value.items():
-        here = f"{place}.{key}".lstrip(".")
+        key_path = f"{path}.{key}".lstrip(".")
         literal = not names and key in ("default", "const", "enum", "examples")
         if inner is None and not (literal and key in ("default", "const")):
-            removed.append(here)
+            removed.append(key_path)
         else:
-            out[key] = inner if literal else _without_nulls(inner, here, removed, key == "properties" and not names)
+            out[key] = inner if literal else _without_nulls(inner, key_path, removed, key == "properties" and not names)
     return out

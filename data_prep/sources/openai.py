@@ -1,20 +1,20 @@
-"""Source `openai`: chat-completion messages as most tools and servers write them, JSON Lines or one JSON array.
+"""Source `openai`: chat-completion messages as most tools and servers write them, as JSON Lines or one JSON array.
 
 | OpenAI | trajectory |
 |---|---|
-| `id`, where there is one | `id` |
+| `id`, if present | `id` |
 | role `developer` | `system` |
-| role `function` with `name` | `tool`, answering the open call of that name |
-| `content`: text, null, or a list of text parts | text; null is empty, the parts are joined |
+| role `function` with `name` | `tool`, the result of the open call of that name |
+| `content`: text, null, or a list of text parts | text; null becomes empty, parts are joined |
 | `reasoning_content`, `reasoning` | `reasoning_content` |
 | `<think>…</think>` at the start of an assistant's content | `reasoning_content`, as the chat templates read it |
 | `arguments`: JSON text or an object | the object |
-| `function_call` | one tool call, with an id made of its number |
+| `function_call` | one tool call, with an id made from the message index |
 | `functions` | `tools` |
 | `weight` 0 or 1 | `weight` |
-| other fields that are null or empty | left out |
+| other fields that are null or empty | omitted |
 
-Any other field is refused by name. Text that should be a JSON object and is not rejects the record.
+Any other field rejects the record; the message names the field. Arguments that are not a JSON object also reject it.
 """
 
 import re
@@ -29,6 +29,7 @@ _INLINE = re.compile(r"\s*<think>\n*(.*?)\n*</think>\n*(.*)", re.DOTALL)
 
 
 def convert(record: dict[str, Any], repairs: list[str]) -> dict[str, Any]:
+    """Return a chat-completion record as `{id, messages, tools}` and append each repair to `repairs`."""
     unknown = sorted(set(record) - {"id", "messages", "tools", "functions"})
     if unknown:
         raise Rejected(
@@ -91,7 +92,7 @@ def _text(content: Any, number: int) -> str:
         for part in content:
             if not isinstance(part, dict) or part.get("type") not in ("text", "input_text", "output_text"):
                 kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-                raise Rejected(Code.part, f"message {number}: a part of type '{kind}' has no place in a text")
+                raise Rejected(Code.part, f"message {number}: a part of type '{kind}' cannot become text")
             if set(part) != {"type", "text"} or not isinstance(part["text"], str):
                 raise Rejected(Code.part, f"message {number}: a text part has type and text, this one {sorted(part)}")
         return "".join(part["text"] for part in content)
@@ -115,7 +116,7 @@ def _call(call: Any, number: int) -> Any:
     if not isinstance(arguments, dict):
         raise Rejected(
             Code.arguments,
-            f"message {number}: arguments of '{function.get('name')}' are {type(arguments).__name__}, no object",
+            f"message {number}: arguments of '{function.get('name')}' are {type(arguments).__name__}, not an object",
         )
-    kept = {k: v for k, v in call.items() if k != "index"}
-    return {**kept, "function": {**function, "arguments": arguments}}
+    fields = {k: v for k, v in call.items() if k != "index"}
+    return {**fields, "function": {**function, "arguments": arguments}}

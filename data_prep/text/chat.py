@@ -1,12 +1,13 @@
-"""Exact training text: the tokens of a trajectory, what of them is supervised, and the proof that it is right.
+"""Encode a trajectory as exact training text: its tokens, its supervised tokens, and the proof that both are correct.
 
-A supervised token is right when everything before it is exactly what inference sends or the model itself has said. For
-every supervised turn k the tokens before it equal `apply_chat_template(messages[:k], tools, add_generation_prompt=True)`,
-tokenised; the turn is what the template makes of message k when it has just been said, up to and with its stop token.
+A supervised token is correct if the text before it is exactly what inference sends plus what the model itself generated.
+For every supervised turn k, the tokens before the turn equal the tokenised output of
+`apply_chat_template(messages[:k], tools, add_generation_prompt=True)`. The turn itself is the template's rendering of
+message k as the last message, up to and including its stop token.
 
-Turns share a sequence as long as what was said is, unchanged, the beginning of the next prompt. Where it is not, as when a
-template leaves out the reasoning of earlier user turns, a new sequence begins with that prompt. So every turn is
-supervised exactly once, whatever the template does with its history.
+Consecutive turns share a sequence while the prompt plus the generated turn is an unchanged prefix of the next prompt.
+Otherwise a new sequence starts with the next prompt. This happens, for example, when a template omits the reasoning of
+earlier user turns. Every turn is therefore supervised exactly once, for any treatment of history by the template.
 """
 
 import re
@@ -28,16 +29,19 @@ from recipes.families import facts
 
 
 def load_tokenizer(checkpoint: Path) -> PreTrainedTokenizerBase:
-    """The checkpoint's own tokenizer and chat template, from its files alone. Raises `DataError` where they are missing or broken."""
+    """Load the checkpoint's own tokenizer and chat template from its local files.
+
+    Raise `DataError` if they are missing or broken.
+    """
     check_tokenizer(checkpoint)
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # broken files make transformers and tokenizers raise anything
-        _refuse_broken(checkpoint)
+    except Exception as error:  # transformers and tokenizers raise arbitrary exceptions for broken files
+        _check_readable(checkpoint)
         raise DataError(
-            f"no tokenizer can be made of '{checkpoint}': {type(error).__name__}: {error}", AGAIN
+            f"no tokenizer can be loaded from '{checkpoint}': {type(error).__name__}: {error}", AGAIN
         ) from error
-    # A tokenizer.json can say to cut every text short, which `tokenizer(text)` overrules each time it is called.
+    # A tokenizer.json can enable truncation. `tokenizer(text)` disables it per call; the backend tokenizer does not.
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     if not tokenizer.chat_template:
@@ -45,8 +49,8 @@ def load_tokenizer(checkpoint: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _refuse_broken(checkpoint: Path) -> None:
-    """Raises `DataError` for the first of a tokenizer's files that nobody could read."""
+def _check_readable(checkpoint: Path) -> None:
+    """Raise `DataError` for the first tokenizer file that is unreadable."""
     for name in (
         "config.json",
         "tokenizer_config.json",
@@ -68,7 +72,7 @@ def _refuse_broken(checkpoint: Path) -> None:
 
 
 class Chat:
-    """Renders, tokenises and proves trajectories with one tokenizer and its chat template."""
+    """Render, tokenise and prove trajectories with one tokenizer and its chat template."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, family: Family) -> None:
         self.tokenizer = tokenizer
@@ -87,33 +91,34 @@ class Chat:
         self._edge = re.compile("|".join(map(re.escape, sorted(edges))))
         self._edge_ids = np.array(sorted(ids.values()))
         self._think_end = vocabulary[self.family.think[1]]
-        self._check_special_tokens_part_text(edges)
-        self._opening = self._opening_of_a_turn()
+        self._check_special_tokens_split_text(edges)
+        self._opening = self._assistant_opening()
         self._opening_ids = self.tokenise(self._opening)
         self._role = next(t for t in self.family.roles if self._opening.startswith(t))
         self._role_id = ids[self._role]
 
     def tokenise(self, text: str) -> np.ndarray:
-        """[n] int32 tokens of the text, special tokens in it read as such."""
-        # Without offsets, which nobody needs: special tokens tie text and tokens together.
+        """Return the [n] int32 tokens of the text; special tokens in the text become single tokens."""
+        # The fast call returns no offsets. None are needed: special tokens align text and tokens.
         (encoding,) = self.tokenizer.backend_tokenizer.encode_batch_fast([text], add_special_tokens=False)
         return np.array(encoding.ids, dtype=np.int32)
 
     def prompt(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
-        """The text that inference sends for the next assistant turn after `messages`."""
+        """Return the text that inference sends for the next assistant turn after `messages`."""
         return self.template.render(messages, tools, prompt=True)
 
     def encode(
         self, trajectory: Trajectory, supervised: list[int], thinking: Thinking = Thinking.supervise
     ) -> list[Encoded]:
-        """Sequences in which every message of `supervised`, numbers of assistant messages in order, is a turn, proved.
+        """Return proved sequences in which every message of `supervised` is a turn.
 
-        Content must hold none of `special`. Raises `Rejected` where the template fails or leaves out what was said.
+        supervised: indices of assistant messages, ascending. Message content must contain none of the tokens in `special`.
+        Raise `Rejected` if the template fails or omits part of an assistant message.
         """
         self.template.forget()
         messages, tools = trajectory.chat(), trajectory.tools
         sequences: list[Encoded] = []
-        turns: list[tuple[int, int]] = []  # of the sequence at hand: (message, length of its prompt's text)
+        turns: list[tuple[int, int]] = []  # of the current sequence: (message, length of its prompt's text)
         before, begins = "", "first"
         for k in supervised:
             prompt = self.prompt(messages[:k], tools)
@@ -127,27 +132,30 @@ class Chat:
         return sequences + self._sequences(messages, tools, before, turns, begins, thinking)
 
     def _continues(self, prompt: str, before: str, message: dict[str, Any]) -> bool:
-        """Whether `prompt` begins with the prompt `before` and then `message` as it was said, stop token included."""
+        """Return whether `prompt` starts with the prompt `before` plus `message` as generated, stop token included."""
         if not prompt.startswith(before):
             return False
         edge = self._edge.search(prompt, len(before))
         if edge is None or edge[0] not in self.family.stops:
             return False
-        said = prompt[len(before) : edge.start()]
+        turn = prompt[len(before) : edge.start()]
         return (
-            said == self._without_empty_thought(said, message) and _left_out(message, said, self.family.think) is None
+            turn == self._without_empty_thought(turn, message) and _left_out(message, turn, self.family.think) is None
         )
 
-    def _without_empty_thought(self, said: str, message: dict[str, Any]) -> str:
-        return said if message.get("reasoning_content") else said.removeprefix(self.family.empty_thought)
+    def _without_empty_thought(self, turn: str, message: dict[str, Any]) -> str:
+        return turn if message.get("reasoning_content") else turn.removeprefix(self.family.empty_thought)
 
     def _sequences(
         self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], prompt: str, turns: list[tuple[int, int]],
         begins: str, thinking: Thinking,
     ) -> list[Encoded]:  # fmt: skip
-        """The sequence of turns whose prompts all begin the last one's, `prompt`; several, where tokens are joined."""
+        """Return one sequence for turns whose prompts are all prefixes of the last turn's `prompt`.
+
+        Return several sequences if the tokenizer merges text across the end of a prompt.
+        """
         last = turns[-1][0]
-        text = prompt + self._said(messages[: last + 1], tools)
+        text = prompt + self._turn_text(messages[: last + 1], tools)
         tokens = self.tokenise(text)
         roles = np.flatnonzero(tokens == self._role_id)
         edges = np.flatnonzero(np.isin(tokens, self._edge_ids))
@@ -156,46 +164,46 @@ class Chat:
             raise Rejected(
                 Code.template, f"{self._role} is {len(number)} times in the text, {len(roles)} in its tokens"
             )
-        found: list[Encoded] = []
-        held: list[Turn] = []
+        encoded: list[Encoded] = []
+        pending: list[Turn] = []
         for k, length in turns:
             opening = roles[number[length - len(self._opening)]]
             start = int(opening) + len(self._opening_ids)
             if np.array_equal(tokens[opening:start], self._opening_ids):
                 end = int(edges[np.searchsorted(edges, start)]) + 1
-                held.append(self._turn(k, tokens, start, end, thinking))
+                pending.append(self._turn(k, tokens, start, end, thinking))
                 continue
-            # The text goes on inside the opening's last token: inference sends the opening's own tokens, so this turn
-            # ends its sequence; later prompts hold the joined token, as inference will send it.
+            # The turn's text merges into the opening's last token. Inference sends the opening's own tokens, so this turn
+            # ends its sequence. Later prompts contain the merged token, as inference will send it.
             edge = self._edge.search(text, length)
             assert edge is not None, "every turn ends with a stop token"
             own = np.concatenate((tokens[:opening], self._opening_ids, self.tokenise(text[length : edge.end()])))
-            held.append(self._turn(k, own, start, len(own), thinking))
-            found.append(Encoded(own, held, begins))
-            held, begins = [], "tokens"
-        if held:
-            found.append(Encoded(tokens[: held[-1].end], held, begins))
-        return found
+            pending.append(self._turn(k, own, start, len(own), thinking))
+            encoded.append(Encoded(own, pending, begins))
+            pending, begins = [], "tokens"
+        if pending:
+            encoded.append(Encoded(tokens[: pending[-1].end], pending, begins))
+        return encoded
 
-    def _said(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
-        """The text of the last message after its prompt, with its stop token and nothing more."""
+    def _turn_text(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
+        """Return the text of the last message after its prompt, up to and including its stop token."""
         k, message = len(messages) - 1, messages[-1]
-        # Content holds no role token, so the last opening is this turn's.
-        _, opening, said = self.template.render(messages, tools).rpartition(self._opening)
+        # Content contains no role token, so the last opening belongs to this turn.
+        _, opening, turn = self.template.render(messages, tools).rpartition(self._opening)
         if not opening:
             raise Rejected(Code.template, f"message {k}: the template does not open it with {self._opening!r}")
-        said = self._without_empty_thought(said, message)
-        if not self._edge.search(said):
-            said += self.family.closing_calls if "tool_calls" in message else self.family.closing
-        edge = self._edge.search(said)
+        turn = self._without_empty_thought(turn, message)
+        if not self._edge.search(turn):
+            turn += self.family.closing_calls if "tool_calls" in message else self.family.closing
+        edge = self._edge.search(turn)
         if edge is None or edge[0] not in self.family.stops:
             raise Rejected(
                 Code.template, f"message {k}: the template does not end the turn with {' or '.join(self.family.stops)}"
             )
-        if missing := _left_out(message, said[: edge.start()], self.family.think):
+        if missing := _left_out(message, turn[: edge.start()], self.family.think):
             advice = "; write data.thinking=drop to leave it out" if missing == "reasoning" else ""
             raise Rejected(Code.template, f"message {k}: the chat template leaves out its {missing}{advice}")
-        return said[: edge.end()]
+        return turn[: edge.end()]
 
     def _turn(self, k: int, tokens: np.ndarray, start: int, end: int, thinking: Thinking) -> Turn:
         if start == 0:
@@ -205,11 +213,11 @@ class Chat:
         if tokens[end - 1] not in self.stop_ids:
             raise Rejected(Code.template, f"message {k}: no stop token ({' or '.join(self.family.stops)}) after it")
         thought = np.flatnonzero(tokens[start:end] == self._think_end)
-        said = start + int(thought[0]) + 1 if thinking is Thinking.context and len(thought) else start
-        return Turn(k, start, said, end)
+        supervised = start + int(thought[0]) + 1 if thinking is Thinking.context and len(thought) else start
+        return Turn(k, start, supervised, end)
 
-    def _opening_of_a_turn(self) -> str:
-        """What a prompt ends with: the opening of the assistant's turn."""
+    def _assistant_opening(self) -> str:
+        """Return the text that every prompt ends with: the opening of the assistant turn."""
         messages = [{"role": "user", "content": "a"}]
         try:
             history, prompt = self.template.render(messages, []), self.prompt(messages, [])
@@ -223,24 +231,28 @@ class Chat:
             )
         return opening
 
-    def _check_special_tokens_part_text(self, tokens: set[str]) -> None:
-        """Text before and after a special token is tokenised as if it stood alone: what ties prompts' text and tokens."""
+    def _check_special_tokens_split_text(self, tokens: set[str]) -> None:
+        """Raise `DataError` unless text on each side of a special token is tokenised as if it stood alone.
+
+        The proof needs this to align the text and the tokens of prompts.
+        """
         for token in tokens:
             alone = [self.tokenise(part) for part in ("a b ", token, " c\n")]
             if not np.array_equal(self.tokenise(f"a b {token} c\n"), np.concatenate(alone)) or len(alone[1]) != 1:
-                raise DataError(f"the tokenizer does not part text at {token}", "its prompts cannot be proved")
+                raise DataError(f"the tokenizer does not split text at {token}", "its prompts cannot be proved")
 
 
-def _left_out(message: dict[str, Any], said: str, think: tuple[str, str]) -> str | None:
-    """What of an assistant message is not in the text of its turn, from after its prompt to before its stop token.
+def _left_out(message: dict[str, Any], text: str, think: tuple[str, str]) -> str | None:
+    """Return the part of an assistant message that is missing from its turn's text, or None.
 
-    Content holds no thinking tokens, so they part the turn exactly: a substring would also be found where it is not meant.
+    text: the text between the turn's prompt and its stop token. Content contains no thinking tokens, so they split the
+    turn exactly. A substring search could match in the wrong part.
     """
-    shown, end, rest = said.partition(think[1])
+    shown, end, rest = text.partition(think[1])
     thought = shown.partition(think[0])[2].strip() if end else ""
     if thought != message.get("reasoning_content", "").strip():
         return "reasoning"
-    body, content = (rest if end else said).lstrip(), message["content"].strip()
+    body, content = (rest if end else text).lstrip(), message["content"].strip()
     if not body.startswith(content):
         return "content"
     calls = body[len(content) :]

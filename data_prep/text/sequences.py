@@ -1,5 +1,8 @@
-"""What a record becomes: sequences with their supervised turns. Apart from the code that makes them, which takes seconds to
-import: the process that writes what its workers made does not need it."""
+"""Result types of packing: sequences with their supervised turns.
+
+They are separate from the encoding code, which takes seconds to import. The process that writes the workers' results does
+not need that code.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,10 +14,10 @@ from data_prep.trajectory import Trajectory
 
 @dataclass(frozen=True)
 class Turn:
-    """A supervised assistant turn: `tokens[start:end]` of its sequence, the stop token included.
+    """A supervised assistant turn: `tokens[start:end]` of its sequence, including the stop token.
 
-    message: its number in the trajectory. prompt: tokens of the prompt that inference sends for it; `start` is later
-    where thinking is shown without being supervised.
+    message: index of the message in the trajectory. prompt: length in tokens of the prompt that inference sends for the
+    turn. `start` equals `prompt`, or is larger if thinking is shown but not supervised.
     """
 
     message: int
@@ -25,10 +28,11 @@ class Turn:
 
 @dataclass(frozen=True)
 class Encoded:
-    """One training sequence, [n] int32 tokens that end with the last turn's stop token.
+    """One training sequence: [n] int32 tokens that end with the last turn's stop token.
 
-    begins: why it does not go on from the sequence before it: `first`, `history` (the template shows what was said
-    otherwise in later prompts) or `tokens` (what was said and the prompt are joined in one token there).
+    begins: why a new sequence starts here. `first`: it is the first of its conversation. `history`: the template renders
+    an earlier turn differently in later prompts. `tokens`: the tokenizer merges the prompt's end and the turn's start into
+    one token.
     """
 
     tokens: np.ndarray
@@ -41,7 +45,7 @@ Conversation = tuple[Trajectory, list[Encoded]]
 
 @dataclass
 class Packed:
-    """What became of one record: a line of the ledger, and the sequences of every conversation it was kept as."""
+    """Result of packing one record: its ledger line, and its conversations with their sequences (none if rejected)."""
 
     ledger: dict[str, Any]
     conversations: list[Conversation] = field(default_factory=list)

@@ -1,8 +1,8 @@
-"""The checkpoint's own chat template, as `apply_chat_template` runs it, fast enough to render every prompt of a trajectory.
+"""Render the checkpoint's own chat template as `apply_chat_template` does, but fast enough for every prompt of a trajectory.
 
-The proof renders one prompt for each assistant turn, so a template sees each message as often as there are turns after
-it. Two things that transformers' environment works out anew each time are remembered: the JSON of a tool or of arguments,
-and whether the sandbox lets a template have an attribute. What is rendered is the same text, which a test holds it to.
+The proof renders one prompt per assistant turn, so the template renders each message once for every turn after it. Two
+results that transformers' environment recomputes on each call are cached: the JSON of a tool or of arguments, and
+whether the sandbox allows an attribute. The rendered text is identical; a test checks this.
 """
 
 import contextlib
@@ -19,12 +19,12 @@ from recipes.checkpoint.checkpoint_config import AGAIN
 from recipes.errors import DataError
 
 _DICT_ATTRIBUTES = frozenset(dir(dict))
-# Reading a method of a text that formats is wrapped by the sandbox each time.
+# The sandbox wraps the formatting methods of a string on every access.
 _WRAPPED = frozenset({"format", "format_map"})
 
 
 class ChatTemplate:
-    """Renders messages and tools with a tokenizer's template."""
+    """Render messages and tools with a tokenizer's template."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
@@ -33,18 +33,18 @@ class ChatTemplate:
 
     @property
     def name(self) -> Path:
-        """The file that the template is in."""
+        """Return the file that contains the template."""
         own = Path(self._tokenizer.name_or_path, "chat_template.jinja")
         return own if own.is_file() else own.with_name("tokenizer_config.json")
 
     def forget(self) -> None:
-        """Lets go of the texts remembered for the last trajectory."""
+        """Drop the texts cached for the last trajectory."""
         self._json.clear()
 
     def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], *, prompt: bool = False) -> str:
-        """The text of the messages; with `prompt`, as inference sends it for the next assistant turn.
+        """Return the text of the messages; with `prompt`, return the text that inference sends for the next assistant turn.
 
-        `messages` and `tools` must not change before `forget()`. Raises `Rejected` where the template does.
+        `messages` and `tools` must not change before `forget()`. Raise `Rejected` if the template raises.
         """
         source = self._tokenizer.get_chat_template(None, tools or None)
         if source not in self._compiled:
@@ -52,7 +52,7 @@ class ChatTemplate:
         try:
             return self._compiled[source].render(
                 messages=messages,
-                # A template tests `if tools`; no tools are null, as a server sends them.
+                # Templates test `if tools`. Pass None for an empty list, as a server does.
                 tools=tools or None,
                 documents=None,
                 add_generation_prompt=prompt,
@@ -74,40 +74,40 @@ class ChatTemplate:
             environment = _compile_jinja_template(source).environment.overlay()
         except TemplateSyntaxError as error:
             raise DataError(f"'{self.name}', line {error.lineno}: {error.message}", AGAIN) from error
-        environment.getattr = _remembering_getattr(environment)
-        environment.filters = {**environment.filters, "tojson": self._remembering(environment.filters["tojson"])}
+        environment.getattr = _caching_getattr(environment)
+        environment.filters = {**environment.filters, "tojson": self._caching_tojson(environment.filters["tojson"])}
         return environment.from_string(source)
 
-    def _remembering(self, tojson: Callable[..., str]) -> Callable[..., str]:
-        def remembered(value: Any, *given: Any, **options: Any) -> str:
-            if given or not isinstance(value, dict | list):
-                return tojson(value, *given, **options)
+    def _caching_tojson(self, tojson: Callable[..., str]) -> Callable[..., str]:
+        def cached(value: Any, *args: Any, **options: Any) -> str:
+            if args or not isinstance(value, dict | list):
+                return tojson(value, *args, **options)
             key = (id(value), repr(options))
             if key not in self._json:
-                # The value is kept with its text: a freed one's id could come back.
+                # Cache the value with its text: the id of a freed object could be reused.
                 self._json[key] = (value, tojson(value, **options))
             return self._json[key][1]
 
-        return remembered
+        return cached
 
 
-def _remembering_getattr(environment: Environment) -> Callable[[Any, str], Any]:
+def _caching_getattr(environment: Environment) -> Callable[[Any, str], Any]:
     checked = environment.getattr
     safe: set[tuple[type, str]] = set()
 
-    def remembered(value: Any, name: str) -> Any:
-        kind = type(value)
-        if (kind, name) in safe:
-            # Namespaces are of one type and have other names each.
+    def cached(value: Any, name: str) -> Any:
+        value_type = type(value)
+        if (value_type, name) in safe:
+            # Namespaces share one type but have different names.
             with contextlib.suppress(AttributeError):
                 return getattr(value, name)
-        if kind is dict and name not in _DICT_ATTRIBUTES:
-            # What Jinja ends up with after it has looked for an attribute.
+        if value_type is dict and name not in _DICT_ATTRIBUTES:
+            # Jinja gets the same result after its attribute lookup.
             return value[name] if name in value else environment.undefined(obj=value, name=name)
-        found = checked(value, name)
-        # The sandbox decides by type and name alone; a namespace's names are its values.
-        if name not in _WRAPPED and hasattr(value, name) and found == getattr(value, name):
-            safe.add((kind, name))
-        return found
+        attribute = checked(value, name)
+        # The sandbox decides by type and name alone. The names of a namespace are its values.
+        if name not in _WRAPPED and hasattr(value, name) and attribute == getattr(value, name):
+            safe.add((value_type, name))
+        return attribute
 
-    return remembered
+    return cached

@@ -1,8 +1,8 @@
-"""The Hugging Face folder of a checkpoint that slime or the embedded engine wrote, in ordinary processes on a CPU: no Megatron, no
-process groups.
+"""Export a checkpoint of slime or the embedded engine to a Hugging Face folder, on CPUs, without Megatron or process groups.
 
-Only weights are read, each byte once and checked, a few parameters at a time: workers put them into files whose headers, names and
-sizes are known from the base. So memory is that of the largest tensor a worker, whatever the model's size.
+Only weights are read, a few parameters at a time. Each byte is read once and verified. The base gives the names and sizes of
+the tensors, so the headers of the new files are written first and workers fill in the bytes. Peak memory per worker is about
+its largest tensor, for any model size.
 """
 
 import contextlib
@@ -30,14 +30,14 @@ from recipes.config import Model, Mtp, Recipe
 from recipes.errors import CheckpointError, PreflightError
 from recipes.families.common.parts import OUTPUT, Link
 
-BATCH_BYTES = 128 << 20  # a worker's task
+BATCH_BYTES = 128 << 20  # per task of a worker
 
 
-def export_checkpoint(recipe: Recipe, checkpoint: Path, target: Path, console: Console) -> None:
-    """Writes the folder `target` whole, in the base's dtypes, in place of an earlier one; says how large and how fast.
+def export(recipe: Recipe, checkpoint: Path, target: Path, console: Console) -> None:
+    """Write the folder `target` atomically in the base's dtypes, replacing an earlier one. Print its size and the speed.
 
-    checkpoint: `iter_NNNNNNN` of slime or `step_NNNNNN` of the embedded engine. Raises `CheckpointError` where it is damaged, lacks
-    a tensor, or is of another model than the recipe's and its base.
+    checkpoint: `iter_NNNNNNN` of slime or `step_NNNNNN` of the embedded engine. Raise `CheckpointError` if it is damaged, lacks
+    a tensor, or does not match the recipe's model and its base.
     """
     started = time.perf_counter()
     m = recipe.model
@@ -46,16 +46,16 @@ def export_checkpoint(recipe: Recipe, checkpoint: Path, target: Path, console: C
         raise CheckpointError(f"'{checkpoint}' is damaged ({fault})", "write step=N of another checkpoint")
     groups = planned(TorchDist(checkpoint), SafetensorsFolder(Path(m.checkpoint)), m)
     size = sum(g.size for g in groups)
-    with _alone(target), whole_folder(target) as scratch:
+    with _locked(target), whole_folder(target) as scratch:
         check_room(recipe, size)
-        groups = _placed(scratch, groups)
+        groups = _with_files(scratch, groups)
         weight_map = {p.name: p.file for g in groups for p in g.pieces}
         work = partial(export_worker.write, checkpoint, scratch, m)
         batches = list(tensor_work.cut(groups, BATCH_BYTES))
         for _ in tensor_work.each("Exporting", work, batches, export_worker.start, console):
             pass
         hf_folder.finish(scratch, weight_map, m, checkpoint.name)
-        sync_tree(scratch)  # before the earlier one goes
+        sync_tree(scratch)  # before the earlier export is removed
         if target.exists():
             target.rename(target.with_name(f".{target.name}.earlier"))
     shutil.rmtree(target.with_name(f".{target.name}.earlier"), ignore_errors=True)
@@ -64,8 +64,8 @@ def export_checkpoint(recipe: Recipe, checkpoint: Path, target: Path, console: C
 
 
 @contextlib.contextmanager
-def _alone(target: Path) -> Iterator[None]:
-    """Holds the folder of `target` for one export, and removes what one that was killed left of this target."""
+def _locked(target: Path) -> Iterator[None]:
+    """Lock the parent folder of `target` for one export. Remove the leftovers of a killed export to this target."""
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = os.open(target.parent, os.O_RDONLY)
     try:
@@ -81,28 +81,32 @@ def _alone(target: Path) -> Iterator[None]:
 
 
 def planned(checkpoint: TorchDist, base: SafetensorsFolder, m: Model) -> list[Group]:
-    """Every tensor of the base with where its trained values are.
+    """Return groups of all tensors to export, with the location of their trained values.
 
-    Raises `CheckpointError` where the checkpoint has not exactly the recipe's parameters, or the base not exactly its tensors.
+    Raise `CheckpointError` if the parameters of the checkpoint, or the tensors of the base, differ from the recipe's model.
     """
     table = links(m)
     if m.tied:
         del table["output_layer.weight"]
     wanted = {name for link in table.values() for name in link.hf}
-    # Some bases with a tied output layer have it all the same.
-    again = {OUTPUT} & base.entries.keys() if m.tied else set()
+    # Some bases with a tied output layer store it nevertheless.
+    stored_output = {OUTPUT} & base.entries.keys() if m.tied else set()
     mtp = {name for name in base.entries if is_mtp(name, m)}
-    if differing := sorted((wanted | again | mtp) ^ base.entries.keys()):
+    if different := sorted((wanted | stored_output | mtp) ^ base.entries.keys()):
         raise CheckpointError(
-            f"'{base.folder}' and the recipe's model differ in {_some(differing)}",
+            f"'{base.folder}' and the recipe's model differ in {_some(different)}",
             "write model.checkpoint=FOLDER of the run's base",
         )
     found = [(name, link, checkpoint.part(name, _shape(link, base), m)) for name, link in table.items()]
     if missing := [name for name, _, part in found if part is None]:
-        raise CheckpointError(f"'{checkpoint.folder}' lacks {_some(missing)}: it is no whole checkpoint of {m.name}")
+        raise CheckpointError(
+            f"'{checkpoint.folder}' lacks {_some(missing)}: it is not a complete checkpoint of {m.name}"
+        )
     if unknown := sorted(checkpoint.tensors.keys() - {part.key for _, _, part in found if part}):
-        raise CheckpointError(f"'{checkpoint.folder}' holds {_some(unknown)}, which {m.name} has not", "see model.*")
-    if again:
+        raise CheckpointError(
+            f"'{checkpoint.folder}' holds {_some(unknown)}, which {m.name} does not have", "see model.*"
+        )
+    if stored_output:
         embedding = next(part for name, _, part in found if name == "embedding.word_embeddings.weight")
         found.append(("", Link({OUTPUT: base.entries[OUTPUT].shape}), embedding))
     if m.mtp is Mtp.copy:
@@ -113,7 +117,7 @@ def planned(checkpoint: TorchDist, base: SafetensorsFolder, m: Model) -> list[Gr
 
 
 def _shape(link: Link, base: SafetensorsFolder) -> tuple[int, ...]:
-    """Of Megatron's parameter: the base's tensors one over the other."""
+    """Return the shape of Megatron's parameter: the base's tensors stacked along axis 0."""
     shapes = [base.entries[name].shape for name in link.hf]
     return (sum(s[0] for s in shapes), *shapes[0][1:])
 
@@ -122,14 +126,14 @@ def _some(names: list[str]) -> str:
     return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
 
 
-def _placed(folder: Path, groups: list[Group]) -> list[Group]:
-    """Makes the files, in the groups' order and about `hf_folder.FILE_BYTES` large, and gives every tensor its place."""
+def _with_files(folder: Path, groups: list[Group]) -> list[Group]:
+    """Create the files in group order, each about `hf_folder.FILE_BYTES` large. Return the groups with files and offsets."""
     files = list(tensor_work.cut(groups, hf_folder.FILE_BYTES))
     placed = []
-    for number, held in enumerate(files, 1):
+    for number, file_groups in enumerate(files, 1):
         file = hf_folder.file_name(number, len(files))
-        places = safetensors_file.create(folder / file, {p.name: p.base for g in held for p in g.pieces})
-        for group in held:
-            pieces = tuple(replace(p, file=file, start=places[p.name].start) for p in group.pieces)
+        entries = safetensors_file.create(folder / file, {p.name: p.base for g in file_groups for p in g.pieces})
+        for group in file_groups:
+            pieces = tuple(replace(p, file=file, start=entries[p.name].start) for p in group.pieces)
             placed.append(replace(group, pieces=pieces))
     return placed

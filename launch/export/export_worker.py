@@ -1,6 +1,6 @@
-"""What the workers of an export do: each reads a few of a checkpoint's parameters and puts their tensors into the export's files.
+"""The work of an export's workers: read a few parameters of a checkpoint and write their tensors into the export's files.
 
-A module of its own, as every worker imports it.
+This is a separate module because every worker imports it.
 """
 
 import os
@@ -23,18 +23,18 @@ _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 @dataclass(frozen=True)
 class Piece:
-    """A tensor of the export, and the base's of its name."""
+    """A tensor of the export, and the base's tensor of the same name."""
 
     name: str
     base_file: str
     base: Entry
     file: str = ""
-    start: int = 0  # of its bytes in `file`
+    start: int = 0  # offset of its bytes in `file`
 
 
 @dataclass(frozen=True)
 class Group:
-    """Tensors that one of Megatron's parameters holds; without one, they are the base's."""
+    """The tensors of one Megatron parameter. If `part` is None, they are copied from the base."""
 
     pieces: tuple[Piece, ...]
     link: Link
@@ -46,13 +46,14 @@ class Group:
 
 
 def start() -> None:
+    """Configure torch in a worker process."""
     torch.set_num_threads(1)
-    # torch's, read at its first allocation: large pages halve the time of a read.
+    # A setting of torch, read at its first allocation. Huge pages halve the time of a read.
     os.environ["THP_MEM_ALLOC_ENABLE"] = "1"
 
 
 def write(checkpoint: Path, folder: Path, m: Model, groups: list[Group]) -> None:
-    """Puts the tensors of some groups into their files."""
+    """Write the tensors of some groups into their files."""
     for group in groups:
         for piece, content in zip(group.pieces, _contents(checkpoint, m, group), strict=True):
             with (folder / piece.file).open("r+b") as file:
@@ -61,7 +62,7 @@ def write(checkpoint: Path, folder: Path, m: Model, groups: list[Group]) -> None
 
 
 def _contents(checkpoint: Path, m: Model, group: Group) -> Iterator[memoryview]:
-    """The bytes of each tensor of a group."""
+    """Yield the bytes of each tensor of a group."""
     if group.part is None:
         yield from (_of_base(piece, m) for piece in group.pieces)
         return
@@ -89,7 +90,10 @@ def _of_base(piece: Piece, m: Model) -> memoryview:
 
 
 def _check_bias(base: Tensor, trained: Tensor, name: str) -> None:
-    """The router's expert bias is frozen, and the base's bits are exported; a trained one may differ by bf16's rounding alone."""
+    """Raise `CheckpointError` if the trained expert bias differs from the base's by more than bf16 rounding.
+
+    The router's expert bias is frozen in training, and the base's bits are exported.
+    """
     off = (trained.float() - base.float()).abs()
     if not bool((off <= base.float().abs() * 2**-8).all()):
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub on this machine: fetched once into `models/ORG--NAME` of `cluster.root`."""
+"""Fetch models of the Hugging Face hub once into `models/ORG--NAME` of `cluster.root`."""
 
 import time
 from dataclasses import replace
@@ -15,21 +15,21 @@ from recipes.compose import commands
 from recipes.config import Recipe
 from recipes.errors import ConfigError, PreflightError
 
-RECORD = "limi.json"  # beside the model's own files: which commit they are of, and their hashes
-# Weights, their index, configuration, chat template and tokenizer. No code, and no pickles, which are code.
+RECORD = "limi.json"  # next to the model's own files: their commit and hashes
+# Weights, their index, configuration, chat template and tokenizer. No code and no pickles: pickles can run code.
 KINDS = (".safetensors", ".json", ".jinja", ".txt", ".model", ".tiktoken")
 
 
 def repository(name: str, root: str) -> hub.Repository:
-    """A hub model's place under `cluster.root`."""
+    """Return a hub model with its folder and record under `cluster.root`."""
     folder = Path(root) / "models" / name.replace("/", "--")
     return hub.Repository(name, "model", folder, folder / RECORD)
 
 
 def fetch(there: hub.Repository) -> None:
-    """Makes the model whole on this machine; asks nothing of the hub where it is.
+    """Fetch the model completely. Do not contact the hub if it is already complete.
 
-    Raises `PreflightError` where the hub does not give it, where it wants code of its own to run, and as `hub.download`.
+    Raise `PreflightError` if the hub does not deliver it, if it needs code of its own, or for any reason of `hub.download`.
     """
     if there.files() is not None:
         return
@@ -38,16 +38,16 @@ def fetch(there: hub.Repository) -> None:
     config = [f for f in files if f.name == "config.json"]
     if not config or not any(f.name.endswith(".safetensors") for f in files):
         raise PreflightError(
-            f"{there.id} on the hub has no config.json with safetensors beside it",
+            f"{there.id} on the hub has no config.json with safetensors next to it",
             "name a model that has, with model.checkpoint=ORG/NAME",
         )
-    hub.download(listing, config)  # before hours go by
+    hub.download(listing, config)  # first, so a model that needs code fails within seconds
     _refuse_code(there)
     hub.write_record(listing, files, hub.download(listing, files))
 
 
 def is_wanted(name: str) -> bool:
-    """Whether a repository's file is fetched: of its top folder, and no name that this project gives a file of its own."""
+    """Return whether to fetch a repository's file. It must be in the top folder and not share the name of this project's record."""
     return name.endswith(KINDS) and "/" not in name and name != RECORD
 
 
@@ -62,8 +62,10 @@ def _refuse_code(there: hub.Repository) -> None:
 
 
 def fetched(recipe: Recipe) -> Recipe:
-    """The recipe with every Hugging Face id that was fetched replaced by its folder, a data set's by its file. Asks nothing
-    of the hub; an id that was not fetched stays."""
+    """Return the recipe with every fetched Hugging Face id replaced by its folder, or by its file for a data set.
+
+    Do not contact the hub. An id that was not fetched remains.
+    """
     root, data, model = recipe.cluster.root, recipe.data, recipe.model
 
     def source(path: str) -> str:
@@ -78,7 +80,7 @@ def fetched(recipe: Recipe) -> Recipe:
 
 
 def local_checkpoint(recipe: Recipe) -> Recipe:
-    """`fetched`, and `ConfigError` with the command to type where the model was not."""
+    """Return `fetched(recipe)`. Raise `ConfigError` with the command to type if the model was not fetched."""
     recipe = fetched(recipe)
     if is_remote(recipe.model.checkpoint):
         raise ConfigError(
@@ -89,14 +91,14 @@ def local_checkpoint(recipe: Recipe) -> Recipe:
 
 
 def is_remote(path: str) -> bool:
-    """Whether it is an id on the hub, and nothing here."""
+    """Return whether `path` has the form of a hub id and does not exist on this machine."""
     return is_hub_id(path) and not Path(path).exists()
 
 
 def fetch_all(recipe: Recipe, console: Console) -> None:
-    """Fetches what the recipe names by a Hugging Face id, its model first, and shows what came.
+    """Fetch everything that the recipe names by a Hugging Face id, the model first, and print a table of it.
 
-    Raises as `fetch` and `data_prep.source_files.local`, and `ConfigError` where the recipe names nothing of the hub.
+    Raise as `fetch` and `data_prep.source_files.local` do. Raise `ConfigError` if the recipe names no Hugging Face id.
     """
     root, data = recipe.cluster.root, recipe.data
     named = [repository(recipe.model.checkpoint, root)] if is_remote(recipe.model.checkpoint) else []
@@ -104,8 +106,8 @@ def fetch_all(recipe: Recipe, console: Console) -> None:
     named += [data_set(path, root) for path in sources if is_remote(path)]
     if not named:
         raise ConfigError(
-            f"nothing to fetch: model.checkpoint={recipe.model.checkpoint} and data.path={data.path} are here or no Hugging Face "
-            "ids",
+            f"nothing to fetch: model.checkpoint={recipe.model.checkpoint} and data.path={data.path} are on this machine "
+            "or are no Hugging Face ids",
             "write model=qwen3-32b or model.checkpoint=ORG/NAME",
         )
     table = Table(box=box.SIMPLE_HEAD)

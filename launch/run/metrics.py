@@ -1,7 +1,7 @@
-"""`metrics.jsonl` and TensorBoard: one line a step, one for each held-out loss.
+"""`metrics.jsonl` and TensorBoard: one line per step and one per held-out loss.
 
-`step` counts completed steps: the line of the first step has 1, the held-out loss before it 0. Timings stand under
-`time`, so that the rest of two runs can be compared exactly.
+`step` counts completed steps. The line of the first step has 1; the held-out loss before it has 0. Timings are under `time`,
+so the rest of two runs can be compared exactly.
 """
 
 import json
@@ -17,8 +17,10 @@ MEND = "take that line out, or bring the file back as it was"
 
 
 class Metrics:
+    """Writer of the run's metrics: `metrics.jsonl` and TensorBoard."""
+
     def __init__(self, root: Path, completed: int) -> None:
-        """Opens the run's metrics to go on after `completed` steps."""
+        """Open the run's metrics to continue after `completed` steps."""
         self.path = root / NAME
         keep(self.path, completed)
         self._file: TextIO = self.path.open("a", encoding="utf-8")
@@ -36,7 +38,7 @@ class Metrics:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file. A last line cut short by a crash is left out: its step will run again."""
+    """Return the lines of a metrics file. Omit a last line that a crash truncated: its step will be repeated."""
     found = json_file.lines(path, MEND)
     with json_file.shape(path, MEND):
         for line in found:
@@ -47,43 +49,43 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def keep(path: Path, completed: int) -> None:
-    """Leaves the lines of the first `completed` steps; those of later ones will be written again."""
+    """Retain only the lines of the first `completed` steps. Later steps will be repeated and write their lines then."""
     kept = [m for m in read(path) if m["step"] <= completed] if path.exists() and completed else []
     text = "".join(json.dumps(m) + "\n" for m in kept)
     if not path.exists() or path.read_bytes() != text.encode():
-        write_text(path, text)  # whole: the lines of earlier steps come only once
+        write_text(path, text)  # atomic: a crash here must not lose or repeat the lines of earlier steps
 
 
 def shown(line: dict[str, Any]) -> str:
-    """Loss and gradient norm of a step to the last bit."""
+    """Return a step's loss and gradient norm as text, exact to the last bit."""
     return f"loss {line['loss']!r}, gradient norm {line['grad_norm']!r}"
 
 
 def completed(root: Path) -> int:
-    """Steps that the run's metrics hold; 0 where there are none yet."""
+    """Return the last step in the run's metrics; 0 if there is none."""
     path = root / NAME
     return max((m["step"] for m in read(path)), default=0) if path.exists() else 0
 
 
 def losses(root: Path) -> list[float]:
-    """The losses of the run's steps, in order."""
+    """Return the losses of the run's steps, in order."""
     return [m["loss"] for m in read(root / NAME) if "loss" in m]
 
 
 def rates(root: Path) -> list[float]:
-    """The learning rates of the run's steps, in order."""
+    """Return the learning rates of the run's steps, in order."""
     lines = read(root / NAME)
     with json_file.shape(root / NAME, MEND):
         return [m["lr"] for m in lines if "loss" in m]
 
 
 def heldout_losses(path: Path) -> dict[int, float]:
-    """{completed steps: held-out loss}, in order."""
+    """Return {completed steps: held-out loss}, in order."""
     return {m["step"]: m["heldout_loss"] for m in read(path) if "heldout_loss" in m}
 
 
 class _Board:
-    """TensorBoard's event file, written without torch, which takes two seconds to import."""
+    """Writer of TensorBoard's event file. It does not use torch, which takes two seconds to import."""
 
     def __init__(self, folder: Path) -> None:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter

@@ -1,4 +1,4 @@
-"""What a stage works on, made ready: the base, the packed data, and the recipe with its layout settled."""
+"""Prepare the inputs of a stage: the base model, the packed data, and the recipe with a chosen layout."""
 
 from pathlib import Path
 
@@ -16,20 +16,20 @@ from recipes.schedule import lengths
 
 
 def base(recipe: Recipe, console: Console) -> None:
-    """Makes the checkpoint of a tiny model where it is missing. Raises `ConfigError` where one of the hub is not fetched."""
+    """Create the checkpoint of a tiny model if it is missing. Raise `ConfigError` if a hub model is not fetched."""
     local_checkpoint(recipe)
     if recipe.model.random_init:
         from launch.weights import tiny
 
         if tiny.make(recipe):
-            console.print(f"made {recipe.model.checkpoint} with random weights")
+            console.print(f"created {recipe.model.checkpoint} with random weights")
 
 
 def packed(recipe: Recipe, console: Console) -> dict[str, Dataset]:
-    """The data sets by name: `training`, and `held out` where the recipe names one. Says what comes twice."""
+    """Return the packed data sets: `training`, and `held out` if the recipe names one. Print a warning for repeats."""
     base(recipe, console)
     if recipe.data.heldout is not None:
-        local(recipe.data.heldout, recipe.cluster.root, "data.heldout")  # before hours may go by
+        local(recipe.data.heldout, recipe.cluster.root, "data.heldout")  # fail now, not after hours of packing
     found = {"training": prepare(recipe, recipe.data.path)}
     if recipe.data.heldout is not None:
         found["held out"] = prepare(recipe, recipe.data.heldout, "data.heldout")
@@ -39,7 +39,7 @@ def packed(recipe: Recipe, console: Console) -> dict[str, Dataset]:
             overlap(found["held out"], found["training"]),
         )
     for name, one in found.items():
-        _warn(console, f"{name} trajectories say the same as an earlier one", repeated(one))
+        _warn(console, f"{name} trajectories have the same content as an earlier one", repeated(one))
     return found
 
 
@@ -50,12 +50,12 @@ def _warn(console: Console, what: str, pairs: list[tuple[str, str]]) -> None:
 
 
 def plan(recipe: Recipe, console: Console) -> Plan:
-    """The recipe with its data, packed now or before, and with the layout settled where it is searched for."""
+    """Return the plan of the recipe. Pack the data unless it is cached, and search the layout if the recipe asks for it."""
     return settled(recipe, packed(recipe, console))
 
 
 def settled(recipe: Recipe, data: dict[str, Dataset]) -> Plan:
-    """As `plan`, with the data as `packed` gave it."""
+    """Return the plan as `plan` does, from the result of `packed`."""
     if recipe.layout.search:
         recipe = planner.plan(recipe, _of_data(recipe, data["training"])).recipe
     return Plan(recipe, data["training"], data.get("held out"))
@@ -66,11 +66,14 @@ def _of_data(recipe: Recipe, data: Dataset) -> Sequences:
 
 
 def sequences(recipe: Recipe, console: Console) -> Sequences:
-    """What is trained on: the packed data where it and the tokenizer are on this machine, LIMI's published lengths otherwise."""
+    """Return the training sequences, from the packed data.
+
+    If the data or the tokenizer is not on this machine, return LIMI's published lengths.
+    """
     missing = []
     if not Path(recipe.data.path).exists():
         if not is_hub_id(recipe.data.path):
-            local(recipe.data.path, recipe.cluster.root)  # says what is wrong with it
+            local(recipe.data.path, recipe.cluster.root)  # raises with the reason
         missing.append(f"data.path={recipe.data.path}")
     if not recipe.model.random_init and not (Path(recipe.model.checkpoint) / "tokenizer.json").is_file():
         missing.append(f"model.checkpoint={recipe.model.checkpoint}")
@@ -83,8 +86,8 @@ def sequences(recipe: Recipe, console: Console) -> Sequences:
                 "raise it, or name data and a tokenizer that are on this machine",
             )
         console.print(
-            f"not on this machine: {' and '.join(missing)}. Nothing was measured: the plan is for {len(assumed)} sequences as "
-            f"LIMI's were published, {assumed[0]:,} to {assumed[-1]:,} tokens",
+            f"not on this machine: {' and '.join(missing)}. No data was measured: the plan assumes {len(assumed)} sequences "
+            f"with LIMI's published lengths, {assumed[0]:,} to {assumed[-1]:,} tokens",
             style="yellow",
         )
         return Sequences(range(len(assumed)), assumed, "as LIMI's were published")

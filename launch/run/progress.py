@@ -1,4 +1,4 @@
-"""How far training is: a bar on a terminal, lines elsewhere."""
+"""Show training progress: a bar on a terminal, otherwise lines."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -7,12 +7,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-LINES = 20  # of a run, where there is no terminal: fewer for quick steps
+LINES = 20  # about as many per run without a terminal; each step over 10 s also gets a line
 
 
 @contextlib.contextmanager
 def training(console: Console, total: int, completed: int) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Yields what to call with the metrics of each step."""
+    """Yield a function to call with the metrics of each step."""
     columns = (
         TextColumn("Training"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}"),
         TextColumn("{task.fields[speed]:,.0f} tokens/s"), TimeElapsedColumn(), TimeRemainingColumn(),
@@ -23,17 +23,17 @@ def training(console: Console, total: int, completed: int) -> Iterator[Callable[
 
         def advance(line: dict[str, Any]) -> None:
             nonlocal seconds
-            took = line["time"]["step_s"]
-            seconds += took
-            speed = line["tokens"] / took
+            step_s = line["time"]["step_s"]
+            seconds += step_s
+            speed = line["tokens"] / step_s
             bar.update(task, advance=1, loss=line["loss"], speed=speed)
-            slow = took > 10
+            slow = step_s > 10
             if not console.is_terminal and (
                 slow or line["step"] % max(1, total // LINES) == 0 or line["step"] == total
             ):
                 left = seconds / (line["step"] - completed) * (total - line["step"])
                 console.print(
-                    f"step {line['step']}/{total}  loss {line['loss']:.4f}  {took:.2f} s  {speed:,.0f} tokens/s  {_clock(left)} left"
+                    f"step {line['step']}/{total}  loss {line['loss']:.4f}  {step_s:.2f} s  {speed:,.0f} tokens/s  {_clock(left)} left"
                 )
 
         yield advance

@@ -1,4 +1,4 @@
-"""Starting a run again after it failed: at most `engine.max_retries` times, and not where it fails in the same way again."""
+"""Restart a failed run at most `engine.max_retries` times, but not after the same failure twice in a row."""
 
 import itertools
 import re
@@ -16,29 +16,29 @@ T = TypeVar("T")
 
 
 def retrying(attempt: Callable[[], T], recipe: Recipe, run: Path, console: Console) -> T:
-    """What `attempt` returns, called again after a `TrainError`, each time from the last whole checkpoint.
+    """Call `attempt` until it succeeds, and return its result. Each retry resumes from the last complete checkpoint.
 
-    Raises `DivergedError` at once, and the `TrainError` where the retries are used up or the same step failed in the same way
-    twice.
+    Retry after a `TrainError`. Raise `DivergedError` at once. Raise the `TrainError` if the retries are used up or the same
+    step failed twice with the same message.
     """
-    before: tuple[int, str] | None = None
+    previous: tuple[int, str] | None = None
     for retry in itertools.count(1):
         try:
             return attempt()
         except DivergedError:
             raise
         except TrainError as error:
-            first = str(error).splitlines()[0]
-            failure = metrics.completed(run), re.sub(r"\d+", "", first)
-            again = "run the same command to go on from the last checkpoint"
-            if failure == before:
+            first_line = str(error).splitlines()[0]
+            failure = metrics.completed(run), re.sub(r"\d+", "", first_line)
+            resume = "run the same command to go on from the last checkpoint"
+            if failure == previous:
                 raise TrainError(
-                    f"{error}\nAfter step {failure[0]} twice, so it was not tried a third time", again
+                    f"{error}\nFailed twice with the same error after step {failure[0]}; not retrying", resume
                 ) from error
             if retry > recipe.engine.max_retries:
                 raise TrainError(
-                    f"{error}\nengine.max_retries={recipe.engine.max_retries} are used up", again
+                    f"{error}\nengine.max_retries={recipe.engine.max_retries} are used up", resume
                 ) from error
-            console.print(f"{first}; retry {retry} of {recipe.engine.max_retries}", style="yellow")
-            before = failure
+            console.print(f"{first_line}; retry {retry} of {recipe.engine.max_retries}", style="yellow")
+            previous = failure
     raise AssertionError("an endless loop ended")

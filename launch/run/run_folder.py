@@ -1,9 +1,10 @@
-"""Contract 5: what a run leaves under `runs/NAME/`, and how it goes on after an interruption.
+"""Contract 5: the files of a run under `runs/NAME/`, and how a run resumes after an interruption.
 
-`config.yaml, plan.json, metrics.jsonl, tensorboard/, checkpoints/, hf/, moved.json, likelihood.json, sanity.json, sglang.log,
-report.html, checked.json`; `run_state.py` tells how far it has come. A checkpoint counts when it has its record, which is written
-when every rank has written its part: `step_000100` of the embedded engine, which gets its name then, `iter_0000099`, Megatron-LM's
-name for it, of slime.
+The files are `config.yaml, plan.json, metrics.jsonl, tensorboard/, checkpoints/, hf/, moved.json, likelihood.json, sanity.json,
+sglang.log, report.html, checked.json`. `run_state.py` derives the state of the run from them.
+
+A checkpoint counts once it has its record, which is written after every rank has written its part. The embedded engine names
+its folder `step_000100`, and only at that time. slime uses Megatron-LM's name for the same checkpoint, `iter_0000099`.
 """
 
 import contextlib
@@ -25,11 +26,13 @@ from recipes.config import Recipe
 from recipes.errors import CheckpointError, ConfigError, PreflightError
 from recipes.paths import run_folder
 
-RECORD = "limi.json"  # beside a checkpoint's own files: its step, what it was trained on, and what its files were
-DAMAGED = "damaged_"  # begins the name of a checkpoint that was set aside
+RECORD = "limi.json"  # next to a checkpoint's own files: its step, its fixed settings and data, and its files with hashes or sizes
+DAMAGED = "damaged_"  # name prefix of a checkpoint that was moved aside
 
 
 class RunFolder:
+    """The folder of one run, with its lock and its checkpoints."""
+
     def __init__(self, recipe: Recipe, data: Dataset, heldout: Dataset | None) -> None:
         self.recipe = recipe
         self.root = run_folder(recipe)
@@ -39,22 +42,22 @@ class RunFolder:
         self._lock: TextIO | None = None
 
     def open(self, fix: Callable[[], None] = lambda: None) -> tuple[int, Path | None, str | None]:
-        """Makes the folder ready: the steps completed so far, the checkpoint to go on from, and what to tell the user.
+        """Prepare the folder. Return the completed steps, the checkpoint to resume from, and a note for the user.
 
-        fix: what else puts an earlier start's checkpoints in order, once no other process is at them.
+        fix: further repair of an earlier start's checkpoints, called once this process holds the lock.
 
-        A checkpoint whose files are not those that were written is moved aside, and the one before it taken. Raises `ConfigError`
-        where a run of another recipe is there, and `PreflightError` where another process is at it.
+        A checkpoint with changed files is moved aside, and the one before it is used. Raise `ConfigError` if the folder holds a
+        run of another recipe. Raise `PreflightError` if another process is training the run.
         """
         self.take()
         self.root.mkdir(parents=True, exist_ok=True)
         for leftover in (self.root / "checkpoints").glob(".*"):
             if leftover.is_dir():
                 shutil.rmtree(leftover)
-            else:  # of a write that was cut short
+            else:  # from an interrupted write
                 leftover.unlink()
         fix()
-        damaged = self._set_aside_damaged()
+        damaged = self._move_damaged_aside()
         step, last, note = 0, None, None
         if checkpoints := self.checkpoints():
             last = checkpoints[-1]
@@ -66,27 +69,27 @@ class RunFolder:
         write_text(self.root / "config.yaml", to_yaml(self.recipe))
         return step, last, note
 
-    def _set_aside_damaged(self) -> list[str]:
-        """Renames the newest checkpoints that are not as they were written, down to the first that is; what to say of them."""
-        said = []
+    def _move_damaged_aside(self) -> list[str]:
+        """Rename damaged checkpoints, from the newest down to the first intact one. Return one message per renamed checkpoint."""
+        messages = []
         for checkpoint in reversed(self.checkpoints()):
             if (fault := damage(checkpoint)) is None:
                 break
             aside = checkpoint.with_name(f"{DAMAGED}{checkpoint.name}")
             shutil.rmtree(aside, ignore_errors=True)
             checkpoint.rename(aside)
-            said.append(f"{checkpoint} is damaged ({fault}) and is now {aside.name}")
-        return said
+            messages.append(f"{checkpoint} is damaged ({fault}) and is now {aside.name}")
+        return messages
 
     def set_aside(self) -> Path | None:
-        """Gives the folder a name with the time, so that the run begins with its first step; that name, None where there was none."""
+        """Rename the folder with a time suffix, so the run restarts at its first step. Return the new path; None if no folder."""
         self.take()
         if not self.root.is_dir():
             return None
         return self.root.rename(self.root.with_name(f"{self.root.name}.{time.strftime('%Y%m%d-%H%M%S')}"))
 
     def take(self) -> None:
-        """Holds the run's name for this process; the lock goes with the process, however it ends."""
+        """Lock the run's name for this process. The lock ends with the process, even after a kill."""
         if self._lock is not None:
             return
         self.root.parent.mkdir(parents=True, exist_ok=True)
@@ -101,18 +104,18 @@ class RunFolder:
         except OSError as error:
             lock.close()
             raise PreflightError(
-                f"'{lock.name}' cannot be locked ({error.strerror}), so that two commands could train into one folder",
+                f"'{lock.name}' cannot be locked ({error.strerror}), so two commands could train into one folder",
                 "mount its file system with locks (Lustre: -o flock), or write cluster.root=FOLDER on another",
             ) from error
         self._lock = lock
 
     def checkpoints(self) -> list[Path]:
-        """Whole checkpoints, oldest first."""
+        """Return the complete checkpoints, oldest first."""
         found = (p.parent for p in self.root.glob(f"checkpoints/[!.]*/{RECORD}"))
         return sorted(c for c in found if not c.name.startswith(DAMAGED))
 
     def before(self, step: int) -> tuple[int, Path | None]:
-        """Of an earlier start, the last whole checkpoint before step `step` (the first is 1) and its completed steps."""
+        """Return (completed steps, folder) of the last intact checkpoint before step `step`, counted from 1; (0, None) if none."""
         if not self.root.is_dir():
             raise ConfigError(f"there is no run '{self.root}'", f"write run=NAME, one of {self.root.parent}")
         for checkpoint in reversed(self.checkpoints()):
@@ -124,19 +127,19 @@ class RunFolder:
         return 0, None
 
     def checkpoint(self, step: int) -> Path | None:
-        """The checkpoint of `step` completed steps, where there is one."""
+        """Return the checkpoint of `step` completed steps, or None."""
         return next((c for c in self.checkpoints() if read_record(c)["step"] == step), None)
 
     @contextlib.contextmanager
     def new_checkpoint(self, step: int) -> Iterator[Path]:
-        """A folder for all ranks to write into, which becomes `step_NNNNNN` when the block ends without an error."""
+        """Yield a folder for all ranks to write into. It becomes `step_NNNNNN` if the block ends without an error."""
         target = self.root / "checkpoints" / _name(step)
         scratch = target.with_name(f".{target.name}")
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         try:
             yield scratch
-            with ThreadPoolExecutor(1) as pool:  # the disk writes while the files are hashed
+            with ThreadPoolExecutor(1) as pool:  # sync to disk and hash the files in parallel
                 synced = pool.submit(sync_tree, scratch)
                 files = _hashes(scratch)
                 synced.result()
@@ -153,38 +156,38 @@ class RunFolder:
         self.remove_old()
 
     def write_record(self, checkpoint: Path, step: int, files: Mapping[str, str | int]) -> None:
-        """Makes a checkpoint of `step` completed steps count. files: by path, the SHA-256 or the size of each."""
+        """Write the record that makes a checkpoint of `step` completed steps count. files: SHA-256 or size of each file by path."""
         record = {"step": step, "fixed": self.fixed, "files": files}
         write_text(checkpoint / RECORD, json.dumps(record, indent=2) + "\n")
 
     def remove_old(self) -> None:
-        """Leaves the last `engine.keep_last` checkpoints."""
+        """Remove all but the last `engine.keep_last` checkpoints."""
         for old in self.checkpoints()[: -self.recipe.engine.keep_last]:
-            # Out of sight first: one half removed must not pass for whole.
-            # On a network file system a file that is still open leaves its folder behind; the next start removes that.
+            # Hide it first: a partly removed checkpoint must not pass for a complete one.
+            # On a network file system, a file that is still open keeps its folder; the next start removes the folder.
             shutil.rmtree(old.rename(old.with_name(f".{old.name}")), ignore_errors=True)
 
     def room(self) -> str:
-        """How much the disk has left, and where to go: the end of an error message."""
-        kept = self.checkpoints()
+        """Return the end of an error message: the free disk space, the fix, and the last complete checkpoint."""
+        checkpoints = self.checkpoints()
         return (
             f"{shutil.disk_usage(self.root).free / 1e6:,.0f} MB are free under {self.root}; make room there or write "
-            f"cluster.root=FOLDER on another disk. {kept[-1] if kept else 'No earlier checkpoint'} is whole"
+            f"cluster.root=FOLDER on another disk. {checkpoints[-1] if checkpoints else 'No earlier checkpoint'} is whole"
         )
 
     def compare(self, there: Mapping[str, Any]) -> None:
-        """Raises `ConfigError` where `there`, of an earlier start, is not what this one must keep."""
+        """Raise `ConfigError` if `there`, the fixed settings of an earlier start, differ from this recipe's."""
         different = [f"{k}={there.get(k)} there, {v} here" for k, v in self.fixed.items() if there.get(k) != v]
         if there.get("data") != self.fixed["data"] or there.get("heldout") != self.fixed["heldout"]:
             different.append(
-                "keys of packed sets, made of trajectories, options, tokenizer, and the code that packs them"
+                "a key of packed data covers its trajectories, options, tokenizer, and the code that packs it"
             )
         if different:
             raise another_recipe(self.root, different)
 
 
 def another_recipe(root: Path, different: Sequence[str]) -> ConfigError:
-    """different: name, value there and value here of each that a run keeps."""
+    """Return the error for a folder of another recipe. different: name, old value and new value of each difference."""
     return ConfigError(
         f"'{root}' holds a run of another recipe ({'; '.join(different)})",
         "write run=OTHER, or anew=true, which moves that folder aside and trains from the first step",
@@ -196,14 +199,14 @@ def _name(step: int) -> str:
 
 
 def _hashes(checkpoint: Path) -> dict[str, str]:
-    """SHA-256 of every file of a checkpoint but its record, by its path inside."""
+    """Return the SHA-256 of every file of a checkpoint except its record, by relative path."""
     files = _files(checkpoint)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing leaves other threads their cores
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing releases the GIL
         return dict(zip(files, pool.map(sha256, files.values()), strict=True))
 
 
 def sizes(checkpoint: Path) -> dict[str, int]:
-    """Bytes of every file of a checkpoint but its record, by its path inside."""
+    """Return the bytes of every file of a checkpoint except its record, by relative path."""
     return {name: path.stat().st_size for name, path in _files(checkpoint).items()}
 
 
@@ -213,15 +216,15 @@ def _files(checkpoint: Path) -> dict[str, Path]:
 
 
 def read_record(checkpoint: Path) -> dict[str, Any]:
-    """A checkpoint's record. Raises `CheckpointError` where it cannot be read."""
-    path, away = checkpoint / RECORD, f"move '{checkpoint}' away: the other checkpoints stay"
+    """Return a checkpoint's record. Raise `CheckpointError` if it cannot be read."""
+    path, away = checkpoint / RECORD, f"move '{checkpoint}' away: the other checkpoints remain"
     record = json_file.read(path, away)
     with json_file.shape(path, away):
         return {**record, "step": int(record["step"]), "fixed": dict(record["fixed"]), "files": dict(record["files"])}
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What of a checkpoint is not as it was written."""
+    """Return what is damaged in a checkpoint, or None if its files are as they were written."""
     try:
         written = read_record(checkpoint)["files"]
     except CheckpointError:
@@ -233,15 +236,17 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def fixed(r: Recipe) -> dict[str, Any]:
-    """What of the recipe a run must not change, flat: everything but the data that decides the steps and the numbers."""
+    """Return, flat, the settings that a run must not change: all that determine its steps and numbers, except the data."""
     optim = {f"optim.{k}": getattr(v, "value", v) for k, v in vars(r.optim).items()}
     model = {f"model.{k}": getattr(v, "value", v) for k, v in vars(r.model).items() if k != "mtp"}
     return {"seed": r.seed, **optim, **model, "engine.dtype": r.engine.dtype.value}
 
 
 def held(r: Recipe) -> int:
-    """Bytes of the checkpoints and the export that a run of this name has on the disk: what it goes on with, and replaces. With
-    `anew` they stay."""
+    """Return the bytes of the run's existing checkpoints and export, which the run reuses or replaces.
+
+    Return 0 with `anew`, because they remain then.
+    """
     root = run_folder(r)
     if r.anew:
         return 0
@@ -249,7 +254,7 @@ def held(r: Recipe) -> int:
 
 
 def check_room(recipe: Recipe, needed: float) -> None:
-    """Refuses to start where `cluster.root` has not room for `needed` bytes."""
+    """Raise `PreflightError` if `cluster.root` has too little space for `needed` bytes."""
     root = Path(recipe.cluster.root)
     root.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(root).free

@@ -1,4 +1,4 @@
-"""What a run will do, step by step, once its data is there: the schedule on both data sets and the learning rates."""
+"""The plan of a run with its data: the schedules of both data sets, and the planner's result."""
 
 import json
 from dataclasses import dataclass, fields, replace
@@ -19,14 +19,14 @@ from recipes.plan.search import Sequences
 from recipes.schedule.fill_ranks import check_filled
 from recipes.schedule.schedule import Rehearsal, Schedule, schedule_of
 
-BACK = "bring that file back as it was"  # what to do about a broken file of a run
+BACK = "bring that file back as it was"  # the fix for a broken file of a run
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The recipe with its packed data sets; without held-out trajectories the second is None.
+    """The recipe with its packed data sets. `heldout` is None without held-out trajectories.
 
-    rehearsal: of the two steps of `recipes.schedule.schedule.Rehearsal` instead of the recipe's.
+    rehearsal: run the two steps of `recipes.schedule.schedule.Rehearsal` instead of the recipe's steps.
     """
 
     recipe: Recipe
@@ -40,7 +40,7 @@ class Plan:
 
     @cached_property
     def schedule(self) -> Schedule:
-        """The training steps. Raises `ConfigError` where the data cannot be spread over the ranks."""
+        """The training steps. Raise `ConfigError` if the data cannot be distributed over the ranks."""
         schedule = schedule_of(self.recipe, self.data.trajectory, self.data.lengths)
         if self.rehearsal:
             return Rehearsal(**{f.name: getattr(schedule, f.name) for f in fields(schedule) if f.init})
@@ -49,7 +49,7 @@ class Plan:
 
     @cached_property
     def heldout_schedule(self) -> Schedule:
-        """One step that holds every held-out sequence once."""
+        """One step that contains every held-out sequence once."""
         assert self.heldout is not None
         schedule = schedule_of(self.recipe, self.heldout.trajectory, self.heldout.lengths)
         schedule = replace(schedule, batch_size=len(self.heldout.ids), epochs=1, copies=1, sampling=Sampling.epochs)
@@ -58,11 +58,11 @@ class Plan:
 
     @cached_property
     def planned(self) -> RunPlan:
-        """What the planner says of it."""
+        """The planner's result for this recipe and data."""
         return planner.plan(self.recipe, Sequences(self.data.trajectory, self.data.lengths, self.recipe.data.path))
 
     def summary(self) -> dict[str, Any]:
-        """The planner's summary with what is known of the data, for `plan.json`."""
+        """Return the planner's summary with the folders and counts of the data, for `plan.json`."""
         return {
             **plan_summary.summary(self.planned, planner.released(self.planned)),
             "rehearsal": self.rehearsal,
@@ -75,10 +75,10 @@ class Plan:
 
 
 def of_run(root: Path) -> Plan:
-    """The plan of a run folder, from its `config.yaml` and `plan.json`.
+    """Return the plan of a run folder, from its `config.yaml` and `plan.json`.
 
-    Raises `ConfigError` where no run has begun there, `CheckpointError` where its plan cannot be read, and `DataError` where its
-    packed data is gone.
+    Raise `ConfigError` if no run has started there, `CheckpointError` if its plan cannot be read, and `DataError` if its packed
+    data is gone.
     """
     if not (root / "plan.json").is_file():
         raise ConfigError(f"no run has begun in '{root}'", "write run=NAME of one that has")
@@ -95,11 +95,11 @@ def _packed(folder: Path) -> Dataset:
     if not folder.is_dir():
         raise DataError(
             f"the packed data of the run, '{folder}', is gone",
-            "put it back, or run `make data` with the words of the run, which packs it there again",
+            "put it back, or run `make data` with the overrides of the run, which packs it there again",
         )
     return open_dataset(folder)
 
 
 def read_plan(root: Path) -> dict[str, Any]:
-    """The `plan.json` of a run folder, as `Plan.write` wrote it. Raises `CheckpointError` where it cannot be read."""
+    """Return the `plan.json` of a run folder, as `Plan.write` wrote it. Raise `CheckpointError` if it cannot be read."""
     return json_file.read(root / "plan.json", BACK)

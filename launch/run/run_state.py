@@ -1,7 +1,7 @@
-"""How far a run has come: what its folder holds, and what `make train` does next.
+"""The state of a run: what its folder contains, and what `make train` does next.
 
-Each mark is a file or folder that is whole or absent, put there once what it stands for is whole. What comes after a mark counts
-only with it: a kill between two of them costs what lies between.
+Each stage ends with a mark, a file or folder that is written atomically after the stage is complete. Later marks count only
+if the earlier ones exist. A kill between two marks costs only the work between them.
 """
 
 import json
@@ -18,13 +18,18 @@ from recipes.config import Mtp, Recipe
 from recipes.errors import CheckpointError
 from recipes.paths import run_folder
 
-MARK = "checked.json"  # SHA-256 of the export's manifest and of what its check found, written after the report
-_LONGER = "To train on from its result, by a schedule of its own: the same words with run=OTHER model.checkpoint={}"
+MARK = "checked.json"  # SHA-256 of the export's manifest and of the check results, written after the report
+_TRAIN_FURTHER = (
+    "To train further from its result with a new schedule: the same overrides with run=OTHER model.checkpoint={}"
+)
 
 
 class Reached(IntEnum):
-    """nothing: no plan. begun: a plan, with checkpoints or none. trained: the last step's checkpoint. exported: `hf/` of it. failed,
-    passed: its check was made to the end."""
+    """The last stage that a run has reached.
+
+    nothing: no plan. begun: a plan, with or without checkpoints. trained: the checkpoint of the last step. exported: `hf/` of
+    that checkpoint. failed, passed: the check of the export is complete.
+    """
 
     nothing = 0
     begun = 1
@@ -36,8 +41,11 @@ class Reached(IntEnum):
 
 @dataclass(frozen=True)
 class State:
-    """completed: steps behind `checkpoint`, the newest; steps: of the whole run, where it has a checkpoint or an export. failed:
-    names of checks."""
+    """The state of a run.
+
+    steps: total of the run, if it has a checkpoint or an export. completed: steps of `checkpoint`, the newest one. failed:
+    names of the failed checks.
+    """
 
     reached: Reached
     steps: int = 0
@@ -47,7 +55,7 @@ class State:
 
     @property
     def next(self) -> str:
-        """What `make train` does."""
+        """Say what `make train` does next."""
         done = f"{self.steps} steps, nothing of which is trained again"
         begun = "has no whole checkpoint yet: trains from the first step"
         if self.checkpoint:
@@ -57,25 +65,26 @@ class State:
             Reached.begun: begun,
             Reached.trained: f"is trained ({done}): exports {self.checkpoint}, and checks the export",
             Reached.exported: f"is trained and exported ({done}): checks the export",
-            Reached.failed: f"is trained and exported ({done}): checks the export again, which failed: {', '.join(self.failed)}",
+            Reached.failed: f"is trained and exported ({done}): checks the export again; failed checks: {', '.join(self.failed)}",
             Reached.passed: f"is finished ({done})",
         }[self.reached]
 
 
 def of(recipe: Recipe, *, read: bool = False) -> State:
-    """The state of the run of this name, as the recipe would have its export, whose files are looked at, or `read`. Changes nothing.
+    """Return the state of the recipe's run. Change nothing.
 
-    Raises `CheckpointError` where it was trained to the end, and what is left can neither be checked nor exported.
+    An export counts if it matches the recipe and its files are intact: by name and size, with `read` also by SHA-256. Raise
+    `CheckpointError` if training is complete but the remaining files can neither be checked nor exported.
     """
     root = run_folder(recipe)
     if not (root / "plan.json").is_file():
         return State(Reached.nothing)
-    whole, made = which_run.whole(root), hf_folder.manifest(root / "hf")
-    if not whole and made is None:
+    whole, export = which_run.whole(root), hf_folder.manifest(root / "hf")
+    if not whole and export is None:
         return State(Reached.begun)
     steps = which_run.steps(root)
-    of_last = made is not None and which_run.completed(made["checkpoint"]) == steps
-    fault = _unlike(recipe, read) if of_last else None
+    of_last = export is not None and which_run.completed(export["checkpoint"]) == steps
+    fault = _mismatch(recipe, read) if of_last else None
     if of_last and fault is None:
         failed = _failed(root)
         reached = Reached.exported if failed is None else Reached.failed if failed else Reached.passed
@@ -89,34 +98,34 @@ def of(recipe: Recipe, *, read: bool = False) -> State:
     return State(reached, steps, completed, whole.get(completed))
 
 
-def _unlike(recipe: Recipe, read: bool) -> str | None:
-    """What of `hf/` is not as its export wrote it, or not as the recipe wants it."""
+def _mismatch(recipe: Recipe, read: bool) -> str | None:
+    """Return the first damage of `hf/`, or its mismatch with the recipe; None if there is none."""
     folder, m = run_folder(recipe) / "hf", recipe.model
     if fault := hf_folder.damage(folder, read=read):
         return fault
-    made = hf_folder.manifest(folder)
-    if m.mtp_layers and made and made["mtp"] != m.mtp.value:
-        return f"it was exported with model.mtp={made['mtp']}, and the recipe says model.mtp={m.mtp.value}"
+    export = hf_folder.manifest(folder)
+    if m.mtp_layers and export and export["mtp"] != m.mtp.value:
+        return f"it was exported with model.mtp={export['mtp']}, and the recipe says model.mtp={m.mtp.value}"
     return None
 
 
 def _lost(recipe: Recipe, fault: str) -> CheckpointError:
     export = run_folder(recipe) / "hf"
     return CheckpointError(
-        f"run={recipe.run} is trained, its export '{export}' is not as it should be ({fault}), and the whole checkpoint of its last "
-        "step, which could be exported again, is gone",
+        f"run={recipe.run} is trained, but its export '{export}' is unusable ({fault}), and the checkpoint of its last step is gone, "
+        "so it cannot be exported again",
         "put either back; or write anew=true, which moves the run aside and trains from the first step",
     )
 
 
 def mark_checked(root: Path) -> None:
-    """Says that the check of the export was made to the end, and its report written; `sanity.json` has what it found."""
+    """Mark the check of the export as complete, after its report is written. `sanity.json` has the results."""
     if hashes := _hashes(root):
         write_text(root / MARK, json.dumps(hashes, indent=2) + "\n")
 
 
 def _failed(root: Path) -> tuple[str, ...] | None:
-    """Names of the failed checks of the export that is there; None where its check was not made to the end."""
+    """Return the names of the failed checks of the present export; None if its check is not complete."""
     try:
         mark = json.loads((root / MARK).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -129,29 +138,29 @@ def _failed(root: Path) -> tuple[str, ...] | None:
 
 
 def _hashes(root: Path) -> dict[str, str] | None:
-    """None where either is not there."""
+    """Return the hashes of the export's manifest and of the check results; None if either is missing."""
     paths = {"export": root / "hf" / hf_folder.MANIFEST, "sanity": root / "sanity.json"}
     return {name: sha256(path) for name, path in paths.items()} if all(p.is_file() for p in paths.values()) else None
 
 
 def finished(recipe: Recipe, state: State) -> str:
-    """What a finished run has come to, and what to type next."""
+    """Return the results of a finished run, with the commands to type next."""
     root = run_folder(recipe)
     lines = metrics.read(root / metrics.NAME)
-    losses, unseen = ([m[name] for m in lines if name in m] for name in ("loss", "heldout_loss"))
+    losses, heldout = ([m[name] for m in lines if name in m] for name in ("loss", "heldout_loss"))
     figures = [f"loss {losses[0]:.4f} → {losses[-1]:.4f}"]
-    if unseen:
-        figures.append(f"held-out loss {unseen[0]:.4f} → {unseen[-1]:.4f}")
+    if heldout:
+        figures.append(f"held-out loss {heldout[0]:.4f} → {heldout[-1]:.4f}")
     figures.append(f"{len(json.loads((root / 'sanity.json').read_text(encoding='utf-8')))} checks, none failed")
     again = commands.of_run("sanity", recipe, *(w for w in recipe.words if w.startswith("sanity.")))
-    # Without its MTP layers an export is no base of the same recipe.
-    longer = [] if recipe.model.mtp_layers and recipe.model.mtp is Mtp.drop else [_LONGER.format(root / "hf")]
+    # An export without its MTP layers cannot be the base of the same recipe.
+    further = [] if recipe.model.mtp_layers and recipe.model.mtp is Mtp.drop else [_TRAIN_FURTHER.format(root / "hf")]
     return "\n".join(
         [
             f"{recipe.run} {state.next}: {', '.join(figures)}",
             f"report: {root / 'report.html'}   checkpoint: {root / 'hf'}",
             f"To check it again: `{again}`",
-            *longer,
-            "To train it again from the first step: the same words and anew=true, which moves this run aside",
+            *further,
+            "To train it again from the first step: the same overrides and anew=true, which moves this run aside",
         ]
     )

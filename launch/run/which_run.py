@@ -1,4 +1,4 @@
-"""The run that a command names: its own recipe, its whole checkpoints, whichever engine wrote them, and its exports."""
+"""Find the run that a command names: its recipe, its complete checkpoints from either engine, and its exports."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ from recipes.config import Recipe
 from recipes.errors import CheckpointError, ConfigError
 from recipes.paths import run_folder
 
-_EARLIER = "hf-step"
+_STEP_PREFIX = "hf-step"
 TRACKER = "latest_checkpointed_iteration.txt"
-_FROM_HERE = ("run", "step", "model", "cluster", "cluster.root", "model.checkpoint", "model.mtp")
-# As above, of a command that serves an export.
-_SERVING = (
+_ALLOWED = ("run", "step", "model", "cluster", "cluster.root", "model.checkpoint", "model.mtp")
+# The same for a command that serves an export.
+_ALLOWED_SERVING = (
     "run",
     "checkpoint",
     "model",
@@ -28,20 +28,20 @@ _SERVING = (
 
 
 def own_recipe(asked: Recipe) -> Recipe:
-    """The recipe that the run `asked.run` was trained with, in the folders of this command.
+    """Return the recipe that the run `asked.run` was trained with, with the folders of this command.
 
-    The words may name `model.checkpoint` and `model.mtp` anew, and `model` only for the run's name. Raises `ConfigError` where
-    there is no such run, or a word would have no effect.
+    Overrides may replace `model.checkpoint` and `model.mtp`. They may give `model` only to select the run's name. Raise
+    `ConfigError` if the run does not exist or an override would have no effect.
     """
     run = run_folder(asked)
     if not (run / "config.yaml").is_file():
         there = sorted(p.parent.name for p in run.parent.glob("*/config.yaml"))
         raise ConfigError(f"there is no run '{run}'", f"write run=NAME, one of: {', '.join(there) or 'none is there'}")
     names = [word.partition("=")[0] for word in asked.words]
-    if idle := [name for name in names if name not in _FROM_HERE]:
+    if unused := [name for name in names if name not in _ALLOWED]:
         raise ConfigError(
-            f"{', '.join(idle)}: the recipe is the run's own, '{run / 'config.yaml'}'",
-            f"leave out all but {', '.join(_FROM_HERE)}",
+            f"{', '.join(unused)}: the recipe is the run's own, '{run / 'config.yaml'}'",
+            f"leave out all but {', '.join(_ALLOWED)}",
         )
     own = from_yaml(run / "config.yaml")
     own.run, own.cluster.root = asked.run, asked.cluster.root
@@ -53,25 +53,25 @@ def own_recipe(asked: Recipe) -> Recipe:
 
 
 def pick(run: Path, step: int | None) -> tuple[int, Path]:
-    """The checkpoint after `step` completed steps, the newest where it is null; with its step.
+    """Return (step, folder) of the checkpoint after `step` completed steps; None means the newest.
 
-    Raises `CheckpointError` with those that are there.
+    Raise `CheckpointError` if it does not exist; the message lists the existing ones.
     """
     there = whole(run)
     if there and (step is None or step in there):
         newest = max(there) if step is None else step
         return newest, there[newest]
-    named = f"; there are those of step {', '.join(map(str, sorted(there)))}: write step=N" if there else ""
+    named = f"; it has checkpoints of step {', '.join(map(str, sorted(there)))}: write step=N" if there else ""
     raise CheckpointError(f"'{run}' has no checkpoint{'' if step is None else f' of step {step}'}{named}")
 
 
 def whole(run: Path) -> dict[int, Path]:
-    """{completed steps: folder}."""
+    """Return {completed steps: folder} of the complete checkpoints."""
     folder = run / "checkpoints"
     latest = latest_iteration(folder)
     recorded = [p.parent for p in folder.glob(f"step_*/{RECORD}")]
-    of_slime = [p.parent for p in folder.glob("iter_*/.metadata")]
-    found = {completed(path.name): path for path in (*recorded, *of_slime)}
+    slime = [p.parent for p in folder.glob("iter_*/.metadata")]
+    found = {completed(path.name): path for path in (*recorded, *slime)}
     return {
         step: path
         for step, path in found.items()
@@ -80,14 +80,20 @@ def whole(run: Path) -> dict[int, Path]:
 
 
 def completed(name: str) -> int | None:
-    """Steps behind a checkpoint of this name; None where no engine gave it. slime's is that of the last one, counted from 0."""
+    """Return the completed steps of a checkpoint of this name, or None if the name is not an engine's.
+
+    slime's names have the index of the last step, counted from 0.
+    """
     engine, _, number = name.partition("_")
     return {"step": int(number), "iter": int(number) + 1}.get(engine) if number.isdecimal() else None
 
 
 def latest_iteration(folder: Path) -> int:
-    """The last that Megatron wrote whole, which it says when every rank has written its part; -1 where none was, or where it is
-    about to say so."""
+    """Return the last iteration that Megatron wrote completely, or -1 if there is none.
+
+    Megatron writes the tracker file after every rank has written its part. The result is also -1 while that write is in
+    progress.
+    """
     try:
         return int((folder / TRACKER).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -95,38 +101,38 @@ def latest_iteration(folder: Path) -> int:
 
 
 def steps(run: Path) -> int:
-    """Of the whole run, by its plan."""
+    """Return the total number of steps of the run, from its plan."""
     plan = read_plan(run)
     with json_file.shape(run / "plan.json", BACK):
         return int(plan["steps"]["count"])
 
 
 def target(run: Path, step: int) -> Path:
-    """Where the export of a step goes: `hf/` after the last step of the run's plan, `hf-stepNNNNNN/` before."""
-    return run / ("hf" if step == steps(run) else f"{_EARLIER}{step:06}")
+    """Return the export folder of a step: `hf/` for the last step of the run's plan, `hf-stepNNNNNN/` for earlier steps."""
+    return run / ("hf" if step == steps(run) else f"{_STEP_PREFIX}{step:06}")
 
 
 def step_of(export: Path) -> int | None:
-    """Completed steps of an export that `target` named; None after the last."""
-    return int(export.name.removeprefix(_EARLIER)) if export.name.startswith(_EARLIER) else None
+    """Return the completed steps of an export that `target` named; None for the export of the last step."""
+    return int(export.name.removeprefix(_STEP_PREFIX)) if export.name.startswith(_STEP_PREFIX) else None
 
 
 def exported(asked: Recipe) -> tuple[Recipe, Path]:
-    """The Hugging Face folder that `checkpoint` names, or the run's `hf/` where it is null, and the recipe it is of: the run's
-    own where the folder lies in a run, the words' where it does not, and then they must name `model`.
+    """Return (recipe, folder) of an export: the Hugging Face folder `checkpoint`, or the run's `hf/` if it is null.
 
-    Of a run's recipe the words may name anew `model.checkpoint` (the base), the limits in `sanity`, and the machine: `cluster`,
-    `gpu`, `engine.python`. Raises `CheckpointError` where there is no such folder with weights, and `ConfigError` where a word
-    would have no effect or none says which model it is.
+    If the folder lies in a run, return that run's recipe. Overrides may then replace `model.checkpoint` (the base), the
+    limits in `sanity`, and the machine: `cluster`, `gpu`, `engine.python`. Otherwise return the recipe of the overrides, which
+    must name `model`. Raise `CheckpointError` if there is no such folder with weights. Raise `ConfigError` if an override
+    would have no effect or the model is not named.
     """
     folder = run_folder(asked) / "hf" if asked.checkpoint is None else Path(asked.checkpoint).absolute()
-    lacking = [] if (folder / "config.json").is_file() else ["config.json"]
+    missing = [] if (folder / "config.json").is_file() else ["config.json"]
     if not any((folder / name).is_file() for name in ("model.safetensors.index.json", "model.safetensors")):
-        lacking.append("model.safetensors.index.json")
-    if lacking:
+        missing.append("model.safetensors.index.json")
+    if missing:
         there = sorted(str(p.parent) for p in run_folder(asked).parent.glob("*/hf*/config.json"))
         raise CheckpointError(
-            f"'{folder}' has no {' and no '.join(lacking)}",
+            f"'{folder}' has no {' and no '.join(missing)}",
             f"write checkpoint=FOLDER (make: CHECKPOINT=FOLDER) of an export, one of: "
             f"{', '.join(there) or 'none is there'}",
         )
@@ -135,20 +141,20 @@ def exported(asked: Recipe) -> tuple[Recipe, Path]:
         return _served(asked, folder.parent, names), folder
     if "model" not in names:
         raise ConfigError(
-            f"'{folder}' lies in no run, and no recipe says what it is", "write model=NAME (make: MODEL=NAME)"
+            f"'{folder}' belongs to no run, so its model is unknown", "write model=NAME (make: MODEL=NAME)"
         )
     return asked, folder
 
 
 def _served(asked: Recipe, run: Path, names: list[str]) -> Recipe:
-    """The recipe of the run in this folder, wherever it was trained."""
+    """Return the recipe of the run in this folder, also if it was trained on another machine."""
     elsewhere = "cluster" in names or "gpu" in names
     groups = ("sanity.", *(("cluster.", "gpu.") if elsewhere else ()))
-    if idle := [name for name in names if name not in _SERVING and not name.startswith(groups)]:
+    if unused := [name for name in names if name not in _ALLOWED_SERVING and not name.startswith(groups)]:
         raise ConfigError(
-            f"{', '.join(idle)}: the recipe is the run's own, '{run / 'config.yaml'}'; leave out all but {', '.join(_SERVING)} "
-            "and sanity.NAME",
-            "fields of cluster and gpu where one of these is named too",
+            f"{', '.join(unused)}: the recipe is the run's own, '{run / 'config.yaml'}'; leave out all but "
+            f"{', '.join(_ALLOWED_SERVING)} and sanity.NAME",
+            "fields of cluster and gpu need cluster=NAME or gpu=NAME as well",
         )
     own = from_yaml(run / "config.yaml")
     if elsewhere:

@@ -1,5 +1,7 @@
-"""What makes files of tensors a Hugging Face folder: their names, the index, `config.json`, the base's tokenizer, and the record
-of what it was made from, with every file's hash."""
+"""Complete files of tensors to a Hugging Face folder.
+
+This adds file names, the index, `config.json`, the base's tokenizer, and a manifest with the source and every file's hash.
+"""
 
 import contextlib
 import json
@@ -14,38 +16,38 @@ from recipes import json_file
 from recipes.checkpoint.checkpoint_config import AGAIN, exported, read_config
 from recipes.config import Model
 
-FILE_BYTES = 4 << 30  # about as large is a file of tensors
+FILE_BYTES = 4 << 30  # approximate size of one file of tensors
 INDEX = "model.safetensors.index.json"
-# Written last: the name of the checkpoint that was exported, `model.mtp`, and every other file's SHA-256 and bytes.
+# Written last. It has the name of the exported checkpoint, `model.mtp`, and the SHA-256 and bytes of every other file.
 MANIFEST = "export.json"
-_KEPT_FILES = (
+_COPIED_FILES = (
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json", "vocab.json", "merges.txt",
     "generation_config.json",
 )  # fmt: skip
 
 
 def file_name(number: int, of: int) -> str:
-    """The first number is 1."""
+    """Return the name of file `number` (counted from 1) of `of` files."""
     return f"model-{number:05}-of-{of:05}.safetensors"
 
 
 def check_kept(base: Path) -> None:
-    """Raises `CheckpointError` for the first small file that an export takes over and no reader could read."""
-    for name in _KEPT_FILES:
+    """Raise `CheckpointError` for the first unreadable JSON file that an export would copy from the base."""
+    for name in _COPIED_FILES:
         if name.endswith("_config.json") or name.endswith("_map.json"):
             with contextlib.suppress(FileNotFoundError):
                 json_file.read(base / name, AGAIN)
 
 
 def finish(folder: Path, weight_map: dict[str, str], m: Model, checkpoint: str) -> None:
-    """Writes what belongs beside the tensors. weight_map: {tensor: file}. checkpoint: the name of what they are of."""
+    """Write all files next to the tensors. weight_map: {tensor: file}. checkpoint: name of the exported checkpoint."""
     base = Path(m.checkpoint)
     size = sum(_tensor_bytes(folder / name) for name in set(weight_map.values()))
     index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
     write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
     config = exported(m, read_config(base))
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
-    for name in _KEPT_FILES:
+    for name in _COPIED_FILES:
         if (base / name).is_file():
             shutil.copyfile(base / name, folder / name)
     files = hashes(folder)
@@ -55,7 +57,7 @@ def finish(folder: Path, weight_map: dict[str, str], m: Model, checkpoint: str) 
 
 
 def manifest(folder: Path) -> dict[str, Any] | None:
-    """What an export says of itself; None where there is none that can be read."""
+    """Return the manifest of an export, or None if there is no readable one."""
     try:
         found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         return found if {"checkpoint", "mtp", "files", "bytes"} <= found.keys() else None
@@ -64,7 +66,7 @@ def manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def damage(folder: Path, *, read: bool) -> str | None:
-    """What of an export is not as it was written: by the files' names and sizes, and where they are `read` by their SHA-256."""
+    """Return what is damaged in an export, or None. Compare names and sizes of files; with `read` also their SHA-256."""
     written = manifest(folder)
     if written is None:
         return f"its {MANIFEST} cannot be read"
@@ -79,7 +81,7 @@ def damage(folder: Path, *, read: bool) -> str | None:
 
 
 def weight_map(folder: Path) -> dict[str, str]:
-    """{tensor: file name} of a folder's index. Raises `CheckpointError` where that cannot be read."""
+    """Return {tensor: file name} from a folder's index. Raise `CheckpointError` if the index cannot be read."""
     path = folder / INDEX
     index = json_file.read(path, AGAIN)
     with json_file.shape(path, AGAIN):
@@ -90,9 +92,9 @@ def weight_map(folder: Path) -> dict[str, str]:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file of an export but its manifest, by name."""
+    """Return the SHA-256 of every file of an export except its manifest, by name."""
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.name != MANIFEST)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing leaves other threads their cores
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing releases the GIL
         return dict(zip((p.name for p in files), pool.map(sha256, files), strict=True))
 
 

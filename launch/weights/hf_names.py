@@ -1,7 +1,7 @@
-"""Megatron's parameters from Hugging Face tensors and back, by the names of `recipes/checkpoint/tensors.py`, to load and to export.
+"""Convert Hugging Face tensors to Megatron's parameters and back, for loading and export.
 
-Both engines use it, and the export of a checkpoint, which is without Megatron: it is imported where a rank asks for its own
-tensors.
+The names come from `recipes/checkpoint/tensors.py`. Both engines use this module, and so does the export of a checkpoint, which
+runs without Megatron. Megatron is therefore imported only in functions that a rank calls for its own tensors.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from recipes.families.common.parts import Join, Link
 
 
 def join(link: Link, parts: list[Tensor], m: Model) -> Tensor:
-    """The whole Megatron tensor from its Hugging Face tensors."""
+    """Return the full Megatron tensor from its Hugging Face tensors."""
     if link.join is Join.same:
         return parts[0]
     if link.join is Join.gate_up:
@@ -26,7 +26,7 @@ def join(link: Link, parts: list[Tensor], m: Model) -> Tensor:
 
 
 def split(link: Link, whole: Tensor, m: Model) -> list[Tensor]:
-    """The inverse of `join`."""
+    """Return the Hugging Face tensors of a full Megatron tensor: the inverse of `join`."""
     if link.join is Join.same:
         return [whole]
     if link.join is Join.gate_up:
@@ -37,14 +37,14 @@ def split(link: Link, whole: Tensor, m: Model) -> list[Tensor]:
 
 
 def shard(link: Link, whole: Tensor, axis: int, ranks: int, rank: int) -> Tensor:
-    """The part of a whole Megatron tensor that one of `ranks` tensor-parallel ranks holds, cut along `axis`."""
+    """Return the shard of a full Megatron tensor for one of `ranks` tensor-parallel ranks, cut along `axis`."""
     if link.join is Join.gate_up:
         return torch.cat([half.chunk(ranks, axis)[rank] for half in whole.chunk(2)])
     return whole.chunk(ranks, axis)[rank]
 
 
 def unshard(link: Link, shards: list[Tensor], axis: int) -> Tensor:
-    """The inverse of `shard`, from all ranks' parts in order."""
+    """Return the full tensor from the shards of all ranks in order: the inverse of `shard`."""
     if link.join is Join.gate_up:
         gates, ups = zip(*(s.chunk(2) for s in shards), strict=True)
         return torch.cat([*gates, *ups])
@@ -52,7 +52,7 @@ def unshard(link: Link, shards: list[Tensor], axis: int) -> Tensor:
 
 
 def global_tensors(chunks: list[Any], m: Model) -> Iterator[tuple[str, Tensor]]:
-    """This rank's parameters and expert biases under their global names."""
+    """Yield (global name, tensor) for this rank's parameters and expert biases."""
     from megatron.core import parallel_state
 
     first_expert = 0
@@ -72,7 +72,7 @@ def global_tensors(chunks: list[Any], m: Model) -> Iterator[tuple[str, Tensor]]:
 
 
 def tensor_parallel(name: str, tensor: Tensor) -> tuple[Any, int] | None:
-    """The group that holds the parts of this tensor and the axis it is cut along; None where it is whole."""
+    """Return the process group that shards this tensor and the axis of the cut; None if the tensor is not sharded."""
     from megatron.core import parallel_state
 
     if not getattr(tensor, "tensor_model_parallel", False):
@@ -84,9 +84,9 @@ def tensor_parallel(name: str, tensor: Tensor) -> tuple[Any, int] | None:
 
 @torch.no_grad()
 def load(chunks: list[Any], m: Model, read: Callable[[str], Tensor]) -> None:
-    """Sets every weight of this rank from Hugging Face tensors; `read` gives one by name.
+    """Set every weight of this rank from Hugging Face tensors. read: returns one tensor by name.
 
-    Raises `CheckpointError` where a shape differs. The expert bias keeps its fp32 value bit for bit.
+    Raise `CheckpointError` if a shape differs. The expert bias is loaded in fp32, bit for bit.
     """
     table = links(m)
     for name, tensor in global_tensors(chunks, m):

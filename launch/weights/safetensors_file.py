@@ -1,4 +1,4 @@
-"""The layout of one safetensors file: eight bytes with the header's length, the header as JSON, the tensors' bytes."""
+"""Read and create one safetensors file. Its layout: eight bytes with the header's length, the JSON header, the tensors' bytes."""
 
 import json
 import os
@@ -12,27 +12,30 @@ from recipes.errors import CheckpointError
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor in a file."""
+    """A tensor's entry in a file."""
 
     dtype: str  # as safetensors names it: BF16, F32
     shape: tuple[int, ...]
-    start: int  # of its bytes, from the file's first
-    size: int  # in bytes
+    start: int  # offset of its bytes in the file
+    size: int  # bytes
 
 
 def entries(path: Path) -> dict[str, Entry]:
-    """Every tensor of a file, from its header alone. Raises `CheckpointError` where the file is not as long as its header says, or
-    has bytes that are no tensor's: safetensors' own reader takes neither."""
+    """Return the entry of every tensor of a file, read from its header alone.
+
+    Raise `CheckpointError` if the file is shorter or longer than its header says, or has bytes outside all tensors.
+    safetensors' own reader rejects both cases too.
+    """
     try:
         with path.open("rb") as file:
-            first = 8 + int.from_bytes(file.read(8), "little")
-            there = os.fstat(file.fileno()).st_size
-            header = json.loads(file.read(first - 8)) if first <= there else None
+            data_start = 8 + int.from_bytes(file.read(8), "little")
+            file_bytes = os.fstat(file.fileno()).st_size
+            header = json.loads(file.read(data_start - 8)) if data_start <= file_bytes else None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"'{path}' cannot be read: {error}", "copy it anew") from error
     if header is None:
         raise CheckpointError(
-            f"'{path}' has {there:,} bytes and its header alone {first:,}: it was cut off", "copy it anew"
+            f"'{path}' has {file_bytes:,} bytes and its header alone {data_start:,}: it was cut off", "copy it anew"
         )
     if not isinstance(header, dict):
         raise CheckpointError(
@@ -46,24 +49,24 @@ def entries(path: Path) -> dict[str, Entry]:
             start, end = of["data_offsets"]
             if not 0 <= start <= end:
                 raise ValueError(f"{name} from byte {start} to {end}")
-            found[name] = Entry(str(of["dtype"]), tuple(map(int, of["shape"])), first + start, end - start)
-            if first + end > there:
+            found[name] = Entry(str(of["dtype"]), tuple(map(int, of["shape"])), data_start + start, end - start)
+            if data_start + end > file_bytes:
                 raise CheckpointError(
-                    f"'{path}' has {there:,} bytes, and {name} ends at {first + end:,}", "copy it anew"
+                    f"'{path}' has {file_bytes:,} bytes, and {name} ends at {data_start + end:,}", "copy it anew"
                 )
-    at = first
+    at = data_start
     for name, one in sorted(found.items(), key=lambda named: (named[1].start, named[1].size)):
         if one.start != at:
             raise CheckpointError(f"'{path}': {name} begins at byte {one.start:,}, and {at:,} is next", "copy it anew")
         at += one.size
-    if at != there:
-        raise CheckpointError(f"'{path}' has {there:,} bytes, and its tensors end at {at:,}", "copy it anew")
+    if at != file_bytes:
+        raise CheckpointError(f"'{path}' has {file_bytes:,} bytes, and its tensors end at {at:,}", "copy it anew")
     return found
 
 
 def create(path: Path, tensors: Mapping[str, Entry]) -> dict[str, Entry]:
-    """Writes the header of a new file, with room for tensors of these dtypes, shapes and sizes; where each one's bytes go."""
-    # The widest dtypes first, so that each tensor is aligned.
+    """Write the header of a new file with space for these tensors. Return the entries with their offsets in the file."""
+    # Put the widest dtypes first, so each tensor is aligned.
     by_width = sorted(tensors, key=lambda name: -_width(tensors[name]))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     starts, end = {}, 0
@@ -80,7 +83,7 @@ def create(path: Path, tensors: Mapping[str, Entry]) -> dict[str, Entry]:
 
 
 def _width(entry: Entry) -> int:
-    """Bytes of an element; of a tensor without any, none."""
+    """Return the bytes per element; 0 for an empty tensor."""
     count = 1
     for n in entry.shape:
         count *= n

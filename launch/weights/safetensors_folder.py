@@ -14,6 +14,8 @@ from recipes.errors import CheckpointError
 
 
 class SafetensorsFolder:
+    """The tensors of a folder. Raise `CheckpointError` if its files or index are missing or broken."""
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
@@ -31,13 +33,14 @@ class SafetensorsFolder:
 
     @cached_property
     def entries(self) -> dict[str, Entry]:
-        """Dtype, shape and place of every tensor, from the files' headers."""
+        """Dtype, shape and offset of every tensor, from the file headers."""
         there = {name: safetensors_file.entries(self.folder / name) for name in sorted(set(self.files.values()))}
-        if lost := [name for name, file in self.files.items() if name not in there[file]]:
-            raise CheckpointError(f"'{self.folder}' lacks {lost[0]}, which its index names", "copy the folder anew")
+        if missing := [name for name, file in self.files.items() if name not in there[file]]:
+            raise CheckpointError(f"'{self.folder}' lacks {missing[0]}, which its index names", "copy the folder anew")
         return {name: there[file][name] for name, file in self.files.items()}
 
     def read(self, name: str) -> Tensor:
+        """Return one tensor by name. Raise `CheckpointError` if it is missing or unreadable."""
         if name not in self.files:
             raise CheckpointError(f"'{self.folder}' has no tensor {name}", "check model.* against its config.json")
         path = self.folder / self.files[name]
@@ -45,4 +48,4 @@ class SafetensorsFolder:
             with safe_open(path, "pt") as file:
                 return file.get_tensor(name)
         except SafetensorError as error:
-            raise CheckpointError(f"'{path}' gives no {name}: {error}", AGAIN) from error
+            raise CheckpointError(f"{name} cannot be read from '{path}': {error}", AGAIN) from error

@@ -1,6 +1,6 @@
-"""A folder of safetensors by its index and the headers of its files: which tensors are where, and what is wrong with them.
+"""Read the index and the file headers of a safetensors folder: the location of every tensor, and all faults.
 
-Not a number is read, and neither torch nor Megatron is imported.
+No tensor values are read. Neither torch nor Megatron is imported.
 """
 
 import math
@@ -16,15 +16,19 @@ from recipes.checkpoint.checkpoint_config import AGAIN
 from recipes.errors import CheckpointError
 
 SINGLE = "model.safetensors"  # the one file that needs no index
-WIDTHS = {"BF16": 2, "F16": 2, "F32": 4}  # bytes of an element, of the dtypes that are trained and exported
+WIDTHS = {"BF16": 2, "F16": 2, "F32": 4}  # bytes per element of the dtypes that can be trained and exported
 
 Files = dict[str, dict[str, Entry]]  # the tensors of each file
 
 
 @dataclass(frozen=True)
 class Shards:
-    """files: {tensor: file}, the index's. entries: of those whose bytes are there. total: bytes of all tensors as the index says,
-    where it does. faults: of the index and its files. beside: what is said of each file that is not one of them."""
+    """The tensors and faults of a folder.
+
+    files: {tensor: file} from the index. entries: the entries of the tensors whose bytes are present. total: bytes of all
+    tensors according to the index, or None. faults: messages about the index and its files. beside: one message for each
+    safetensors file that is not in the index.
+    """
 
     folder: Path
     files: dict[str, str]
@@ -35,7 +39,7 @@ class Shards:
 
 
 def read(folder: Path, *, alone: bool = False) -> Shards:
-    """Raises nothing: what is broken stands in `faults`. alone: a file that is the whole checkpoint needs no index."""
+    """Return the tensors and faults of a folder; never raise. alone: accept a single `model.safetensors` without an index."""
     found: list[str] = []
     total, index = None, {}
     alone = alone and not (folder / INDEX).exists() and (folder / SINGLE).exists()
@@ -55,7 +59,9 @@ def read(folder: Path, *, alone: bool = False) -> Shards:
     held = {name: there[file][name] for name, file in files.items() if name in there.get(file, {})}
     found += [*broken.values(), *(_misplaced(index, there) if index else ())]
     found += [
-        f"{n} has {e.size} bytes, which {e.dtype} {list(e.shape)} has not" for n, e in held.items() if not _fits(e)
+        f"{n} has {e.size} bytes, which does not match {e.dtype} {list(e.shape)}"
+        for n, e in held.items()
+        if not _fits(e)
     ]
     beside = _beside(
         folder, own, {n: files[n] for n in held}, f"beside {SINGLE}" if alone else "and the index does not say so"
@@ -64,7 +70,7 @@ def read(folder: Path, *, alone: bool = False) -> Shards:
 
 
 def _headers(folder: Path, names: set[str]) -> tuple[Files, dict[str, str]]:
-    """Of the files that can be read, and what is wrong with each of the others."""
+    """Return the entries of every readable file, and a message for every other file."""
     there: Files = {}
     broken = {}
     for file in sorted(names):
@@ -81,18 +87,18 @@ def _headers(folder: Path, names: set[str]) -> tuple[Files, dict[str, str]]:
 
 
 def _misplaced(index: dict[str, str], there: Files) -> list[str]:
-    """What the index says and its files do not, and the other way round; tensors of the same two files together."""
+    """Return the differences between the index and its files. Tensors with the same pair of files share one message."""
     lost, twice, more = (defaultdict[tuple[str, str], list[str]](list) for _ in range(3))
     for name, file in index.items():
         if file in there and name not in there[file]:
             lost[file, ""].append(name)
     for file, held in there.items():
         for name in held:
-            if (said := index.get(name, "")) != file:
-                (twice if name in there.get(said, {}) else more)[file, said].append(name)
+            if (indexed_file := index.get(name, "")) != file:
+                (twice if name in there.get(indexed_file, {}) else more)[file, indexed_file].append(name)
     return [
         *(f"{some(names)} not in {file}, where the index has {_it(names)}" for (file, _), names in lost.items()),
-        *(f"{some(names)} in two shards, {file} and {said}" for (file, said), names in twice.items()),
+        *(f"{some(names)} in two shards, {file} and {indexed_file}" for (file, indexed_file), names in twice.items()),
         *(f"{some(names)} in {file}, and the index does not say so" for (file, _), names in more.items()),
     ]
 
@@ -113,7 +119,7 @@ def _beside(folder: Path, own: set[str], files: dict[str, str], not_said: str) -
 
 
 def some(names: list[str]) -> str:
-    """The first, and how many more: the beginning of a sentence about them."""
+    """Return the start of a sentence: the first name, the number of other names, and the verb."""
     return f"{names[0]} is" if len(names) == 1 else f"{names[0]} and {len(names) - 1:,} more are"
 
 

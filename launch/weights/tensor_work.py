@@ -1,4 +1,4 @@
-"""Work on many tensors, neighbours together, by as many processes as there is work for; a bar of bytes on a terminal."""
+"""Process many tensors in batches of neighbours, in several processes, with a progress bar of bytes on a terminal."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -25,17 +25,17 @@ Result = TypeVar("Result")
 
 
 def cut(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Neighbours together, up to `size` bytes or one item."""
-    held: list[Item] = []
+    """Yield batches of consecutive items with up to `size` bytes each. A larger item gets a batch of its own."""
+    batch_items: list[Item] = []
     total = 0
     for item in items:
-        if held and total + item.size > size:
-            yield held
-            held, total = [], 0
-        held.append(item)
+        if batch_items and total + item.size > size:
+            yield batch_items
+            batch_items, total = [], 0
+        batch_items.append(item)
         total += item.size
-    if held:
-        yield held
+    if batch_items:
+        yield batch_items
 
 
 def each(
@@ -45,9 +45,10 @@ def each(
     start: Callable[[], None],
     console: Console,
 ) -> Iterator[Result]:
-    """`work` of every batch, as they are done. start: called once in each process, where there is work for several.
+    """Yield `work(batch)` for every batch, in order of completion.
 
-    Raises `CheckpointError` where a process is ended from outside.
+    start: called once in each worker process; not called if this process does all the work. Raise `CheckpointError` if a
+    worker is killed from outside.
     """
     workers = min(len(os.sched_getaffinity(0)), MOST_WORKERS, len(batches))
     sizes = [sum(item.size for item in batch) for batch in batches]
@@ -61,19 +62,19 @@ def each(
             return
         try:
             with pool(workers, "torch", start) as processes:
-                done = {processes.submit(work, batch): size for batch, size in zip(batches, sizes, strict=True)}
-                for one in as_completed(done):
-                    yield one.result()
-                    bar.update(task, advance=done[one])
+                futures = {processes.submit(work, batch): size for batch, size in zip(batches, sizes, strict=True)}
+                for future in as_completed(futures):
+                    yield future.result()
+                    bar.update(task, advance=futures[future])
         except BrokenProcessPool as error:
             raise CheckpointError(
-                f"one of {workers} workers was ended from outside (out of memory?)",
-                "make room and run the same command again",
+                f"one of {workers} workers was killed from outside (out of memory?)",
+                "free memory and run the same command again",
             ) from error
 
 
 def _in_one_thread(work: Callable[[list[Item]], Result], batch: list[Item]) -> Result:
-    """As a worker does; this process has a use of its own for its threads."""
+    """Run `work` with one torch thread, as a worker does, then restore this process's number of threads."""
     import torch
 
     threads = torch.get_num_threads()

@@ -1,5 +1,8 @@
-"""Makes the checkpoint of a tiny model: an ordinary Hugging Face folder with seeded random weights, a byte-level BPE
-trained on the sample, and a chat template of this project with the family's structure."""
+"""Create the checkpoint of a tiny model.
+
+It is an ordinary Hugging Face folder: seeded random weights, a byte-level BPE trained on the sample, and a chat template of
+this project with the family's structure.
+"""
 
 import json
 import re
@@ -18,25 +21,25 @@ from recipes.families import facts, template
 from recipes.paths import REPO
 
 SAMPLE = REPO / "data_prep" / "sample" / "train.jsonl"
-RECORD = "limi.json"  # beside the checkpoint's files: what it was made of
-# Tokens that Qwen3 and GLM-4.5 list as added but not as special: a decoder shows them.
+RECORD = "limi.json"  # next to the checkpoint's files: its inputs
+# Endings of tokens that Qwen3 and GLM-4.5 list as added but not as special. A decoder shows them.
 SHOWN = ("think>", "tool_call>", "tool_response>", "arg_key>", "arg_value>")
 
 
 def make(recipe: Recipe) -> bool:
-    """Makes the folder of `model.checkpoint` where it is missing or was made here of something else; whether it did so.
+    """Create the folder `model.checkpoint` if it is missing or was created here from other inputs. Return whether it was created.
 
-    The same recipe and seed give the same bytes. A folder that was not made here is left as it is, and none is made
-    outside `models/` of `cluster.root`: a mistyped `model.checkpoint` must not become a toy.
+    The same recipe and seed give the same bytes. A folder from elsewhere is not changed. No folder is created outside
+    `models/` of `cluster.root`: a mistyped `model.checkpoint` must not become a random model.
     """
     folder = Path(recipe.model.checkpoint)
     if folder.parent != Path(recipe.cluster.root) / "models":
         return False
     inputs = _inputs(recipe)
     if folder.exists():
-        made = json_file.read(folder / RECORD, "remove that file") if (folder / RECORD).is_file() else {}
-        # A fetched model has a record of that name with other keys.
-        if made.keys() != inputs.keys() or made == inputs:
+        record = json_file.read(folder / RECORD, "remove that file") if (folder / RECORD).is_file() else {}
+        # A fetched model has a record with the same file name but other keys.
+        if record.keys() != inputs.keys() or record == inputs:
             return False
         shutil.rmtree(folder)
     with whole_folder(folder) as scratch:
@@ -47,10 +50,10 @@ def make(recipe: Recipe) -> bool:
 
 
 def _inputs(recipe: Recipe) -> dict[str, Any]:
-    """Everything the checkpoint is made of, as plain values."""
-    # The base is without scaled positions, whatever the recipe trains.
-    apart = ("checkpoint", "mtp", "native_context", "rope", "rope_factor")
-    dimensions = {k: getattr(v, "value", v) for k, v in vars(recipe.model).items() if k not in apart}
+    """Return all inputs of the checkpoint as plain values."""
+    # The base has unscaled positions for every recipe.
+    excluded = ("checkpoint", "mtp", "native_context", "rope", "rope_factor")
+    dimensions = {k: getattr(v, "value", v) for k, v in vars(recipe.model).items() if k not in excluded}
     sources = [SAMPLE, template(recipe.model.family), Path(__file__)]
     return {"seed": recipe.seed, "model": dimensions, "sources": {p.name: sha256(p) for p in sources}}
 
@@ -60,7 +63,7 @@ def _write_tokenizer(folder: Path, m: Model) -> None:
 
     family = facts(m.family).tiny
     tokenizer = Tokenizer(models.BPE())
-    # Digits one by one and words with their leading space, in the manner of both families' own pre-tokenizers.
+    # Split digits, and attach the leading space to a word, as both families' own pre-tokenizers do.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
@@ -89,7 +92,7 @@ def _write_tokenizer(folder: Path, m: Model) -> None:
 
 
 def _sample_texts(template: str, special: Sequence[str]) -> list[str]:
-    """The rendered sample, cut at the special tokens, which the BPE must not learn from."""
+    """Return the rendered sample, split at the special tokens: the BPE must not learn from them."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     cut = re.compile("|".join(map(re.escape, special)))
@@ -116,11 +119,11 @@ def _write_weights(folder: Path, m: Model, seed: int) -> None:
                 tensor.fill_(1.0)
             elif tensor.dim() > 1:
                 tensor.normal_(0.0, 0.02, generator=generator)
-            else:  # biases, the router's expert bias among them
+            else:  # biases, including the router's expert bias
                 tensor.uniform_(-0.01, 0.01, generator=generator)
     model.save_pretrained(folder)
     for layer in range(m.layers, m.layers + m.mtp_layers):
-        # transformers has no MTP layer; its tensors carry the release's names and stay untrained.
+        # transformers has no MTP layer. Its tensors have the names of the released checkpoint and are never trained.
         shapes = {n: s for n, s in tensors.mtp(m).items() if n.startswith(f"model.layers.{layer}.")}
         drawn = {n: torch.empty(*s).normal_(0.0, 0.02, generator=generator) for n, s in shapes.items()}
         save_file(drawn, folder / f"mtp-{layer}.safetensors")
@@ -143,7 +146,7 @@ def _write_index(folder: Path) -> None:
 
 
 def hf_config(m: Model, added_tokens: list[dict[str, Any]]) -> Any:
-    """The transformers configuration of a recipe's model."""
+    """Return the transformers configuration of a recipe's model."""
     import transformers
 
     ids = {t["content"]: t["id"] for t in added_tokens}
@@ -155,7 +158,7 @@ def hf_config(m: Model, added_tokens: list[dict[str, Any]]) -> Any:
         eos_token_id=[ids[t] for t in facts(m.family).tiny.eos],
     )  # fmt: skip
     family = facts(m.family).config
-    own = {theirs: getattr(m, ours) for theirs, ours in family.names.items()} | family.constants
+    own = {hf_name: getattr(m, field) for hf_name, field in family.names.items()} | family.constants
     if m.rope_fraction != 1:
         own["partial_rotary_factor"] = m.rope_fraction
     return getattr(transformers, family.architecture)(**common, **own)

@@ -1,15 +1,15 @@
-"""The weights in a torch_dist checkpoint, read part by part without Megatron, process groups or the optimizer's state.
+"""Read the weights of a torch_dist checkpoint part by part, without Megatron, process groups or the optimizer state.
 
-Megatron's dist_checkpointing writes a tensor in pieces, each a record that `torch.save` wrote, into `.distcp` files; `.metadata`
-says where. Names are those of `hf_names.py`, but for:
+Megatron's dist_checkpointing writes a tensor in pieces into `.distcp` files. Each piece is a record written by `torch.save`;
+`.metadata` has the offsets. Names are those of `hf_names.py`, with these exceptions:
 
 | in the model | in the checkpoint |
 |---|---|
-| `decoder.layers.3.REST` | the same, or row 3 of `decoder.layers.REST` where all layers are alike |
+| `decoder.layers.3.REST` | the same, or row 3 of `decoder.layers.REST` if all layers are alike |
 | `….mlp.experts.linear_fc1.weight7` | row 7 of `….mlp.experts.experts.linear_fc1.weight` |
-| rows of the vocabulary | the same, and after them rows that pad it |
+| rows of the vocabulary | the same, followed by padding rows |
 
-A gate and its up projection lie one over the other, whatever the tensor parallelism that wrote them.
+The gate and up projections are stacked, gate first, for every tensor parallelism of the writer.
 """
 
 import io
@@ -36,18 +36,18 @@ _PADDED = ("embedding.word_embeddings.weight", "output_layer.weight")
 
 @dataclass(frozen=True)
 class Piece:
-    """A box of a tensor, and the record that holds it."""
+    """A rectangular block of a tensor, and the record that contains it."""
 
     start: tuple[int, ...]
     shape: tuple[int, ...]
     file: str
-    offset: int  # of the record, in bytes
-    size: int
+    offset: int  # of the record in the file, in bytes
+    size: int  # of the record, in bytes
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor of the checkpoint."""
+    """A tensor stored in the checkpoint."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -56,17 +56,17 @@ class Stored:
 
 @dataclass(frozen=True)
 class Part:
-    """A parameter of the model in a checkpoint."""
+    """A model parameter in a checkpoint."""
 
     key: str
-    rows: tuple[int, ...]  # its layer and expert in `key`, where it has them
+    rows: tuple[int, ...]  # its layer and expert indices in the tensor `key`, if stacked
     shape: tuple[int, ...]
     dtype: torch.dtype
     pieces: tuple[Piece, ...]
 
 
 class TorchDist:
-    """A checkpoint's index. Raises `CheckpointError` where it cannot be read, or a file is shorter than it says."""
+    """The index of a checkpoint. Raise `CheckpointError` if it cannot be read or a file is shorter than it says."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -76,18 +76,18 @@ class TorchDist:
         for piece in itertools.chain.from_iterable(t.pieces for t in self.tensors.values()):
             ends[piece.file] = max(ends.get(piece.file, 0), piece.offset + piece.size)
         for name, end in sorted(ends.items()):
-            there = (folder / name).stat().st_size if (folder / name).is_file() else 0
-            if there < end:
+            file_bytes = (folder / name).stat().st_size if (folder / name).is_file() else 0
+            if file_bytes < end:
                 raise CheckpointError(
-                    f"'{folder / name}' has {there:,} bytes and its checkpoint's index names {end:,}: {_ANOTHER}"
+                    f"'{folder / name}' has {file_bytes:,} bytes and its checkpoint's index names {end:,}: {_DAMAGED}"
                 )
 
     def part(self, name: str, shape: tuple[int, ...], m: Model) -> Part | None:
-        """Where the parameter `name` of `tensors.links` lies, whole, in this shape; None where the checkpoint has none of that name.
+        """Return the pieces of the parameter `name` of `tensors.links`; None if the checkpoint has no such parameter.
 
-        Raises `CheckpointError` where it has another shape, or a piece is missing.
+        shape: the full shape of the parameter. Raise `CheckpointError` if the stored shape differs or a piece is missing.
         """
-        for key, rows, counts in _places(name, m):
+        for key, rows, counts in _candidates(name, m):
             if (stored := self.tensors.get(key)) is None:
                 continue
             wanted = (*counts, *shape)
@@ -101,12 +101,12 @@ class TorchDist:
             pieces = [p for p in self._rows(key, len(rows)).get(rows, ()) if not padded or p.start[0] < shape[0]]
             part = Part(key, rows, shape, stored.dtype, tuple(pieces))
             if sum(math.prod(s.stop - s.start for s in _box(part, p)) for p in pieces) != math.prod(shape):
-                raise CheckpointError(f"'{self.folder}' holds {key} {[*rows]} in part only: {_ANOTHER}")
+                raise CheckpointError(f"'{self.folder}' holds {key} {[*rows]} in part only: {_DAMAGED}")
             return part
         return None
 
     def _rows(self, key: str, count: int) -> dict[tuple[int, ...], list[Piece]]:
-        """The pieces of a tensor by their first `count` indices."""
+        """Return the pieces of a tensor by their first `count` indices."""
         if key not in self._by_rows:
             found = self._by_rows[key] = {}
             for piece in self.tensors[key].pieces:
@@ -117,7 +117,7 @@ class TorchDist:
 
 
 def read(folder: Path, part: Part) -> Tensor:
-    """A part's tensor. Raises `CheckpointError` where a record's bytes are not those that were written."""
+    """Return a part's tensor. Raise `CheckpointError` if a record's bytes differ from those written."""
     whole: Tensor | None = None
     for piece in part.pieces:
         tensor = _record(folder, piece, part)
@@ -135,14 +135,14 @@ def read(folder: Path, part: Part) -> Tensor:
 
 
 def _box(part: Part, piece: Piece) -> tuple[slice, ...]:
-    """What of a part a piece holds, the padding left out."""
+    """Return the slices of a part that a piece covers, without padding."""
     lead = len(part.rows)
-    place = zip(piece.start[lead:], piece.shape[lead:], part.shape, strict=True)
-    return tuple(slice(a, min(a + n, end)) for a, n, end in place)
+    axes = zip(piece.start[lead:], piece.shape[lead:], part.shape, strict=True)
+    return tuple(slice(a, min(a + n, end)) for a, n, end in axes)
 
 
-def _places(name: str, m: Model) -> Iterable[tuple[str, tuple[int, ...], tuple[int, ...]]]:
-    """Keys under which a parameter may be: with the rows that it is there, and how many there are of these."""
+def _candidates(name: str, m: Model) -> Iterable[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+    """Yield (key, row indices, number of rows) for every key under which a parameter may be stored."""
     rows: tuple[int, ...] = ()
     counts: tuple[int, ...] = ()
     if expert := re.fullmatch(r"(.*\.mlp\.experts)(\..*\.weight)(\d+)", name):
@@ -152,7 +152,7 @@ def _places(name: str, m: Model) -> Iterable[tuple[str, tuple[int, ...], tuple[i
         yield f"decoder.layers.{layer[2]}", (int(layer[1]), *rows), (m.layers, *counts)
 
 
-_ANOTHER = "it is damaged; copy it anew, or write step=N of another checkpoint"
+_DAMAGED = "it is damaged; copy it anew, or write step=N of another checkpoint"
 
 
 _UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile)
@@ -160,7 +160,7 @@ _STORAGES = {torch.bfloat16: "BFloat16Storage", torch.float16: "HalfStorage", to
 
 
 def _record(folder: Path, piece: Piece, part: Part) -> Tensor:
-    """The tensor that one `torch.save` wrote, its checksum compared: `torch.load` does not."""
+    """Return the tensor of one `torch.save` record. Verify its checksum, which `torch.load` does not do."""
     try:
         with (folder / piece.file).open("rb") as file:
             view: Any = _View(file, piece.offset, piece.size)
@@ -169,7 +169,7 @@ def _record(folder: Path, piece: Piece, part: Part) -> Tensor:
             if tuple(tensor.shape) != piece.shape or tensor.dtype != part.dtype:
                 fault = f"it is {tensor.dtype} {[*tensor.shape]}"
             elif not _same_checksum(view, tensor):
-                fault = "its checksum is not its bytes'"
+                fault = "its checksum does not match its bytes"
     except _UNREADABLE as error:
         fault = str(error).partition("\n")[0]
     if fault:
@@ -178,9 +178,9 @@ def _record(folder: Path, piece: Piece, part: Part) -> Tensor:
 
 
 def stream(folder: Path, key: str, piece: Piece, dtype: torch.dtype, elements: int) -> Iterator[Tensor]:
-    """The values of a piece of `key` in order, flat, so many elements at a time: memory is that of these alone.
+    """Yield the values of a piece of `key` in order as flat tensors of `elements` values. Only one chunk is in memory.
 
-    Raises `CheckpointError` where its record is not what was written, at the latest with the last of them.
+    Raise `CheckpointError` if the record differs from what was written, at the latest with the last chunk.
     """
     try:
         with (
@@ -198,7 +198,7 @@ def stream(folder: Path, key: str, piece: Piece, dtype: torch.dtype, elements: i
             record = archive.getinfo(names["data/0"])
             if record.file_size != math.prod(shape) * dtype.itemsize:
                 raise ValueError(f"it has {record.file_size:,} bytes")
-            if record.CRC == 0:  # none was written, and zipfile compares what there is
+            if record.CRC == 0:  # no checksum was written; without this, zipfile would compare with 0
                 del record.CRC
             with archive.open(record) as values:
                 while content := values.read(elements * dtype.itemsize):
@@ -209,11 +209,11 @@ def stream(folder: Path, key: str, piece: Piece, dtype: torch.dtype, elements: i
 
 def _not_written(key: str, folder: Path, piece: Piece, fault: str) -> CheckpointError:
     where = f"byte {piece.offset:,} of '{folder / piece.file}'"
-    return CheckpointError(f"{key} at {where} is not what was written ({fault}): {_ANOTHER}")
+    return CheckpointError(f"{key} at {where} is not what was written ({fault}): {_DAMAGED}")
 
 
 def _same_checksum(view: "_View", tensor: Tensor) -> bool:
-    """Whether a record's bytes have the CRC-32 that was written with them; 0 where none was."""
+    """Return whether a record's bytes have the CRC-32 written with them. A CRC-32 of 0 means that none was written."""
     with zipfile.ZipFile(view) as archive:
         written = next(i.CRC for i in archive.infolist() if i.filename.endswith("/data/0"))
     storage = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
@@ -221,7 +221,7 @@ def _same_checksum(view: "_View", tensor: Tensor) -> bool:
 
 
 class _View(io.RawIOBase):
-    """A span of a file as a file of its own, read straight into the reader's memory."""
+    """A read-only file object over a byte range of another file, without an extra copy."""
 
     def __init__(self, file: BinaryIO, start: int, size: int) -> None:
         self._file, self._start, self._size, self._at = file, start, size, 0
@@ -247,7 +247,7 @@ class _View(io.RawIOBase):
 
 
 def _tensors(folder: Path) -> dict[str, Stored]:
-    """The model's tensors by key; Transformer Engine's `_extra_state` is no tensor."""
+    """Return the model's tensors by key. Transformer Engine's `_extra_state` is no tensor and is skipped."""
     try:
         with (folder / ".metadata").open("rb") as file:
             index = _Index(file).load()
@@ -258,22 +258,22 @@ def _tensors(folder: Path) -> dict[str, Stored]:
             if key.partition(".")[0] in _MODULES
             for chunk in getattr(stored, "chunks", ())
         }
-        for place, record in index.storage_data.items():
-            start = tuple(getattr(place, "offset", None) or ())  # left out where it is null
-            if (place.fqn, start) in sizes:
-                shape = sizes[place.fqn, start]
+        for entry, record in index.storage_data.items():
+            start = tuple(getattr(entry, "offset", None) or ())  # the attribute is absent if it is null
+            if (entry.fqn, start) in sizes:
+                shape = sizes[entry.fqn, start]
                 found = Piece(start, shape, record.relative_path, record.offset, record.length)
-                pieces.setdefault(place.fqn, []).append(found)
+                pieces.setdefault(entry.fqn, []).append(found)
         described = index.state_dict_metadata
         return {
             k: Stored(tuple(described[k].size), described[k].properties.state[0], tuple(p)) for k, p in pieces.items()
         }
-    except Exception as error:  # a damaged pickle can raise anything
-        raise CheckpointError(f"'{folder / '.metadata'}' cannot be read ({error}): {_ANOTHER}") from error
+    except Exception as error:  # a damaged pickle can raise any exception
+        raise CheckpointError(f"'{folder / '.metadata'}' cannot be read ({error}): {_DAMAGED}") from error
 
 
 class _Index(pickle.Unpickler):
-    """`.metadata` names classes of torch's, and of Megatron's: none is imported or called, their objects become plain ones."""
+    """Unpickler of `.metadata`. It imports and calls no class of torch or Megatron; their objects become `_Plain`."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and (name == "Size" or isinstance(getattr(torch, name, None), torch.dtype)):
@@ -282,7 +282,7 @@ class _Index(pickle.Unpickler):
 
 
 class _Header(pickle.Unpickler):
-    """What `torch.save` wrote of a tensor beside its values: the kind of its storage, its place there, shape and strides."""
+    """Unpickler of a `torch.save` header. It returns the storage kind, the offset in the storage, the shape and the strides."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
@@ -294,7 +294,7 @@ class _Header(pickle.Unpickler):
 
 
 class _Plain:
-    """The fields of an object, whatever its class was."""
+    """The fields of an object of any class."""
 
     def __new__(cls, *_: Any) -> "_Plain":
         return super().__new__(cls)

@@ -51,7 +51,7 @@ def test_two_json_files_are_not_guessed_between(hub, tmp_path):
 
 
 def test_an_unknown_data_set_is_refused(hub, tmp_path):
-    with pytest.raises(DataError, match=r"'GAIR/NONE' is no local file, and the hub has no dataset GAIR/NONE"):
+    with pytest.raises(DataError, match=r"'GAIR/NONE' is not a local file, and the hub has no dataset GAIR/NONE"):
         source_files.local("GAIR/NONE", str(tmp_path))
     assert not list(tmp_path.iterdir())
 

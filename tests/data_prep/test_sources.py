@@ -215,7 +215,7 @@ def test_sii_cli_keeps_the_order_of_parts():
         ("user", "go"), ("assistant", "one"), ("tool", "r1"), ("assistant", "two"), ("tool", "r2"), ("user", "and now?"),
         ("assistant", "Done."),
     ]  # fmt: skip
-    assert t.repairs == ["message 1: text behind a call starts a new turn"]
+    assert t.repairs == ["message 1: text after a call starts a new turn"]
 
 
 def test_sii_cli_says_where_a_log_has_no_last_answer():
@@ -258,8 +258,8 @@ def test_sii_cli_names_another_system_instruction_and_tool():
     )
     assert t.messages[0].content == "be good" and t.tools[0]["function"]["description"] == "d"
     assert t.repairs == [
-        "event 3: another system instruction; the first is kept",
-        "event 3: tool 'f' declared otherwise; the first is kept",
+        "event 3: a different system instruction; the first is used",
+        "event 3: tool 'f' has a second, different declaration; the first is used",
     ]
 
 
@@ -325,9 +325,9 @@ def test_sii_cli_names_what_it_moves_or_leaves():
         content("user", response("1", "r")),
     ]
     assert made("sii_cli", log(request(*said), two)).repairs == [
-        "event 2: 2 candidates; the first is kept",
-        "message 1: a user's text before a tool result comes after it",
-        "message 1: a thought after text comes before it",
+        "event 2: 2 candidates; the first is used",
+        "message 1: a user's text before a tool result was moved after it",
+        "message 1: a thought after text was moved before it",
     ]
 
 

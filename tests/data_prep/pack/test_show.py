@@ -43,7 +43,7 @@ def test_supervised_text_is_coloured_or_in_brackets(shown):
     recipe, data, tokenizer = shown
     recipe.id = data.ids[0]
     plain = printed(recipe, data)
-    _, _, text = plain.partition("stands in ⟦ ⟧")
+    _, _, text = plain.partition("supervised text is in ⟦ ⟧")
     assert "I read it." in text[text.index("⟦") : text.index("⟧")]
     assert "tokens not shown" in plain
     coloured = printed(recipe, data, force_terminal=True)

@@ -163,7 +163,7 @@ def test_a_template_that_fails_rejects_the_record(reference):
 def test_a_tokenizer_that_does_not_part_text_at_special_tokens_is_refused(bases, monkeypatch):
     tokenise = Chat.tokenise
     monkeypatch.setattr(Chat, "tokenise", lambda self, text: tokenise(self, text.replace("> ", ">")))
-    with pytest.raises(DataError, match="does not part text"):
+    with pytest.raises(DataError, match="does not split text"):
         Chat(load_tokenizer(bases["qwen3-tiny"]), Family.qwen3)
 
 

@@ -251,7 +251,7 @@ def test_the_command_exports_the_newest_checkpoint_or_a_step_s(glm, root):
     assert len(content(run.root / "hf-step000002")) < len(content(run.hf)), "in place of the earlier one"
     absent = called("export", *where, "step=7")
     assert absent.returncode == 2
-    assert "no checkpoint of step 7; there are those of step 2: write step=N" in absent.stderr
+    assert "no checkpoint of step 7; it has checkpoints of step 2: write step=N" in absent.stderr
 
 
 def test_one_export_at_a_time_clears_away_what_a_killed_one_left(glm, tmp_path):

@@ -62,7 +62,7 @@ def test_what_fails_twice_alike_is_not_tried_a_third_time(root):
     assert code == 1, output
     assert output.count("did not finish 'start' within engine.timeout=1 s") == 2, output
     assert "retry 1 of 3" in output and "retry 2" not in output
-    assert "twice, so it was not tried a third time" in output
+    assert "Failed twice with the same error after step" in output
 
 
 @pytest.mark.slow

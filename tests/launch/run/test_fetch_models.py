@@ -226,7 +226,7 @@ def test_no_hub_is_said_at_once(hub, tmp_path):
 def test_a_token_that_no_header_holds_is_not_shown(hub, tmp_path):
     done = fetched_by(hub, tmp_path, HF_TOKEN=f"{TOKEN}\nsecond")
     assert done.returncode == 2
-    assert "PreflightError: HF_TOKEN holds blanks" in done.stderr
+    assert "PreflightError: HF_TOKEN contains blanks" in done.stderr
 
 
 def test_a_model_with_code_of_its_own_is_refused_before_its_weights(hub, repo, tmp_path):
@@ -243,7 +243,7 @@ def test_a_model_without_safetensors_is_refused(hub, repo, tmp_path):
         del repo.files[name]
     done = fetched_by(hub, tmp_path)
     assert done.returncode == 2
-    assert "org/tiny on the hub has no config.json with safetensors beside it" in done.stderr
+    assert "org/tiny on the hub has no config.json with safetensors next to it" in done.stderr
 
 
 def test_a_disk_without_room_is_refused_before_the_weights(hub, repo, tmp_path):

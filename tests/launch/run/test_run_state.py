@@ -195,7 +195,7 @@ def test_a_dry_run_says_what_would_be_done(made, engine):
     before = content(run.root)
     words = [*recipe.words, "dry_run=true"]
     assert (
-        f"{recipe.run} is trained and exported (20 steps, nothing of which is trained again): checks the export again, which failed"
+        f"{recipe.run} is trained and exported (20 steps, nothing of which is trained again): checks the export again; failed checks: "
         in (limi("train", *words).stdout)
     )
     assert "is refused: " in limi("train", *words, "optim.lr=0.5").stdout

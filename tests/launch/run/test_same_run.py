@@ -72,15 +72,13 @@ def test_the_same_trajectories_elsewhere_are_the_same_run_and_others_in_their_pl
     moved = shutil.copy(train, tmp_path / "renamed.jsonl")
     same_run.refuse_another(asked(words, f"data.path={moved}"))
     with pytest.raises(
-        ConfigError, match=r"data\.path=.* there, .*, whose trajectories are others than those trained on"
+        ConfigError, match=r"data\.path=.* there, .*, and its content differs from the trajectories trained on"
     ):
         same_run.refuse_another(asked(words, f"data.path={heldout}"))
     kept = train.read_bytes()
     try:
         train.write_bytes(kept + kept.splitlines(keepends=True)[0])
-        with pytest.raises(
-            ConfigError, match=rf"data\.path={train} there, {train} here, whose trajectories are others"
-        ):
+        with pytest.raises(ConfigError, match=rf"data\.path={train} there, {train} here, and its content differs"):
             same_run.refuse_another(asked(words))
     finally:
         train.write_bytes(kept)

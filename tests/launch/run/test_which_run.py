@@ -35,7 +35,7 @@ def test_checkpoints_of_slime_count_once_all_ranks_wrote_them(tmp_path):
     (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("9")
     assert which_run.pick(tmp_path, None) == (10, tmp_path / "checkpoints" / "iter_0000009")
     assert which_run.pick(tmp_path, 5)[1].name == "iter_0000004"
-    with pytest.raises(CheckpointError, match="there are those of step 5, 10"):
+    with pytest.raises(CheckpointError, match="it has checkpoints of step 5, 10"):
         which_run.pick(tmp_path, 15)
     write_text(tmp_path / "plan.json", json.dumps({"steps": {"count": 10}}))
     assert [which_run.target(tmp_path, n).name for n in (5, 10)] == ["hf-step000005", "hf"]
@@ -86,7 +86,7 @@ def test_a_recipe_of_another_version_is_named(tmp_path, text, says):
 def test_an_export_in_no_run_wants_to_be_told_its_model(tmp_path):
     folder = export_in(tmp_path / "elsewhere")
     words = [f"checkpoint={folder}", f"cluster.root={tmp_path}"]
-    with pytest.raises(ConfigError, match="lies in no run.*write model=NAME"):
+    with pytest.raises(ConfigError, match="belongs to no run.*write model=NAME"):
         which_run.exported(compose_recipe(words))
     recipe, found = which_run.exported(compose_recipe([*words, "model=glm4.5-tiny"]))
     assert (recipe.model.name, found) == ("glm4.5-tiny", folder)
