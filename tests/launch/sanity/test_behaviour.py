@@ -51,7 +51,9 @@ def test_the_base_is_compared_on_what_it_was_asked_and_that_is_said():
     assert (check.name, check.outcome) == ("the base on trained prompts", Outcome.passed)
     assert check.figure == "0 of 2 (0%), the trained model 1 of 2"
     assert check.limit == "shown, within twice the recorded length"
-    assert check.detail.startswith("2 of the 4 prompts, drawn with the seed: enough to show what training changed. abc,")
+    assert check.detail.startswith(
+        "2 of the 4 prompts, drawn with the seed: enough to show what training changed. abc,"
+    )
     assert answers.beside_base(before, [], 4).figure == "0 of 2 (0%)", "where the trained model was not asked"
     assert answers.beside_base([], [], 0).figure == "none to judge"
 
