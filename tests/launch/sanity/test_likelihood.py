@@ -230,8 +230,8 @@ def test_one_trajectory_has_no_interval_and_the_checks_say_so():
     assert found.whole.difference.low is found.whole.difference.high is None
     done = checks(trained, base, None, RECIPE)
     assert {c.outcome for c in done} == {Outcome.passed}
-    assert "no interval, of one trajectory" in done[0].detail
-    assert done[1].detail == "difference: no interval, of one trajectory"
+    assert "no interval for one trajectory" in done[0].detail
+    assert done[1].detail == "difference: no interval for one trajectory"
     assert likelihood_page.plot(retention.as_json(retention.compare(trained, base)))
 
 
