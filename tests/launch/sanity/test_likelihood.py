@@ -127,7 +127,7 @@ def test_an_error_ends_it_at_once(training):
     [lambda at, entry: [entry[0], entry[1] + 1, None], lambda at, entry: [None, 0, None] if at == 400 else entry],
 )
 def test_scores_of_other_tokens_than_were_sent_are_refused(heldout, change):
-    with pytest.raises(SanityError, match="that are not the"):
+    with pytest.raises(SanityError, match="which are not the"):
         measure(Stub(change=change), heldout, lambda: None)
 
 

@@ -127,7 +127,7 @@ def test_what_the_server_refuses_has_failed_by_name_and_the_rest_is_made(checked
     for name in lost:
         assert found[name].outcome is Outcome.failed and found[name].figure == "no answer"
         if fault == "other_shape":
-            assert found[name].detail.startswith("the server answers, and not as SGLang does: KeyError")
+            assert found[name].detail.startswith("the server answers, but not as SGLang does: KeyError")
         else:
             assert f"SGLang answered {500 if fault == 'error' else 400} to {path}: " in found[name].detail
     alone = {"served", "held-out loss", "chat template", "closed loop"}  # steps of one check, of the same name
@@ -216,7 +216,7 @@ def test_every_failed_check_is_named_and_no_other(subject):
     assert lines == [
         "bad: figure of bad (limit: limit of bad). seen: <s>",
         "worse: figure of worse (limit: limit of worse).",
-        "the same command makes the check again, with other words of sanity where they help, and trains nothing",
+        "the same command repeats the check, with other sanity overrides if they help, and trains nothing",
     ]
     sanity.refuse_failed(DONE[:2], subject)
 

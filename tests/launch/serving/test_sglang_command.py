@@ -179,6 +179,6 @@ def test_serve_and_sanity_say_at_once_that_no_server_starts_here(bases, tmp_path
     assert "starting" not in done.stdout and not list(tmp_path.iterdir())
     done = limi("sanity", *words, env=env)
     assert done.returncode == 2
-    said = "warning: no server is asked, the files alone are checked: SGLang needs 2 x h100 to serve qwen3-32b"
+    said = "warning: no server can be started, so only the files are checked: SGLang needs 2 x h100 to serve qwen3-32b"
     assert done.stdout.startswith(said)
     assert "model.checkpoint=Qwen/Qwen3-32B is not on this machine" in done.stderr
