@@ -1,4 +1,4 @@
-"""The Ray that this process works with."""
+"""The Ray cluster or local Ray instance that this process uses."""
 
 import contextlib
 import logging
@@ -22,35 +22,38 @@ from recipes.config import Recipe
 from recipes.errors import PreflightError
 from recipes.paths import in_ray_job
 
-TRIES = 3  # of a start that takes too long, as on a busy machine
-_SOCKET_BYTES = 107  # the longest path of a socket
-_SOCKET = "session_2000-01-01_00-00-00_000000_{}/sockets/plasma_store"  # the longest in Ray's folder, by process id
-_SHORT = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - a link of the run's own is made there
-_ROOM = 64 << 20  # bytes that a session takes: without them Ray waits for its processes until a time-out
+TRIES = 3  # attempts to start Ray when a start times out, e.g. on a busy machine
+_SOCKET_BYTES = 107  # the operating system's limit for the path of a Unix socket
+_SOCKET = "session_2000-01-01_00-00-00_000000_{}/sockets/plasma_store"  # the longest socket path in Ray's folder; {}: process id
+_SHORT = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - only a randomly named link is created there
+_SESSION_BYTES = 64 << 20  # disk space of a Ray session; with less, Ray waits for its processes until a timeout
 
 
 @contextlib.contextmanager
 def connected(num_cpus: int | None = None, num_gpus: int | None = None) -> Iterator[None]:
-    """In a Ray job its cluster, otherwise a Ray of this machine, with what the machine has where these are None; a Ray that was
-    started here ends on leaving. Raises `PreflightError` where there is none."""
+    """Connect to Ray for the block: to the job's cluster inside a Ray job, otherwise to a Ray started on this machine.
+
+    A Ray started here ends with the block. num_cpus, num_gpus: its resources; None takes all that the machine has.
+    Raise `PreflightError` if Ray cannot be reached or started.
+    """
     if not in_ray_job():
         for name, value in own_ray().items():
             os.environ.setdefault(name, value)
     here = {
         "num_cpus": num_cpus,
         "num_gpus": num_gpus,
-        "object_store_memory": 100 << 20,  # only small messages pass: data and weights are read from files
+        "object_store_memory": 100 << 20,  # enough for small messages: data and weights are read from files
     }
     on_sigterm = signal.getsignal(signal.SIGTERM)
     with session(here, logging_level=logging.ERROR, log_to_driver=True):
-        # Ray's own handler, set by ray.init, would end this process without the cleanup.
+        # ray.init installs a handler that would end this process without cleanup.
         signal.signal(signal.SIGTERM, on_sigterm)
         yield
 
 
 @contextlib.contextmanager
 def session(here: dict[str, Any], **options: Any) -> Iterator[None]:
-    """As `connected`, with these options of `ray.init`. here: those of a Ray that is started here."""
+    """Connect as `connected` does, with these options of `ray.init`. here: extra options for a Ray that is started here."""
     if in_ray_job():
         with _started(**options):
             yield
@@ -61,16 +64,16 @@ def session(here: dict[str, Any], **options: Any) -> Iterator[None]:
 
 
 def own_ray() -> dict[str, str]:
-    """What a Ray that is started here gets in its environment, where that has not said otherwise."""
+    """Return environment variables for a Ray that is started here. Variables that are already set take precedence."""
     return {
-        # A token of this process's own, which Ray reads once: else it writes one to the home folder, and clusters
-        # started there later ask their users for it.
+        # A private token, which Ray reads once. Without it Ray writes a token to the home folder, and clusters started
+        # there later demand it from their users.
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        # Ray's processes of a killed driver, and a driver whose Ray was killed, wait so long before they end.
+        # How long Ray's processes outlive a killed driver, and a driver outlives its killed Ray.
         "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
-        # Ray's own, 30, 60 and 100 s, end a start on a busy machine.
+        # Ray's defaults (30, 60 and 100 s) are too short for a start on a busy machine.
         "RAY_gcs_server_port_wait_time_s": "120",
         "RAY_worker_register_timeout_seconds": "300",
         "RAY_agent_register_timeout_ms": "300000",
@@ -78,13 +81,13 @@ def own_ray() -> dict[str, str]:
 
 
 def sockets(recipe: Recipe) -> dict[str, str]:
-    """The environment by which NCCL and Gloo take `cluster.interface`."""
+    """Return the environment variables that make NCCL and Gloo use `cluster.interface`; empty if it is not set."""
     chosen = recipe.cluster.interface
     return {"NCCL_SOCKET_IFNAME": chosen, "GLOO_SOCKET_IFNAME": chosen} if chosen else {}
 
 
 def _check_port() -> None:
-    """Raises `PreflightError` where the port that the environment wants for Ray's server is in use: Ray would end this process."""
+    """Raise `PreflightError` if RAY_GCS_SERVER_PORT is no free port: Ray would end this process."""
     wanted = os.environ.get("RAY_GCS_SERVER_PORT", "")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -92,22 +95,25 @@ def _check_port() -> None:
             probe.bind(("", int(wanted or 0)))
         except (OSError, ValueError, OverflowError) as error:
             raise PreflightError(
-                f"RAY_GCS_SERVER_PORT={wanted} cannot be had: {getattr(error, 'strerror', None) or 'it is no port'}",
-                "unset it, and Ray takes a free one",
+                f"RAY_GCS_SERVER_PORT={wanted} cannot be used: {getattr(error, 'strerror', None) or 'it is not a port'}",
+                "unset it, and Ray takes a free port",
             ) from error
 
 
 @contextlib.contextmanager
 def _folder() -> Iterator[str]:
-    """Ray's folder, RAY_TMPDIR's or TMPDIR's; a short link to it where the paths of its sockets would be too long, as in the jobs
-    of a Slurm cluster. Raises `PreflightError` where no such link can be made, and where the folder has no room."""
+    """Yield the path of Ray's folder, inside RAY_TMPDIR or TMPDIR.
+
+    If its socket paths would be too long (common in Slurm jobs), yield a short link to it, which is removed at the end.
+    Raise `PreflightError` if no link can be created, or if the folder has no space.
+    """
     folder = str(ray_errors.folder())
     with ray_errors.named():
         os.makedirs(folder, exist_ok=True)
         free = shutil.disk_usage(folder).free
-    if free < _ROOM:
+    if free < _SESSION_BYTES:
         raise PreflightError(
-            f"'{folder}' has {free / 1e6:.0f} MB free, and Ray takes {_ROOM / 1e6:.0f} MB",
+            f"'{folder}' has {free / 1e6:.0f} MB free, but Ray needs {_SESSION_BYTES / 1e6:.0f} MB",
             "make room there, or set RAY_TMPDIR=FOLDER on another disk, before the command",
         )
     if (length := _longest(folder)) <= _SOCKET_BYTES:
@@ -121,9 +127,9 @@ def _folder() -> Iterator[str]:
     else:
         most = len(os.fsencode(folder)) - len("/ray") - (length - _SOCKET_BYTES)
         raise PreflightError(
-            f"the folder of RAY_TMPDIR or TMPDIR, '{os.path.dirname(folder)}', makes a socket's path {length} bytes long, the "
-            f"limit is {_SOCKET_BYTES}, and no link to it can be made in {', '.join(_SHORT)}",
-            f"set RAY_TMPDIR=FOLDER, whose path has {most} bytes or fewer, before the command",
+            f"with the folder of RAY_TMPDIR or TMPDIR, '{os.path.dirname(folder)}', a socket path has {length} bytes; the "
+            f"limit is {_SOCKET_BYTES}, and no link to the folder can be created in {', '.join(_SHORT)}",
+            f"set RAY_TMPDIR=FOLDER before the command, with a path of at most {most} bytes",
         )
     try:
         yield link
@@ -132,13 +138,13 @@ def _folder() -> Iterator[str]:
 
 
 def _longest(folder: str) -> int:
-    """Bytes of the longest path of a socket in Ray's folder."""
+    """Return the length of the longest socket path in Ray's folder, in bytes."""
     return len(os.fsencode(os.path.join(folder, _SOCKET.format(os.getpid()))))
 
 
 @contextlib.contextmanager
 def _started(**options: Any) -> Iterator[None]:
-    """`ray.init` with these options, and its end. A start that takes too long is tried again, `TRIES` times in all."""
+    """Run `ray.init` with these options, and shut Ray down after the block. Try `TRIES` times if a start times out."""
     try:
         began = time.monotonic()
         for number in range(1, TRIES + 1):
@@ -146,24 +152,24 @@ def _started(**options: Any) -> Iterator[None]:
                 _init(options)
                 break
             except PreflightError as error:
-                if not _late(error):
+                if not _timed_out(error):
                     raise
                 if number == TRIES:
                     took = time.monotonic() - began
                     raise PreflightError(
                         f"{error.problem} ({TRIES} times in {took:.0f} s)",
-                        f"end other programs on this machine, or {error.fix}",
+                        f"stop other programs on this machine, or {error.fix}",
                     ) from error
-                print(f"{error.problem}: trying again, {number + 1} of {TRIES}", file=sys.stderr)
+                print(f"{error.problem}: retrying, attempt {number + 1} of {TRIES}", file=sys.stderr)
         yield
     finally:
         ray.shutdown()
 
 
 def _init(options: dict[str, Any]) -> None:
-    """Raises `PreflightError`, with every process that was started gone."""
+    """Run `ray.init`. On failure end every process that it started, and raise `PreflightError`."""
     before = set(psutil.Process().children(recursive=True))
-    # Ray's processes are in the terminal's group: by its SIGHUP they would end before a step is saved. They inherit this.
+    # Ray's processes are in the terminal's group: its SIGHUP would end them before the step is saved. They inherit this mask.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
         with ray_errors.named():
@@ -176,5 +182,5 @@ def _init(options: dict[str, Any]) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _late(error: PreflightError) -> bool:
+def _timed_out(error: PreflightError) -> bool:
     return re.search(r"timed ?out", error.problem, re.I) is not None

@@ -1,4 +1,4 @@
-"""Processes that end with this one, however it ends."""
+"""Child processes that end when this process ends, even if it is killed."""
 
 import contextlib
 import ctypes
@@ -13,12 +13,12 @@ _PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent() -> None:
-    """For a child's start: asks the kernel to end it should its parent die without ending it."""
+    """Ask the kernel to kill this process when its parent dies. Use as `preexec_fn` of a child process."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def end_session(process: subprocess.Popen[bytes], patience: float) -> None:
-    """Ends a process that leads a session of its own, with the session: SIGTERM, and SIGKILL after `patience` seconds."""
+    """End a process that leads its own session, and the rest of its process group: SIGTERM, then SIGKILL after `patience` seconds."""
     for sign, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, 10.0)):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, sign)
@@ -27,17 +27,17 @@ def end_session(process: subprocess.Popen[bytes], patience: float) -> None:
 
 
 def in_session(leader: int) -> list[psutil.Process]:
-    """The processes of the session that this process led, whether it still runs or not."""
-    found = []
+    """Return the processes of a session, also if its leader has ended. leader: the leader's process id."""
+    members = []
     for process in psutil.process_iter():
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if os.getsid(process.pid) == leader:
-                found.append(process)
-    return found
+                members.append(process)
+    return members
 
 
 def end(processes: Iterable[psutil.Process], patience: float) -> None:
-    """Waits so many seconds for processes to end, and ends those that did not."""
+    """Wait up to `patience` seconds for the processes to end, then kill the remaining ones."""
     for left in psutil.wait_procs(list(processes), timeout=patience)[1]:
         with contextlib.suppress(psutil.NoSuchProcess):
             left.kill()

@@ -1,7 +1,7 @@
-"""A run for a scheduler that starts Ray itself: an sbatch script for Slurm, a RayJob manifest for Kubernetes.
+"""A run for a scheduler: an sbatch script for Slurm or a RayJob manifest for Kubernetes. Both start Ray themselves.
 
-Every number and word is the recipe's. What a site decides (partition, account, time limit, the image's tag) is sbatch's own
-options and the manifest's few names.
+All numbers and overrides come from the recipe. Site-specific choices (partition, account, time limit, image tag) are options
+of sbatch, or names in the manifest.
 """
 
 import re
@@ -25,11 +25,11 @@ _SLURM = """\
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node={gpus}
 #SBATCH --exclusive
-# What a site decides are options of sbatch; the last one ends training in order 600 s before its time is over. It goes on from its
-# last checkpoint, of engine.save_steps:
+# Site-specific choices are options of sbatch. --signal stops training cleanly 600 s before the time limit; the next job resumes
+# from the last checkpoint (engine.save_steps):
 #   sbatch --partition=NAME --account=NAME --time=24:00:00 --signal=B:TERM@600 THIS_FILE
-# Nodes run what is installed on them, or, with Pyxis, a container: LIMI_IMAGE={image} sbatch THIS_FILE
-# Keys of the Hub and of W&B are taken from the environment of sbatch.
+# Nodes run their installed software, or a container if they have Pyxis: LIMI_IMAGE={image} sbatch THIS_FILE
+# Keys of the Hub and of W&B come from the environment of sbatch.
 set -euo pipefail
 
 checkout={checkout}
@@ -43,12 +43,12 @@ elif [[ -d .venv ]]; then
     export PATH="$checkout/.venv/bin:$PATH"
 fi
 
-# A token of this job's own: others on the network cannot use its Ray.
+# A private token for this job: others on the network cannot use its Ray.
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \\n')
 export RAY_AUTH_TOKEN RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 read -r head < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 
-# On one node, beside what runs there already, with all its cores.
+# On the head node, next to the steps that already run there, with all its cores.
 on_head=(srun --overlap --cpu-bind=none --nodes=1 --ntasks=1 --nodelist="$head" "${{container[@]}}")
 ray=()
 end() {{
@@ -59,26 +59,26 @@ trap end EXIT
 "${{on_head[@]}}" ray start --head --block --port={port} --dashboard-port={dashboard} --num-gpus={gpus} &
 ray+=($!)
 {workers}
-# Every GPU is in the cluster before anything starts on it.
+# Wait until every GPU has joined the cluster.
 "${{on_head[@]}}" python3 - "$head:{port}" {all_gpus} {timeout} <<'PYTHON' &
 import sys, time
 import ray
 
 address, wanted, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-deadline, there = time.monotonic() + seconds, 0
-while there < wanted:
+deadline, joined = time.monotonic() + seconds, 0
+while joined < wanted:
     if time.monotonic() > deadline:
-        sys.exit(f"{{there}} of {{wanted}} GPUs are in the cluster after engine.timeout={{seconds}} s")
+        sys.exit(f"{{joined}} of {{wanted}} GPUs are in the cluster after engine.timeout={{seconds}} s")
     time.sleep(2)
     try:
         ray.init(address=address, logging_level="ERROR", log_to_driver=False)
-        there = int(ray.cluster_resources().get("GPU", 0))
+        joined = int(ray.cluster_resources().get("GPU", 0))
         ray.shutdown()
     except ConnectionError:
         pass  # the head is not up yet
 PYTHON
 ray+=($!)
-wait -n "${{ray[@]}}" # the first to end: what waits, or a node that cannot start
+wait -n "${{ray[@]}}" # the first process to end: the wait for GPUs, or a node that cannot start
 
 limi=("${{on_head[@]}}" python3 launch/limi.py)
 cluster=cluster.address=http://127.0.0.1:{dashboard}
@@ -99,7 +99,10 @@ ray+=($!)
 
 
 def slurm(recipe: Recipe) -> str:
-    """An sbatch script: Ray on every node, and the run as a job of it. Raises `ConfigError` where there are no nodes to ask for."""
+    """Return an sbatch script that starts Ray on every node and runs the recipe as a Ray job.
+
+    Raise `ConfigError` for cluster=local, or if cluster.root is not given for the nodes.
+    """
     _check(recipe, "slurm")
     c = recipe.cluster
     numbers = {"gpus": c.gpus_per_node, "port": 6379, "others": c.nodes - 1}
@@ -120,7 +123,7 @@ def slurm(recipe: Recipe) -> str:
 
 
 def kuberay(recipe: Recipe) -> str:
-    """A RayJob manifest: a head without GPUs and a worker for every node. Raises `ConfigError` as `slurm` does."""
+    """Return a RayJob manifest with a head without GPUs and one worker per node. Raise `ConfigError` as `slurm` does."""
     _check(recipe, "kuberay")
     c = recipe.cluster
     checkout = f"{c.root.rstrip('/')}/checkout"
@@ -134,7 +137,7 @@ def kuberay(recipe: Recipe) -> str:
         "template": _pod(recipe, {"limits": {"nvidia.com/gpu": c.gpus_per_node}}),
     }
     spec = {
-        # The other modes pass the entry point through a shell more often than once.
+        # The other modes pass the entry point through a shell more than once, which breaks its quoting.
         "submissionMode": "HTTPMode",
         "entrypoint": entrypoint("train", recipe, f"{checkout}/launch/limi.py"),
         "metadata": metadata("train", recipe),
@@ -150,15 +153,15 @@ def kuberay(recipe: Recipe) -> str:
     }
     manifest = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": name}, "spec": spec}
     return (
-        f"# For `kubectl apply -f`, where KubeRay runs. It needs a PersistentVolumeClaim '{CLAIM}', ReadWriteMany, which becomes\n"
-        f"# {c.root}, with a clone of this repository in {checkout}.\n"
-        f"# Keys of the Hub and of W&B are taken from the Secret '{CLAIM}' where there is one.\n"
+        f"# Use with `kubectl apply -f` on a cluster with KubeRay. It needs a ReadWriteMany PersistentVolumeClaim '{CLAIM}',\n"
+        f"# which is mounted at {c.root} and holds a clone of this repository in {checkout}.\n"
+        f"# Keys of the Hub and of W&B come from the Secret '{CLAIM}' if it exists.\n"
         + yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True, width=10**6)
     )
 
 
 def _pod(recipe: Recipe, resources: dict[str, Any]) -> dict[str, Any]:
-    """A pod of the image, with the shared volume, shared memory, and memory that may be locked for RDMA."""
+    """Return a pod template: the image, the shared volume, shared memory, and permission to lock memory for RDMA."""
     container = {
         "name": "ray",
         "image": IMAGE,
@@ -181,10 +184,11 @@ def _check(recipe: Recipe, target: str) -> None:
     c = recipe.cluster
     if c.name == "local":
         raise ConfigError(
-            f"cluster=local is this machine, and {target} asks for nodes", "write cluster=h100x8, or another with GPUs"
+            f"cluster=local is this machine, but {target} needs nodes",
+            "write cluster=h100x8, or another cluster with GPUs",
         )
     if c.root == local_root() and not any(w.startswith("cluster.root=") for w in recipe.words):
         raise ConfigError(
             f"{target} runs on other machines",
-            "write cluster.root=FOLDER, one that every node sees, on the command line",
+            "write cluster.root=FOLDER on the command line, with a folder that every node sees",
         )

@@ -1,4 +1,4 @@
-"""A stage as a job of the Ray cluster at `cluster.address`: submitted, watched, found again and stopped."""
+"""Stages as jobs of the Ray cluster at `cluster.address`: submit, watch, attach and stop."""
 
 import shlex
 import sys
@@ -13,18 +13,18 @@ from recipes.config import Recipe
 from recipes.errors import PreflightError, TrainError
 from recipes.paths import REPO
 
-AGENT_S = 60.0  # the part of Ray that starts jobs comes up later than the one that answers
-KILLED_S = 30.0  # within which Ray reports the end of a job that it killed
+AGENT_S = 60.0  # longest wait for Ray's job agent, which comes up later than the dashboard
+KILLED_S = 30.0  # Ray reports the end of a job within this time after killing it
 
 
 def entrypoint(stage: str, recipe: Recipe, script: str = "launch/limi.py") -> str:
-    """The job's command line, quoted for a shell: the words as they were typed, but for the cluster's address."""
+    """Return the job's command line, quoted for a shell: the overrides as typed, without the cluster's address."""
     words = [w for w in recipe.words if not w.startswith("cluster.address=")]
     return shlex.join(["python3", script, stage, *words])
 
 
 def env_vars(recipe: Recipe) -> dict[str, str]:
-    """Ray's own patience with a job that is to stop, 3 s, would not let a step end and be saved."""
+    """Return the job's environment. Ray's default of 3 s to stop a job is too short to finish and save a step."""
     return {"RAY_JOB_STOP_WAIT_TIME_S": str(recipe.engine.timeout)}
 
 
@@ -33,10 +33,10 @@ def metadata(stage: str, recipe: Recipe) -> dict[str, str]:
 
 
 def submit(stage: str, recipe: Recipe, console: Console) -> None:
-    """Runs a stage as a job and watches it to its end.
+    """Run a stage as a job and watch it to its end.
 
-    Nothing of this process's environment goes with it: keys belong in the environment of `ray start`. Raises
-    `PreflightError` where a job of the run is at it, and `TrainError` where the job fails.
+    The job gets nothing from this process's environment: keys belong in the environment of `ray start`.
+    Raise `PreflightError` if a job of the run is still active, and `TrainError` if the job fails.
     """
     check_size(REPO)
     client = connect(recipe)
@@ -44,7 +44,7 @@ def submit(stage: str, recipe: Recipe, console: Console) -> None:
         if job.run == recipe.run and not job.ended:
             raise PreflightError(
                 f"run={recipe.run} is {job.status} as job {job.id}",
-                f"{_make('attach', recipe)} shows it, {_make('stop', recipe)} stops it, and run=OTHER is another run",
+                f"{_make('attach', recipe)} shows it, {_make('stop', recipe)} stops it, and run=OTHER starts another run",
             )
     job_id = _submitted(client, stage, recipe)
     console.print(f"job {job_id} on {recipe.cluster.address}; {_make('attach', recipe)} shows it again")
@@ -52,7 +52,7 @@ def submit(stage: str, recipe: Recipe, console: Console) -> None:
 
 
 def _submitted(client: Client, stage: str, recipe: Recipe) -> str:
-    """The new job's name."""
+    """Submit the job and return its id. Raise `PreflightError` if the cluster does not accept it."""
     deadline = time.monotonic() + AGENT_S
     while True:
         try:
@@ -64,12 +64,14 @@ def _submitted(client: Client, stage: str, recipe: Recipe) -> str:
             )
         except RuntimeError as error:
             if "No available agent" not in str(error) or time.monotonic() > deadline:
-                raise PreflightError(f"cluster.address={recipe.cluster.address} took no job: {error}") from error
+                raise PreflightError(
+                    f"cluster.address={recipe.cluster.address} did not accept the job: {error}"
+                ) from error
             time.sleep(1)
 
 
 def attach(recipe: Recipe, console: Console) -> None:
-    """Shows the run's last job from its first line, and watches it to its end."""
+    """Print the output of the run's latest job from its first line, and watch the job to its end."""
     client = connect(recipe)
     job = newest(client, recipe)
     console.print(f"job {job.id}, {job.status}")
@@ -77,11 +79,14 @@ def attach(recipe: Recipe, console: Console) -> None:
 
 
 def stop(recipe: Recipe, console: Console) -> None:
-    """Stops the run's last job and waits for its end; the embedded engine saves its step. Raises `TrainError` where it goes on."""
+    """Stop the run's latest job and wait for its end. The embedded engine saves its step first.
+
+    Raise `TrainError` if the job does not end in time.
+    """
     client = connect(recipe)
     job = newest(client, recipe)
     if job.ended:
-        console.print(f"job {job.id} has ended before: {job.status}")
+        console.print(f"job {job.id} had already ended: {job.status}")
         return
     client.stop_job(job.id)
     patience = job.stop_s + KILLED_S
@@ -89,26 +94,26 @@ def stop(recipe: Recipe, console: Console) -> None:
     while not (status := client.get_job_status(job.id)).is_terminal():
         if time.monotonic() > deadline:
             raise TrainError(
-                f"job {job.id} is {status} still, {patience:.0f} s after it was told to stop",
-                f"look at it with {_make('attach', recipe)}",
+                f"job {job.id} is still {status} {patience:.0f} s after it was told to stop",
+                f"watch it with {_make('attach', recipe)}",
             )
         time.sleep(0.5)
     console.print(f"job {job.id} has ended: {status}")
 
 
 def _watch(log: Log, recipe: Recipe) -> None:
-    """Shows a job to its end, its status becoming this process's. Ctrl-C asks what is meant."""
-    meant = ""
+    """Print a job's output to its end, and end as the job ended. On Ctrl-C ask whether to detach, stop or go on."""
+    choice = ""
     while True:
         try:
-            if meant == "s":
+            if choice == "s":
                 log.client.stop_job(log.job_id)
-            if meant:
-                log.console.print(f"{'stopping' if meant == 's' else 'watching'} job {log.job_id}")
+            if choice:
+                log.console.print(f"{'stopping' if choice == 's' else 'watching'} job {log.job_id}")
             job = log.follow()
         except KeyboardInterrupt:
-            meant = _meant(log.console)
-            if meant == "d":
+            choice = _ask_choice(log.console)
+            if choice == "d":
                 raise KeyboardInterrupt(
                     f"Detached: job {log.job_id} goes on; {_make('attach', recipe)} shows it, {_make('stop', recipe)} stops it."
                 ) from None
@@ -116,8 +121,8 @@ def _watch(log: Log, recipe: Recipe) -> None:
             return _report(job, recipe)
 
 
-def _meant(console: Console) -> str:
-    """d, s or g; d without a terminal, and where Ctrl-C comes again."""
+def _ask_choice(console: Console) -> str:
+    """Return the user's choice: d, s or g. Return d if there is no terminal, or on a second Ctrl-C."""
     if not (console.is_terminal and sys.stdin.isatty()):
         return "d"
     answer = ""
@@ -131,10 +136,10 @@ def _meant(console: Console) -> str:
 
 
 def _report(job: Job, recipe: Recipe) -> None:
-    """Ends as the job ended."""
+    """Raise `KeyboardInterrupt` if the job was stopped, and `TrainError` if it failed."""
     if job.status is JobStatus.STOPPED:
         again = "the same command without anew=true" if recipe.anew else "the same command"
-        raise KeyboardInterrupt(f"Job {job.id} was stopped; {again} goes on from its last checkpoint.")
+        raise KeyboardInterrupt(f"Job {job.id} was stopped; {again} resumes from its last checkpoint.")
     if job.status is JobStatus.FAILED:
         raise TrainError(f"job {job.id} of run={recipe.run}: {job.message}")
 

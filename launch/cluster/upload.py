@@ -1,4 +1,4 @@
-"""What a job is sent of the checkout."""
+"""The size of the checkout that a job is sent."""
 
 import logging
 from collections import Counter
@@ -9,11 +9,11 @@ from ray._private.runtime_env import packaging
 
 from recipes.errors import PreflightError
 
-LIMIT = ray_constants.DASHBOARD_CLIENT_MAX_SIZE  # bytes, of Ray's dashboard
+LIMIT = ray_constants.DASHBOARD_CLIENT_MAX_SIZE  # largest upload that Ray's dashboard accepts, in bytes
 
 
 def check_size(checkout: Path) -> None:
-    """Raises `PreflightError` where the files that Ray would send are over its limit, before they are packed."""
+    """Raise `PreflightError` if the files that Ray would send exceed its limit. Checked before they are packed."""
     sizes: Counter[Path] = Counter()
 
     def count(path: Path) -> None:
@@ -24,22 +24,19 @@ def check_size(checkout: Path) -> None:
                 sizes[part] += path.stat().st_size
             sizes[checkout] += path.stat().st_size
 
-    # Ray's own walk, so that what is counted is what is sent.
+    # Ray's own walk, so that exactly the files are counted that are sent.
     skipped = packaging._get_excludes(checkout, ray_constants.get_runtime_env_default_excludes())
     packaging._dir_travel(checkout, [skipped], count, include_gitignore=True, logger=logging.getLogger(__name__))
     total = sizes.pop(checkout, 0)
     if total > LIMIT:
         raise PreflightError(
-            f"the checkout has {total / 1e6:,.0f} MB to send, and Ray takes {LIMIT / 1e6:,.0f} MB",
-            f"the largest are "
-            f"{', '.join(_largest(sizes, total))}: move them under cluster.root, or name them in .rayignore",
+            f"the checkout has {total / 1e6:,.0f} MB to send, but Ray accepts at most {LIMIT / 1e6:,.0f} MB",
+            f"the largest are {', '.join(_largest(sizes, total))}: move them under cluster.root, or list them in .rayignore",
         )
 
 
 def _largest(sizes: Counter[Path], total: int) -> list[str]:
-    """Up to three paths of a tenth of the whole or more, a folder standing for what is spread inside it."""
-    inner = {
-        path.parent for path, size in sizes.items() if size > 0.9 * sizes[path.parent]
-    }  # one thing makes them large
-    named = [(p, s) for p, s in sizes.most_common() if s >= total / 10 and p not in inner]
+    """Return up to three paths with at least a tenth of the total size. Name a folder only if no single item in it dominates."""
+    dominated = {path.parent for path, size in sizes.items() if size > 0.9 * sizes[path.parent]}
+    named = [(p, s) for p, s in sizes.most_common() if s >= total / 10 and p not in dominated]
     return [f"{path} ({size / 1e6:,.0f} MB)" for path, size in named[:3]]

@@ -1,4 +1,7 @@
-"""The sanity check of an export: its files, then what SGLang makes of it. Writes `sanity.json`, `moved.json`, `likelihood.json`."""
+"""The sanity check of an export: first its files, then its behaviour when served by SGLang.
+
+It writes `sanity.json`, `moved.json` and `likelihood.json`.
+"""
 
 import json
 from collections.abc import Iterator
@@ -19,7 +22,7 @@ from recipes.errors import PreflightError, SanityError
 
 
 def check(subject: Subject, console: Console) -> list[Check]:
-    """Runs every check, whether the others pass or not, and writes what was found; the caller fails the command."""
+    """Run every check, regardless of the others' outcomes, and write and return the results. The caller fails the command."""
     from launch.sanity.files import file_checks as files
 
     subject.folder.mkdir(parents=True, exist_ok=True)
@@ -39,17 +42,17 @@ def check(subject: Subject, console: Console) -> list[Check]:
     _write(subject, done)
     for checks in _by_server(subject, console):
         done += checks
-        _write(subject, done)  # what was found is there, whatever ends the command
+        _write(subject, done)  # written after each step, so that results survive if the command ends early
     return done
 
 
 def say_unserved(recipe: Recipe, export: Path, console: Console) -> None:
-    """Says, before anything is read, that no server can start here: then the export's files alone are checked."""
+    """Warn, before anything is read, if no server can start here: then only the export's files are checked."""
     if recipe.sanity.url is None:
         try:
             sglang_command.check_machine(recipe, export)
         except PreflightError as error:
-            text = f"warning: no server is asked, the files alone are checked: {error}"
+            text = f"warning: no server can be started, so only the files are checked: {error}"
             console.print(text, style="yellow", markup=False, highlight=False)
 
 
@@ -59,32 +62,35 @@ def _write(subject: Subject, done: list[Check]) -> None:
 
 
 def _by_server(subject: Subject, console: Console) -> Iterator[list[Check]]:
-    """What the served export does, step by step, as far as there is a server."""
+    """Yield the checks of each step on the served export, or one check that says why there is no server."""
     from launch.serving.server import running
 
-    # A job's log is no terminal: no bar shows there.
-    console.print(f"asking SGLang, minutes on a CPU: {subject.log}")
+    # A job's log is not a terminal and shows no progress bar.
+    console.print(f"querying SGLang (takes minutes on a CPU): {subject.log}")
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("Starting SGLang", total=None)
         try:
             with running(subject.recipe, subject.export, subject.log, subject.data.thinks) as client:
-                yield from _asked(subject, client, bar, task)
-        except PreflightError as error:  # of this machine, not of the export
+                yield from _run_steps(subject, client, bar, task)
+        except PreflightError as error:  # a fault of this machine, not of the export
             protects_from = "an export that was never served"
             yield [Check("server", protects_from, "not asked", "asked", Outcome.warned, str(error))]
         except SanityError as error:
             yield [_unanswered("server", str(error))]
 
 
-def _asked(subject: Subject, client: Client, bar: Progress, task: TaskID) -> Iterator[list[Check]]:
-    """A step that the server refuses, or answers as SGLang would not, has failed, and the next is made. Raises `SanityError` where the
-    server is gone or hangs."""
+def _run_steps(subject: Subject, client: Client, bar: Progress, task: TaskID) -> Iterator[list[Check]]:
+    """Yield the checks of each step on the server.
+
+    If the server refuses a request, or answers in another format than SGLang, the step fails and the next one runs. Raise
+    `SanityError` if the server is gone or hangs.
+    """
     from launch.sanity.served import Served
 
     steps = list(Served(subject, client).steps())
     bar.update(task, total=sum(requests for _, requests, _ in steps))
     for name, _, step in steps:
-        bar.update(task, description=f"Asking SGLang: {name}")
+        bar.update(task, description=f"Querying SGLang: {name}")
         try:
             yield step(lambda: bar.advance(task))
         except SanityError as error:
@@ -92,7 +98,7 @@ def _asked(subject: Subject, client: Client, bar: Progress, task: TaskID) -> Ite
                 raise
             yield [_unanswered(name, str(error))]
         except UNREADABLE as error:
-            yield [_unanswered(name, f"the server answers, and not as SGLang does: {type(error).__name__}: {error}")]
+            yield [_unanswered(name, f"the server answers, but not as SGLang does: {type(error).__name__}: {error}")]
 
 
 def _unanswered(name: str, error: str) -> Check:
@@ -100,12 +106,12 @@ def _unanswered(name: str, error: str) -> Check:
 
 
 def refuse_failed(done: list[Check], subject: Subject) -> None:
-    """Raises `SanityError` naming every failed check."""
+    """Raise `SanityError` naming every failed check, if there are any."""
     failed = [
         f"{c.name}: {c.figure} (limit: {c.limit}). {c.detail}".strip() for c in done if c.outcome is Outcome.failed
     ]
     if failed:
         raise SanityError(
             f"{len(failed)} of {len(done)} checks failed; {subject.folder / 'sanity.json'}\n" + "\n".join(failed),
-            "the same command makes the check again, with other words of sanity where they help, and trains nothing",
+            "the same command repeats the check, with other sanity overrides if they help, and trains nothing",
         )

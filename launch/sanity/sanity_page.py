@@ -1,4 +1,4 @@
-"""What the sanity check found, as a section of `report.html`, or as a page of its own, `sanity.html`."""
+"""Results of the sanity check as a section of `report.html`, or as a separate page, `sanity.html`."""
 
 import html
 import json
@@ -11,23 +11,24 @@ from launch.sanity.likelihood import likelihood_plot as likelihood_page
 from launch.sanity.subject import Subject
 from recipes import html_page
 
-_CLASSES = {"pass": "pass", "warn": "odd", "fail": "fail"}  # of the page's style, by outcome
+_CLASSES = {"pass": "pass", "warn": "odd", "fail": "fail"}  # CSS class by outcome
 _PLOTS = {"likelihood.json": likelihood_page.plot, "moved.json": moved_page.plot}
 
 
 def write(subject: Subject) -> Path:
-    """Writes the page of an export that is not the last of a run, whose report has the section."""
+    """Write the page of an export that is not its run's last one, and return its path. A run's last export is in the run's report."""
     path = subject.folder / "sanity.html"
     name = str(subject.export)
     body = [
         f"<h1>{html.escape(name)}</h1>",
-        f'<p class="sub">beside {html.escape(subject.recipe.model.checkpoint)}: {verdict(subject.folder)}</p>',
+        f'<p class="sub">compared with {html.escape(subject.recipe.model.checkpoint)}: {verdict(subject.folder)}</p>',
     ]
     write_text(path, html_page.page(name, [*body, *section(subject.folder)]))
     return path
 
 
 def verdict(folder: Path) -> str:
+    """Return the overall result of a folder's checks, as HTML."""
     if not (checks := _read(folder)):
         return "not checked"
     failed = any(c["outcome"] == "fail" for c in checks)
@@ -35,7 +36,7 @@ def verdict(folder: Path) -> str:
 
 
 def section(folder: Path) -> list[str]:
-    """The table and the plots of what a folder's checks found."""
+    """Return the table and the plots of a folder's results, as HTML."""
     table = html_page.table(["", "check", "protects from", "figure", "limit"], [_row(c) for c in _read(folder)])
     there = {folder / name: plot for name, plot in _PLOTS.items() if (folder / name).is_file()}
     return [table, *(plot(json.loads(path.read_text(encoding="utf-8"))) for path, plot in there.items())]

@@ -1,4 +1,4 @@
-"""What the served export does, step by step: what it says on prompts it was trained on and on others, and what the base says."""
+"""The checks of a served export in steps: its answers on trained and on held-out prompts, its losses, and the base's."""
 
 import json
 import random
@@ -30,30 +30,32 @@ from launch.serving import weight_swap
 from launch.serving.client import Client
 from recipes.checkpoint.checkpoint_config import read_config
 
-_OF_BASE = 32  # prompts: of a base that answers none of them, fewer than one in ten are answered, at 95%
+_OF_BASE = (
+    32  # prompts for the base: if it answers none of 32, it answers fewer than one in ten of all, at 95% confidence
+)
 
-Progress = Callable[[], None]  # called for every request that was answered
-Step = tuple[str, int, Callable[[Progress], list[Check]]]  # its name and how many requests it makes
+Progress = Callable[[], None]  # called after every answered request
+Step = tuple[str, int, Callable[[Progress], list[Check]]]  # name, number of requests, and the function that runs it
 
 
 class Served:
-    """The checks of one export on one server, which holds the export's weights first and, where it is ours, the base's after."""
+    """The checks of one export on one server. The server has the export's weights first, and later the base's if it is ours."""
 
     def __init__(self, subject: Subject, client: Client) -> None:
         self.subject, self.client, self.recipe = subject, client, subject.recipe
-        # What the data was made with: the export's may be broken.
+        # The base's tokenizer, with which the data was packed: the export's may be broken.
         tokenizer = load_tokenizer(Path(subject.recipe.model.checkpoint))
         self._decode: Callable[[list[int]], str] = lambda tokens: str(tokenizer.decode(tokens))
         most = subject.recipe.sanity.prompts
         self._trained = spread(list(turns(subject.data)), most)
         self._new = spread(list(turns(subject.heldout)), most) if subject.heldout else []
         self._usual = usual_answer(subject.data)
-        self._answered: list[Answer] = []  # greedily
-        self._right: list[Turn] = []  # those of the training data that it answers rightly
+        self._answered: list[Answer] = []  # greedy answers
+        self._right: list[Turn] = []  # turns of the training data that are answered correctly, with calls
         self._scores: Scores | None = None
 
     def steps(self) -> Iterator[Step]:
-        """In order; each may be run though another failed, as long as the server answers."""
+        """Yield the steps in order. A step may run after another failed, as long as the server answers."""
         sequences = self._sequences()
         yield "served", 1, self._served
         yield "held-out loss", sequences, self._likelihood
@@ -69,7 +71,10 @@ class Served:
         return [t for t in self._trained if t.expected]
 
     def _of_base(self) -> list[Turn]:
-        """What the base is asked: it is compared, and not judged. One that was not trained never stops."""
+        """Return the sample of prompts for the base, which is compared but not judged.
+
+        It is small because an untrained model never stops.
+        """
         calling = self._calling()
         drawn = random.Random(self.recipe.seed).sample(range(len(calling)), min(_OF_BASE, len(calling)))
         return [calling[n] for n in sorted(drawn)]
@@ -91,7 +96,7 @@ class Served:
         if self.subject.heldout is None:
             return [
                 Check("held-out loss", "training that does not help", "not measured: data.heldout is not set", "shown",
-                      Outcome.warned, "write data.heldout=FILE of trajectories that were not trained on")
+                      Outcome.warned, "write data.heldout=FILE with trajectories that were not trained on")
             ]  # fmt: skip
         self._scores = self._measured(progress)
         alone = self._compared(self._scores, None)
@@ -102,7 +107,7 @@ class Served:
         return likelihood.measure(self.client, self.subject.heldout, progress)
 
     def _compared(self, trained: Scores, base: Scores | None) -> Retention:
-        """Also written, as `likelihood.json`."""
+        """Compare the scores, write `likelihood.json`, and return the comparison."""
         found = retention.compare(trained, base)
         text = json.dumps(retention.as_json(found), indent=2)
         write_text(self.subject.folder / "likelihood.json", text + "\n")
@@ -147,7 +152,7 @@ class Served:
         return done
 
     def _base(self, progress: Progress) -> list[Check]:
-        """The same server with the base's weights, so that before and after training stand side by side."""
+        """Load the base's weights into the same server and compare the model before and after training."""
         weight_swap.load(self.client, self.recipe.model.checkpoint)
         before = self._ask(self._of_base(), GREEDY, progress)
         done = [answers.beside_base(before, self._answered, len(self._calling()))]

@@ -1,4 +1,4 @@
-"""What is checked: an export, and what is known of its training."""
+"""The subject of a sanity check: an export, and what is known of its training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,9 +16,12 @@ from recipes.config import Recipe
 
 @dataclass(frozen=True)
 class Subject:
-    """recipe: of the training, `model.checkpoint` being the base. folder: where everything that is found is written. rates: the
-    learning rate of every step, None where it is not known. loss: of the held-out data by the trainer, None likewise. checkpoint:
-    the trainer's, of the export's step, None where it is not there."""
+    """An export with its training.
+
+    recipe: the training's recipe; `model.checkpoint` is the base. folder: where results are written. rates: the learning rate of
+    every step, None if unknown. loss: the trainer's loss on the held-out data, None if unknown. checkpoint: the trainer's
+    checkpoint of the export's step, None if it does not exist.
+    """
 
     recipe: Recipe
     export: Path
@@ -35,7 +38,7 @@ class Subject:
 
 
 def of_run(made: Plan, export: Path) -> Subject:
-    """An export in the folder of its run."""
+    """Return the subject of an export in its run's folder."""
     run, step = export.parent, step_of(export)
     losses = heldout_losses(run / "metrics.jsonl")
     return Subject(
@@ -46,7 +49,7 @@ def of_run(made: Plan, export: Path) -> Subject:
 
 
 def of_export(recipe: Recipe, export: Path, console: Console) -> Subject:
-    """An export that may be a run's; recipe: as `checkpoints.exported` gives it."""
+    """Return the subject of any export, whether it belongs to a run or not. recipe: as `which_run.exported` returns it."""
     prepare.base(recipe, console)
     if (export.parent / "plan.json").is_file():
         return of_run(replace(run_plan.of_run(export.parent), recipe=recipe), export)

@@ -1,4 +1,4 @@
-"""Questions to a server that speaks SGLang's protocol, each given up once nothing comes of the server for too long."""
+"""HTTP client for a server that speaks SGLang's protocol. A request is given up if the server shows no sign of work for too long."""
 
 import io
 import json
@@ -19,17 +19,20 @@ from recipes.errors import SanityError
 Asked = TypeVar("Asked")
 Answered = TypeVar("Answered")
 
-AT_ONCE = 16  # questions in flight
+AT_ONCE = 16  # requests in flight
 
-# A socket that is shut down under its reader, and an answer that is cut short, raise these.
+# Raised when a socket is shut down under its reader, or an answer is cut short.
 _BROKEN = (OSError, HTTPException, ValueError)
-_SHOWN = 500  # characters of an answer in a message
-_PATIENCE_S = 2.0  # within which a process has ended whose connections broke
-_READ = 1 << 16  # bytes of an answer at a time
+_SHOWN = 500  # characters of an answer that a message quotes
+_PATIENCE_S = 2.0  # longest wait for the end of a server process whose connection broke
+_READ = 1 << 16  # bytes of an answer per read
 
 
 def all_at_once(ask: Callable[[Asked], Answered], asked: Sequence[Asked]) -> list[Answered]:
-    """Ask `AT_ONCE` questions at a time; return the answers in order. An error or a signal waits for no other answer."""
+    """Call `ask` on every item, `AT_ONCE` at a time, and return the results in order.
+
+    An error or a signal ends the call at once, without waiting for the other requests.
+    """
     pool = ThreadPoolExecutor(AT_ONCE)
     try:
         return list(pool.map(ask, asked))
@@ -38,14 +41,16 @@ def all_at_once(ask: Callable[[Asked], Answered], asked: Sequence[Asked]) -> lis
 
 
 class Client:
-    """A server at `url`, http://HOST:PORT. A question is given up once nothing has come of any for `timeout` seconds, however long
-    its whole answer takes. Follows no redirection and uses no proxy: nothing is asked but that server. Every method raises
-    `SanityError` where it does not answer as it should; a status other than 200 is its `__cause__`, an `HTTPError`.
+    """Client of the server at `url`, http://HOST:PORT.
 
-    again: the command that asks anew.
+    A request is given up once the server has shown no sign of work on any request for `timeout` seconds. The total time of an
+    answer is not limited. Redirects and proxies are not used, so that only this server is contacted. Every method raises
+    `SanityError` if the answer is wrong or missing; for a status other than 200 its `__cause__` is an `HTTPError`.
+
+    again: the command to rerun, for error messages.
     """
 
-    own = False  # whether the server was started here; the weights of another's are not ours to swap
+    own = False  # whether the server was started here; only its own server's weights may be swapped
 
     def __init__(self, url: str, timeout: float, again: str = "make sanity") -> None:
         self.url, self.timeout, self.again = url.rstrip("/"), timeout, again
@@ -58,7 +63,7 @@ class Client:
         return self._json(path, body)
 
     def stream(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """The chunks of an answer that comes as events."""
+        """Yield the chunks of a streamed answer (server-sent events)."""
         with self._asked(path, body) as answer:
             for line in answer:
                 if not line.startswith(b"data:"):
@@ -73,18 +78,18 @@ class Client:
             raise ConnectionError("the stream ended without its [DONE]")
 
     def healthy(self) -> bool:
-        """Whether it answers /health with status 200."""
+        """Return whether the server answers /health with status 200."""
         with suppress(SanityError), self._asked("/health", None) as answer:
             answer.read()
             return True
         return False
 
     def about(self, patience: float) -> str:
-        """What is known of the server beside its answers, for the end of a message. patience: seconds to wait for its end."""
+        """Return what else is known of the server, to append to a message. patience: seconds to wait for the server's end."""
         return ""
 
     def _signs(self) -> object:
-        """Figures of the server's work on what was asked, where there are any beside its answers."""
+        """Return figures that change while the server works on requests; None if there are none besides its answers."""
         return None
 
     def _json(self, path: str, body: dict[str, Any] | None) -> Any:
@@ -92,7 +97,7 @@ class Client:
             return self._parsed(path, self._read(answer))
 
     def _read(self, answer: HTTPResponse) -> bytes:
-        """Space that only keeps a connection open is no move."""
+        """Read the whole body. White space that only keeps the connection open is no sign of work."""
         parts = []
         while part := answer.read1(_READ):
             parts.append(part)
@@ -107,11 +112,11 @@ class Client:
             return json.loads(data)
         except ValueError as error:
             shown = data.decode(errors="replace")[:_SHOWN]
-            raise SanityError(f"SGLang's answer to {path} is no JSON: {shown!r}{self.about(0)}") from error
+            raise SanityError(f"SGLang's answer to {path} is not JSON: {shown!r}{self.about(0)}") from error
 
     @contextmanager
     def _asked(self, path: str, body: dict[str, Any] | None) -> Iterator[HTTPResponse]:
-        """The answer, of status 200; its body is read inside."""
+        """Send a request and yield its answer, whose status is 200. Errors while its body is read in the block are named too."""
         address = urlsplit(self.url)
         kind = HTTPSConnection if address.scheme == "https" else HTTPConnection
         connection = kind(address.hostname or "", address.port, timeout=self.timeout)
@@ -129,7 +134,7 @@ class Client:
         except (SanityError, *_BROKEN) as error:
             if isinstance(error, TimeoutError) or given_up.is_set():
                 raise SanityError(
-                    f"SGLang at {self.url} did not answer {path}: nothing came of it for sanity.timeout={self.timeout:g} s",
+                    f"SGLang at {self.url} did not answer {path}: no sign of work for sanity.timeout={self.timeout:g} s",
                     f"on a slow machine write `{self.again} sanity.timeout={2 * self.timeout:g}`{self.about(0)}",
                 ) from error
             if isinstance(error, SanityError):
@@ -142,7 +147,7 @@ class Client:
 
     @contextmanager
     def _given_up(self, sock: socket.socket, given_up: threading.Event) -> Iterator[None]:
-        """Wakes whoever reads from the socket once all is silent, and sets the event."""
+        """Watch the silence during the block. After `timeout` seconds set the event and shut the socket, which wakes its reader."""
         done, begun = threading.Event(), time.monotonic()
 
         def watch() -> None:

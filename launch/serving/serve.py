@@ -1,4 +1,4 @@
-"""`make serve`: an export served by SGLang until Ctrl-C, with requests to copy that were tried before they are shown."""
+"""`make serve`: serve an export with SGLang until Ctrl-C, and print example requests, which are tried before they are shown."""
 
 import json
 import shlex
@@ -15,9 +15,9 @@ from recipes.config import Recipe
 from recipes.errors import ConfigError, PreflightError
 from recipes.paths import REPO
 
-PORT = 30_000  # SGLang's own
+PORT = 30_000  # SGLang's default
 _PATH = "/v1/chat/completions"
-_MAX_TOKENS = 512  # of the example's answer
+_MAX_TOKENS = 512  # limit of the example's answer
 
 _PYTHON = """\
 from openai import OpenAI
@@ -34,13 +34,14 @@ print(answer.choices[0].message)"""
 
 
 def serve(recipe: Recipe, console: Console) -> None:
-    """Starts SGLang with the export's flags on loopback, at `sanity.port`, and stays until it is interrupted or SGLang ends.
+    """Start SGLang with the export's flags on loopback, at `sanity.port`, and wait until Ctrl-C or until SGLang ends.
 
-    Raises `KeyboardInterrupt` once all of its processes are gone, and `SanityError` where it ended by itself.
+    Raise `KeyboardInterrupt` after Ctrl-C, once all processes of the server are gone. Raise `SanityError` if SGLang ends by
+    itself, and `ConfigError` if `sanity.url` names a running server.
     """
     if recipe.sanity.url is not None:
         raise ConfigError(
-            f"sanity.url={recipe.sanity.url} is up already, and serve starts a server", "leave out sanity.url"
+            f"sanity.url={recipe.sanity.url} names a running server, but serve starts its own", "leave out sanity.url"
         )
     own, folder = which_run.exported(recipe)
     own.sanity.port = recipe.sanity.port or _port()
@@ -56,17 +57,17 @@ def serve(recipe: Recipe, console: Console) -> None:
             console.print(f"{shown}\n\nup at {server.url}; Ctrl-C ends it")
             server.wait()
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("SGLang is ended.") from None
+        raise KeyboardInterrupt("SGLang has ended.") from None
 
 
 def thinks(folder: Path) -> bool:
-    """Whether the run's data has thinking; what other models were trained on is not known, and published ones think."""
+    """Return whether the run's data has thinking. Return True for a folder without a run: published models think."""
     run = folder.parent
     return not (run / "plan.json").is_file() or run_plan.of_run(run).data.thinks
 
 
 def _port() -> int:
-    """SGLang's own where it is free."""
+    """Return SGLang's default port if it is free, otherwise any free port."""
     try:
         return free_port(PORT)
     except PreflightError:
@@ -74,10 +75,10 @@ def _port() -> int:
 
 
 def examples(client: Client) -> str:
-    """The same request by curl and by OpenAI's client, with what the server just answered to it.
+    """Return one request as a curl command and as Python for OpenAI's client, with the server's answer to it.
 
-    SGLang's reasoning parsers take every word of a model that does not think for its reasoning, and leave `content` empty:
-    where the answer has no thinking in it the request says that it is not to be separated.
+    If a model does not think, SGLang's reasoning parsers treat its whole answer as reasoning and leave `content` empty.
+    The request therefore sets separate_reasoning=false if the answer has no thinking.
     """
     request = _request() | {"separate_reasoning": False}
     answer = client.post(_PATH, request)["choices"][0]
@@ -94,7 +95,7 @@ def examples(client: Client) -> str:
 
 
 def _request() -> dict[str, Any]:
-    """The sample's first trajectory: its tools and all up to the first answer."""
+    """Return a request of the sample's first trajectory: its tools and the messages before the first answer."""
     with (REPO / "data_prep" / "sample" / "train.jsonl").open(encoding="utf-8") as lines:
         first = json.loads(next(lines))
     return {

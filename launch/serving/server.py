@@ -1,4 +1,4 @@
-"""The server that is asked: a SGLang of our own, started on loopback, waited for and always ended; or one that is up already."""
+"""The server to query: an SGLang started here on loopback, awaited and always ended; or one that already runs at `sanity.url`."""
 
 import contextlib
 import json
@@ -22,30 +22,30 @@ from recipes.compose import commands
 from recipes.config import Recipe
 from recipes.errors import PreflightError, SanityError
 
-_HEALTH_S = 20.0  # SGLang's own, within which it says that it is not healthy
+_HEALTH_S = 20.0  # SGLang's own limit, after which it reports that it is not healthy
 _LOADS = "/v1/loads"
-_BUSY = 0.02  # of a limit in silence: who waits for nothing takes less of the processors
+_BUSY = 0.02  # CPU time, as a share of the timeout, that counts as work; an idle process uses less
 
 
 def free_port(wanted: int | None) -> int:
-    """`sanity.port`, or a free one. Raises `PreflightError` where it is in use."""
+    """Return the wanted port (`sanity.port`), or any free port for None. Raise `PreflightError` if it is in use."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", wanted or 0))
         except OSError as error:
             raise PreflightError(
-                f"sanity.port={wanted} cannot be had: {error.strerror}", "write sanity.port=null for a free one"
+                f"sanity.port={wanted} cannot be used: {error.strerror}", "write sanity.port=null for a free port"
             ) from error
         return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager
 def running(recipe: Recipe, checkpoint: Path, log: Path, thinks: bool) -> Iterator[Client]:
-    """A server of the checkpoint: that at `sanity.url`, or one of our own that writes `log` and is gone after the block.
-    `Client.own` says which.
+    """Yield a client of the checkpoint's server: the one at `sanity.url`, or one started here that ends with the block.
 
-    Raises `PreflightError` where nothing answers at `sanity.url`, and as `Server`.
+    A server started here writes to `log`. `Client.own` says which of the two it is. thinks: whether the model was trained with
+    thinking. Raise `PreflightError` if `sanity.url` is not healthy, and the errors of `Server`.
     """
     if recipe.sanity.url is None:
         with Server(recipe, checkpoint, log, thinks) as server:
@@ -55,13 +55,16 @@ def running(recipe: Recipe, checkpoint: Path, log: Path, thinks: bool) -> Iterat
     if not client.healthy():
         raise PreflightError(
             f"sanity.url={recipe.sanity.url} does not answer /health with 200",
-            "wait until it is up, or write sanity.url=null, which starts one",
+            "wait until it is up, or write sanity.url=null to start a server here",
         )
     yield client
 
 
 def again(stage: str, recipe: Recipe, checkpoint: Path) -> str:
-    """Return the command of a stage alone, `sanity` or `serve`, on this checkpoint, to which more can be given; it trains nothing."""
+    """Return the command that runs only this stage (`sanity` or `serve`) on the checkpoint, without training.
+
+    More overrides can be appended to it.
+    """
     if not (checkpoint.parent / "config.yaml").is_file():
         return shlex.join(["make", stage, *(w for w in recipe.words if not w.startswith("sanity.timeout="))])
     if checkpoint.name == "hf":
@@ -70,9 +73,11 @@ def again(stage: str, recipe: Recipe, checkpoint: Path) -> str:
 
 
 class Server(Client):
-    """`with Server(recipe, checkpoint, log, thinks) as server:` answers requests inside the block; its processes are gone
-    after it. stage: that a message says to run again. Raises `PreflightError` where this machine cannot serve the
-    model, and `SanityError` with the log's tail where the server does not come up or ends early."""
+    """An SGLang server that runs for a block: `with Server(recipe, checkpoint, log, thinks) as server:`.
+
+    All its processes are gone after the block. stage: the stage that messages say to rerun. Raise `PreflightError` if this
+    machine cannot serve the model, and `SanityError` with the log's tail if the server does not come up or ends early.
+    """
 
     own = True
 
@@ -108,11 +113,11 @@ class Server(Client):
                 stdout=self._log_file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=end_with_parent,  # noqa: PLW1509 - the driver runs no thread that holds a lock here
+                preexec_fn=end_with_parent,  # noqa: PLW1509 - no thread of the driver holds a lock here
             )
         except OSError as error:
             raise PreflightError(
-                f"SGLang cannot be started: {error}", "write engine.python=PYTHON that has it"
+                f"SGLang cannot be started: {error}", "write engine.python=PYTHON of an environment that has SGLang"
             ) from error
 
     def _wait(self) -> None:
@@ -125,13 +130,16 @@ class Server(Client):
                 return
             time.sleep(0.2)
         raise SanityError(
-            f"SGLang did not come up: it was at work on nothing, and wrote nothing, for sanity.timeout={self.timeout:g} s",
+            f"SGLang did not come up: no sign of work and no log output for sanity.timeout={self.timeout:g} s",
             f"on a slow machine write `{self.again} sanity.timeout={2 * self.timeout:g}`{self.about(0)}",
         )
 
     def _starting(self) -> object:
-        """Its log's size, how often it took `_BUSY` of the limit of processors' time, the megabytes that it read from disks. Once it
-        listens its processors are busy whether it works or not, and do not count."""
+        """Return figures that change while the server starts.
+
+        They are whether it listens, the size of its log, its CPU time in units of `_BUSY` x timeout, and the MB it read from
+        disks. Once it listens it uses CPU time even when idle, so that CPU time no longer counts.
+        """
         with socket.socket() as probe:
             listens = probe.connect_ex(("127.0.0.1", self.port)) == 0
         seconds = 0.0
@@ -142,8 +150,10 @@ class Server(Client):
         return listens, self.log.stat().st_size, seconds // (_BUSY * self.timeout), self._read_mb()
 
     def _signs(self) -> object:
-        """How many tokens it holds and has read, how many requests it works on, and the megabytes that it read from disks: of an
-        answer that is long, of a queue, and of weights. Its processors are busy even when it is not."""
+        """Return figures that change while the server works: its counts of tokens and requests, and the MB it read from disks.
+
+        They show progress of a long answer, a queue, or a load of weights. CPU time is left out: it grows even when idle.
+        """
         figures: object = None
         with contextlib.suppress(OSError, HTTPException, ValueError, LookupError, TypeError):
             connection = HTTPConnection("127.0.0.1", self.port, timeout=min(_HEALTH_S, self.timeout))
@@ -161,7 +171,7 @@ class Server(Client):
         return total >> 20
 
     def _refuse_stranger(self) -> None:
-        """Another process can take a port that was free, and answer in the place of ours."""
+        """Raise `SanityError` if another process listens on the port: it can take a free port before our server does."""
         for process in self._processes():
             with contextlib.suppress(psutil.Error):
                 if any(
@@ -169,12 +179,12 @@ class Server(Client):
                 ):
                     return
         raise SanityError(
-            f"port {self.port} is another process's, which was not started here and is left alone",
-            "run the same command again, or write sanity.port=N of a free one",
+            f"port {self.port} belongs to another process, which was not started here and is left alone",
+            "rerun the same command, or write sanity.port=N with a free port",
         )
 
     def _processes(self) -> list[psutil.Process]:
-        """All of the server, children that left their parent or its process group too."""
+        """Return all processes of the server, including children that left their parent or its process group."""
         if self._process is None:
             return []
         found = set(in_session(self._process.pid))
@@ -183,7 +193,7 @@ class Server(Client):
         return list(found)
 
     def _ended(self, patience: float | None) -> str | None:
-        """What to say of a server that has ended, or does within so many seconds; null waits as long as it takes."""
+        """Return how the server ended, or None if it still runs after `patience` seconds. None waits without limit."""
         if self._process is None:
             return None
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -198,12 +208,14 @@ class Server(Client):
         return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
 
     def wait(self) -> None:
-        """Returns never: raises `SanityError` when the server ends by itself."""
+        """Wait until the server ends by itself, then raise `SanityError`. It never returns."""
         raise SanityError(f"{self._ended(None)}", f"the end of {self.log}:\n{self.tail()}")
 
     def stop(self) -> None:
-        """Ends all processes of the server: SIGTERM, two seconds, SIGKILL; and waits until they are gone, which on a busy machine
-        takes a while. A second Ctrl-C does not cut it short."""
+        """End all processes of the server: SIGTERM, then SIGKILL after two seconds. Wait until they are gone.
+
+        This can take a while on a busy machine; a second Ctrl-C does not interrupt it.
+        """
         with undisturbed():
             if self._process is not None:
                 left = self._processes()

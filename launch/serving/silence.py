@@ -1,14 +1,14 @@
-"""How long nothing has moved: what is waited for may take as long as it likes, while something comes of it."""
+"""Timeout by silence: a wait has no time limit as long as the awaited work shows progress."""
 
 import threading
 import time
 from collections.abc import Callable
 
-_LOOKS_S = 1.0  # from one look at the signs to the next
+_LOOKS_S = 1.0  # shortest time between two looks at the signs
 
 
 class Silence:
-    """signs: figures of the work, None where there are none; that they change is a move."""
+    """A clock of the time since the last progress. signs: returns figures of the work, or None; a change of them is progress."""
 
     def __init__(self, signs: Callable[[], object]) -> None:
         self._signs = signs
@@ -17,11 +17,14 @@ class Silence:
         self._since = self._looked = time.monotonic()
 
     def broken(self) -> None:
-        """Something moved."""
+        """Record progress now."""
         self._since = time.monotonic()
 
     def seconds(self) -> float:
-        """Any thread may ask; one of them looks at the signs, and not while things move without them."""
+        """Return the seconds since the last progress. Thread-safe.
+
+        Only one thread at a time looks at the signs, and only if `broken` was not called recently.
+        """
         now = time.monotonic()
         if now - max(self._since, self._looked) >= _LOOKS_S and self._looking.acquire(blocking=False):
             try:

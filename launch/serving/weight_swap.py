@@ -1,19 +1,20 @@
-"""Other weights for a server that runs: base and trained are compared on one."""
+"""Replacement of a running server's weights, so that base and trained model are compared on one server."""
 
 import time
 
 from launch.serving.client import Client
 from recipes.errors import SanityError
 
-# SGLang keeps a request for a moment after its answer, and then changes the weights without emptying the cache made by those before.
+# SGLang holds a request for a moment after its answer. Weights swapped in that moment leave the old weights' cache in place.
 _SETTLES = 0.5
 _BUSY = "cache was not flushed"
 
 
 def load(client: Client, checkpoint: str) -> None:
-    """The server's weights become the checkpoint's, and its cache is empty. Nothing may be in flight.
+    """Load the checkpoint's weights into the server and empty its cache. No request may be in flight.
 
-    Raises `SanityError` where they cannot be loaded, or the server is still busy after `client.timeout` seconds."""
+    Raise `SanityError` if they cannot be loaded, or if the server is still busy after `client.timeout` seconds.
+    """
     deadline = time.monotonic() + client.timeout
     while True:
         time.sleep(_SETTLES)

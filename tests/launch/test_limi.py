@@ -70,7 +70,7 @@ def test_a_port_in_use_is_refused_before_anything_starts(tmp_path):
         port = taken.getsockname()[1]
         done = called(f"cluster.root={tmp_path}", f"sanity.port={port}")
     assert done.returncode == 2
-    assert f"sanity.port={port} cannot be had: Address already in use; write sanity.port=null" in done.stderr
+    assert f"sanity.port={port} cannot be used: Address already in use; write sanity.port=null" in done.stderr
     assert not list(tmp_path.iterdir())
 
 

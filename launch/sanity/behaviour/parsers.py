@@ -1,4 +1,4 @@
-"""The server's parsers, on text that is known to be right: the data set's own turns."""
+"""Checks of the server's parsers on text that is known to be right: the data set's own turns."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -9,11 +9,11 @@ from launch.serving.client import Client, all_at_once
 from recipes.config import Family
 from recipes.families import facts
 
-_STREAMED = 8  # turns that are asked for twice
+_STREAMED = 8  # turns that are requested both whole and streamed
 
 
 def gold(client: Client, turns: Sequence[Turn], family: Family, decode: Callable[[list[int]], str]) -> list[Check]:
-    """The tool-call parser on turns with calls, the reasoning parser on turns with thinking, as they are trained on."""
+    """Check the tool-call parser on recorded turns with calls, and the reasoning parser on recorded turns with thinking."""
     calling = [t for t in turns if t.expected]
     thinking = [t for t in turns if t.message.get("reasoning_content")]
     named = facts(family).parsers
@@ -21,24 +21,24 @@ def gold(client: Client, turns: Sequence[Turn], family: Family, decode: Callable
 
     def wrong_calls(turn: Turn) -> str | None:
         body = {"text": _words(turn, decode), "tools": turn.conversation["tools"], "tool_call_parser": tools}
-        found = client.post("/parse_function_call", body)["calls"]
-        calls: Calls = [(c["name"], parsed(c["parameters"])) for c in found]
+        read = client.post("/parse_function_call", body)["calls"]
+        calls: Calls = [(c["name"], parsed(c["parameters"])) for c in read]
         return None if calls == turn.expected else f"{turn}: {turn.expected} is read as {calls}"
 
     def wrong_thinking(turn: Turn) -> str | None:
         body = {"text": decode(turn.said[:-1]), "reasoning_parser": reasoning}
-        found = (client.post("/separate_reasoning", body)["reasoning_text"] or "").strip()
+        read = (client.post("/separate_reasoning", body)["reasoning_text"] or "").strip()
         thought = turn.message["reasoning_content"].strip()
-        return None if found == thought else f"{turn}: thinking {thought[:80]!r} is read as {found[:80]!r}"
+        return None if read == thought else f"{turn}: thinking {thought[:80]!r} is read as {read[:80]!r}"
 
     return [
         _on_text("tool-call parser", "calls that a server does not see", calling, wrong_calls, tools),
-        _on_text("reasoning parser", "thinking that a server takes for words", thinking, wrong_thinking, reasoning),
+        _on_text("reasoning parser", "thinking that a server treats as content", thinking, wrong_thinking, reasoning),
     ]
 
 
 def _words(turn: Turn, decode: Callable[[list[int]], str]) -> str:
-    """The turn's text after its thinking, without the stop token."""
+    """Return the turn's text after its thinking, without the stop token."""
     return decode(turn.said[:-1]).rpartition("</think>")[2]
 
 
@@ -50,10 +50,12 @@ def _on_text(
 
 
 def streaming(client: Client, turns: Sequence[Turn], usual: int) -> Check:
-    """A greedy answer in pieces, put together, is the whole one. Asked one by one, as sums in a batch may differ by its size.
+    """Check that the chunks of a streamed greedy answer add up to the unstreamed answer.
 
-    turns: that the model answers rightly; of malformed calls parsers leave one thing in a stream and another in the whole. usual:
-    tokens of nine of ten recorded turns.
+    Requests are sent one at a time, because sums may differ with the batch size.
+
+    turns: turns that the model answers correctly; parsers treat malformed calls differently in a stream and in a whole answer.
+    usual: the 90th percentile of the recorded turns' tokens.
     """
     asked, faults = spread(turns, _STREAMED), []
     for turn in asked:
@@ -64,16 +66,18 @@ def streaming(client: Client, turns: Sequence[Turn], usual: int) -> Check:
         streamed = answer(turn, *pieces)
         if whole != streamed:
             faults.append(f"whole: {whole}; in pieces: {streamed}")
-    return share("streaming", "clients that see another answer", len(asked) - len(faults), len(asked), 1, faults)
+    return share(
+        "streaming", "clients that get another answer by streaming", len(asked) - len(faults), len(asked), 1, faults
+    )
 
 
 def assembled(chunks: Iterator[dict[str, Any]]) -> tuple[dict[str, Any], str]:
-    """The message and the reason it ended, of the pieces of a chat completion."""
+    """Return the message and the finish reason of a streamed chat completion."""
     texts = {"content": "", "reasoning_content": ""}
     calls: dict[int, dict[str, str]] = {}
     reason = ""
     for chunk in chunks:
-        for choice in chunk["choices"]:  # none in the one that counts tokens
+        for choice in chunk["choices"]:  # empty in the chunk that counts tokens
             delta = choice["delta"]
             for key in texts:
                 texts[key] += delta.get(key) or ""

@@ -1,4 +1,4 @@
-"""Assistant turns of a packed data set as prompts, and the server's answers to them."""
+"""Assistant turns of a packed data set as prompts, and a server's answers to them."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -10,10 +10,10 @@ import numpy as np
 from data_prep.pack.dataset import Dataset
 from launch.serving.client import Client, all_at_once
 
-SAMPLED = {"temperature": 0.6, "top_p": 0.95}  # what the model cards of Qwen3 and GLM-4.5 advise
+SAMPLED = {"temperature": 0.6, "top_p": 0.95}  # as the model cards of Qwen3 and GLM-4.5 advise
 GREEDY = {"temperature": 0.0}
 WITHIN = "within twice the recorded length"
-_LEAST_TOKENS, _LEAST_SHORT = 128, 64
+_LEAST_TOKENS, _LEAST_SHORT = 128, 64  # smallest token limits of `longest_answer` and of `Turn.most`
 
 Calls = list[tuple[str, Any]]  # name and arguments
 
@@ -22,7 +22,8 @@ Calls = list[tuple[str, Any]]  # name and arguments
 class Turn:
     """A supervised assistant turn in its conversation.
 
-    index: of its message. tokens: of its sequence up to its stop token, as they lie in the data set. begin: of its own among them.
+    index: its message's index in the conversation. tokens: the tokens of its packed sequence up to its stop token. begin: index
+    of its own first token among them.
     """
 
     conversation: dict[str, Any]
@@ -47,11 +48,11 @@ class Turn:
         return [(c["function"]["name"], c["function"]["arguments"]) for c in self.message.get("tool_calls", [])]
 
     def most(self, usual: int) -> int:
-        """Tokens that an answer may have: twice as many as the recorded one or as nine of ten, whichever is longer."""
+        """Return the token limit of an answer: twice the recorded turn or twice `usual`, whichever is longer."""
         return max(_LEAST_SHORT, 2 * len(self.said), 2 * usual)
 
     def request(self, tokens: int, sampling: dict[str, Any]) -> dict[str, Any]:
-        """The body of a chat completion of at most that many tokens."""
+        """Return the body of a chat completion request with this token limit."""
         return {
             "model": "default", "messages": self.conversation["messages"][: self.index],
             "tools": self.conversation["tools"] or None, "max_tokens": tokens, "skip_special_tokens": False, **sampling,
@@ -63,18 +64,18 @@ class Turn:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back to a turn's request. calls: an argument text that is no JSON stays a text."""
+    """A server's answer to a turn's request. calls: arguments that are not JSON remain text."""
 
     turn: Turn
     finish_reason: str
     content: str = ""
     reasoning: str = ""
     calls: Calls = field(default_factory=list)
-    prompt: list[int] = field(default_factory=list)  # the tokens that the server made of the request
+    prompt: list[int] = field(default_factory=list)  # the prompt tokens that the server rendered
 
     @property
     def right(self) -> bool:
-        """Exactly the trajectory's calls, ended by the stop token."""
+        """Whether the answer has exactly the trajectory's calls and ends with a stop token."""
         return self.stopped and self.calls == self.turn.expected
 
     @property
@@ -87,8 +88,11 @@ class Answer:
 
 
 def turns(data: Dataset) -> Iterator[Turn]:
-    """All supervised turns. The prompt is read from the data set as it was trained on, not rendered again: everything before the
-    first supervised token, or before the thinking that is shown without being supervised."""
+    """Yield all supervised turns.
+
+    A prompt is read from the data set as trained on; it is not re-rendered. It ends before the turn's first supervised token,
+    or before its thinking if thinking is unsupervised context.
+    """
     row = {place: n for n, place in enumerate(zip(data.ids, data.segments, strict=True))}
     thinking_is_context = data.manifest["inputs"]["options"]["thinking"] == "context"
     for conversation in data.conversations():
@@ -100,19 +104,22 @@ def turns(data: Dataset) -> Iterator[Turn]:
 
 
 def spread(all_turns: Sequence[Turn], most: int) -> list[Turn]:
-    """At most that many, evenly over all."""
+    """Return at most `most` turns, spread evenly over all."""
     if len(all_turns) <= most:
         return list(all_turns)
     return [all_turns[i * len(all_turns) // most] for i in range(most)]
 
 
 def longest_answer(data: Dataset) -> int:
-    """Tokens that an answer to any prompt may have: twice the longest recorded turn. One who goes on has lost its stop token."""
+    """Return the token limit of an answer to any prompt: twice the longest recorded turn.
+
+    A model that runs beyond it has lost its stop token.
+    """
     return max(_LEAST_TOKENS, 2 * max(_lengths(data)))
 
 
 def usual_answer(data: Dataset) -> int:
-    """Tokens that nine of ten recorded turns have at most."""
+    """Return the 90th percentile of the recorded turns' lengths, in tokens."""
     return int(np.quantile(_lengths(data), 0.9, method="inverted_cdf"))
 
 
@@ -123,7 +130,7 @@ def _lengths(data: Dataset) -> list[int]:
 def ask(
     client: Client, asked: Sequence[Turn], usual: int, sampling: dict[str, float], progress: Callable[[], None]
 ) -> list[Answer]:
-    """Answers through the chat endpoint, several at a time, in order; usual: tokens of nine of ten recorded turns."""
+    """Request answers from the chat endpoint, several at a time, and return them in order. usual: of `usual_answer`."""
 
     def one(turn: Turn) -> Answer:
         body = turn.request(turn.most(usual), sampling) | {"return_prompt_token_ids": True}
@@ -135,9 +142,9 @@ def ask(
 
 
 def answer(turn: Turn, message: dict[str, Any], finish_reason: str, prompt: Sequence[int] = ()) -> Answer:
-    """Of the chat endpoint's message, words without the space around them.
+    """Return the answer in a message of the chat endpoint, with surrounding white space stripped.
 
-    SGLang leaves the opening mark in the thinking where a line break comes before it, as GLM-4.5 writes it; clients take it off.
+    SGLang leaves <think> in the thinking if a line break precedes it, as in GLM-4.5's output; it is removed here, as clients do.
     """
     words, thinking = ((message.get(key) or "").strip() for key in ("content", "reasoning_content"))
     calls = [(c["function"]["name"], parsed(c["function"]["arguments"])) for c in message.get("tool_calls") or []]
@@ -145,6 +152,7 @@ def answer(turn: Turn, message: dict[str, Any], finish_reason: str, prompt: Sequ
 
 
 def parsed(arguments: str) -> Any:
+    """Return the arguments as JSON, or the text itself if it is not JSON."""
     try:
         return json.loads(arguments)
     except json.JSONDecodeError:

@@ -1,7 +1,8 @@
-"""The export beside the trainer's own checkpoint, bit for bit: no statistics, so at any rate and after any number of steps.
+"""Comparison of an export with the trainer's own checkpoint, bit for bit. It uses no statistics: it holds at any learning rate
+and after any number of steps.
 
-The checkpoint is read once more, by another reading of its names than the export's (`trainers.py`), and the digests of both are
-compared. That the trainer's weights are what the model computes with is the held-out loss's to show, by the server and by the trainer.
+The checkpoint is read by an independent implementation of its names (`trainers.py`), not by the export's, and the digests of both
+are compared. Whether the model computes with the trainer's weights is shown by the held-out loss, of the server and of the trainer.
 """
 
 import itertools
@@ -28,14 +29,17 @@ from recipes.checkpoint.tensors import is_mtp
 from recipes.config import Model
 from recipes.errors import CheckpointError
 
-BATCH_BYTES = 256 << 20  # of the checkpoint, a worker's task
-_NAME, _PROTECTS = "weights as trained", "weights that were written to another's place, or are not the last step's"
+BATCH_BYTES = 256 << 20  # bytes of the checkpoint in one worker task
+_NAME, _PROTECTS = (
+    "weights as trained",
+    "weights written under another name or in another order, or not from the last step",
+)
 
 
 def read(checkpoint: Path, shards: Shards, m: Model, console: Console) -> dict[str, Digest]:
-    """What every tensor of the export should be, by name, but for those that an export takes from its base.
+    """Return the expected digest of every tensor of the export by name, except tensors that an export takes from its base.
 
-    Raises `CheckpointError` where the checkpoint cannot be read or has not all of them.
+    Raise `CheckpointError` if the checkpoint cannot be read or lacks elements of a tensor.
     """
     parameters = [*_parameters(TorchDist(checkpoint), shards.entries, m)]
     work = partial(trained_worker.look, checkpoint, m)
@@ -45,7 +49,8 @@ def read(checkpoint: Path, shards: Shards, m: Model, console: Console) -> dict[s
 
 
 def _parameters(checkpoint: TorchDist, entries: Mapping[str, Entry], m: Model) -> Sequence[Parameter]:
-    found = []
+    """Return the checkpoint's parameters, one per layer and expert. Raise `CheckpointError` if the model lacks one of them."""
+    parameters = []
     for key, stored in checkpoint.tensors.items():
         count = trainers.leading(key)
         pieces: dict[tuple[int, ...], list[Piece]] = defaultdict(list)
@@ -59,12 +64,12 @@ def _parameters(checkpoint: TorchDist, entries: Mapping[str, Entry], m: Model) -
                 homes = trainers.homes(name, shape[0], m)
             except (KeyError, ValueError) as error:
                 raise CheckpointError(
-                    f"'{checkpoint.folder}' holds {name}, which {m.name} has not", "see model.*"
+                    f"'{checkpoint.folder}' holds {name}, which {m.name} does not have", "see model.*"
                 ) from error
-            # One that is not in the export, or in another shape or dtype, is for other checks to say.
+            # Tensors that the export lacks, or has in another shape or dtype, are reported by other checks.
             there = {n: entries[n] for n, rows in homes.items() if n in entries and _fits(entries[n], len(rows), shape)}
-            found.append(Parameter(name, key, lead, shape, stored.dtype, tuple(held), there))
-    return found
+            parameters.append(Parameter(name, key, lead, shape, stored.dtype, tuple(held), there))
+    return parameters
 
 
 def _fits(entry: Entry, rows: int, shape: tuple[int, ...]) -> bool:
@@ -76,7 +81,10 @@ def _fits(entry: Entry, rows: int, shape: tuple[int, ...]) -> bool:
 
 
 def check(seen: Mapping[str, Seen], trained: Mapping[str, Digest], checkpoint: Path, m: Model) -> Check:
-    """seen: what an export holds beside the copy of a tied output layer. trained: of `read`."""
+    """Check that the export equals the trainer's checkpoint.
+
+    seen: the export's tensors by name, without the copy of a tied output layer. trained: expected digests, from `read`.
+    """
     own = {n: s for n, s in seen.items() if not is_mtp(n, m) and not n.endswith("e_score_correction_bias")}
     exact = same(own, trained)
     lines = _causes({n: s for n, s in own.items() if n not in exact}, trained, m)
@@ -85,16 +93,17 @@ def check(seen: Mapping[str, Seen], trained: Mapping[str, Digest], checkpoint: P
 
 
 def same(seen: Mapping[str, Seen], trained: Mapping[str, Digest]) -> set[str]:
-    """The tensors that are the trainer's, bit for bit."""
+    """Return the names of the tensors that equal the trainer's, bit for bit."""
     return {n for n, s in seen.items() if s.digest is not None and s.digest == trained.get(n)}
 
 
 def not_compared(why: str) -> Check:
+    """Return the check's result when there is no checkpoint to compare with: a warning."""
     return Check(_NAME, _PROTECTS, "not compared", "all as in the trainer's checkpoint", Outcome.warned, why)
 
 
 def _causes(differing: Mapping[str, Seen], trained: Mapping[str, Digest], m: Model) -> list[str]:
-    """A line for every tensor, what it holds where that is told by its digest."""
+    """Return one line per differing tensor. It says what the tensor holds, if its digest shows that."""
     by_rows = {d.rows: n for n, d in trained.items()}
     families: dict[str, list[str]] = defaultdict(list)
     for name, s in differing.items():
@@ -104,23 +113,23 @@ def _causes(differing: Mapping[str, Seen], trained: Mapping[str, Digest], m: Mod
 
 
 def _mixed(names: Sequence[str], seen: Mapping[str, Seen], trained: Mapping[str, Digest]) -> bool:
-    """Whether all rows of these tensors together are the trainer's, in whatever place."""
+    """Return whether these tensors together hold exactly the trainer's rows, in any order."""
     pairs = [(seen[n].digest, trained.get(n)) for n in names]
     return len(names) > 1 and not sum(a.any_rows - b.any_rows if a and b else 1 for a, b in pairs) % 2**64
 
 
 def _cause(name: str, s: Seen, wanted: Digest | None, by_rows: Mapping[int, str], mixed: bool) -> str:
-    found = s.digest
-    if found is None or wanted is None:
+    actual = s.digest
+    if actual is None or wanted is None:
         return f"{name} is not in the checkpoint"
-    other = by_rows.get(found.rows)
-    told = {
+    other = by_rows.get(actual.rows)
+    causes = {
         f"is the checkpoint's {other}{how(name, other or '')}": other is not None,
-        "is the checkpoint's transposed": found.rows == wanted.columns,
-        "has its rows in another order": found.any_rows == wanted.any_rows,
-        "has its columns in another order": found.any_columns == wanted.any_columns,
+        "is the checkpoint's transposed": actual.rows == wanted.columns,
+        "has its rows in another order": actual.any_rows == wanted.any_rows,
+        "has its columns in another order": actual.any_columns == wanted.any_columns,
         "has rows of its neighbours, in another order": mixed,
         "is the base's, not the checkpoint's": s.base is not None and s.base.equal,
     }
-    what = next((text for text, so in told.items() if so), "is not the checkpoint's")
+    what = next((text for text, applies in causes.items() if applies), "is not the checkpoint's")
     return f"{name} {what}"

@@ -1,4 +1,4 @@
-"""The files of an export that are no tensors: configuration, tokenizer, template, ids that end an answer, and the record of all."""
+"""Checks of an export's files other than tensors: configuration, tokenizer, chat template, EOS ids and the manifest."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,9 +23,10 @@ Look = tuple[str, Sequence[str]]
 
 
 def checks(export: Path, base: Path, m: Model) -> list[Check]:
+    """Return the checks of these files against the base's files and the recipe's model."""
     return [
         looks.check("manifest", "files changed since they were written", "hashes as written", lambda: _manifest(export)),
-        looks.check("config.json", "a server that builds another model", "the base's, as the recipe changes it",
+        looks.check("config.json", "a server that builds another model", "the base's, with the recipe's changes",
                      lambda: _config(export, base, m)),
         looks.check("rope", "positions that the model was not trained with", "the recipe's", lambda: _rope(export, base, m)),
         looks.check("EOS ids", "answers that do not end", "the base's", lambda: _eos(export, base)),
@@ -40,16 +41,16 @@ def checks(export: Path, base: Path, m: Model) -> list[Check]:
 
 
 def mtp(seen: dict[str, Seen], shards: Shards, base: SafetensorsFolder, m: Model) -> Check:
-    """Multi-token-prediction layers: as many as `config.json` says, and the base's bits."""
+    """Check multi-token-prediction layers: their number is that of `config.json`, and their bits are the base's."""
 
     def look() -> Look:
         there = {n for n in shards.files if is_mtp(n, m)}
         wanted = {n for n in base.entries if is_mtp(n, m)} if m.mtp is Mtp.copy else set()
         layers = len({n.split(".")[2] for n in there})
         said = _json(shards.folder / "config.json").get(_MTP) or 0
-        lines = [f"config.json says {_MTP}={said}, and the tensors are of {layers}"] if said != layers else []
+        lines = [f"config.json says {_MTP}={said}, but there are tensors of {layers}"] if said != layers else []
         lines += [f"{n} is missing" for n in sorted(wanted - there)]
-        lines += [f"{n} is there, and the recipe says model.mtp={m.mtp.value}" for n in sorted(there - wanted)]
+        lines += [f"{n} is present, but the recipe says model.mtp={m.mtp.value}" for n in sorted(there - wanted)]
         lines += [f"{n} is not the base's" for n in sorted(wanted & seen.keys()) if not _equal(seen[n])]
         return f"{layers} layers, {len(there)} tensors", lines
 
@@ -63,7 +64,7 @@ def _equal(seen: Seen) -> bool:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """A file's object, empty where there is no file."""
+    """Return a file's JSON object; an empty one if the file does not exist."""
     return json_file.read(path, AGAIN) if path.is_file() else {}
 
 
@@ -92,7 +93,7 @@ def _manifest(export: Path) -> Look:
 
 
 def _config(export: Path, base: Path, m: Model) -> Look:
-    apart = (*_ROPE, _EOS, _MTP)  # which checks of their own look at
+    apart = (*_ROPE, _EOS, _MTP)  # these have checks of their own
     config, wanted = (_without(c, *apart) for c in (_json(export / "config.json"), _wanted(base, m)))
     return f"{len(wanted)} fields", looks.differing(config, wanted, "config.json")
 
@@ -119,7 +120,7 @@ def _unlike(one: Path, base: Path) -> list[str]:
     if not one.is_file():
         return [f"{one.name} is missing"]
     if not base.is_file():
-        return [f"{one.name} is there, and the base has none"]
+        return [f"{one.name} is present, but the base has none"]
     return [] if one.read_bytes() == base.read_bytes() else [f"{one.name} is not the base's"]
 
 

@@ -1,6 +1,6 @@
-"""What an export's files alone tell: whether a server can load it, and what training moved. Nothing is changed.
+"""All checks of an export's files: whether a server can load them, and what training changed. The files are only read.
 
-Every check is made whatever the others found; a tensor whose bytes are not there is left out of those that read it.
+Every check runs regardless of the others' results. A tensor whose bytes are missing is left out of the checks that read it.
 """
 
 import json
@@ -31,41 +31,43 @@ def checks(
     console: Console,
     written: Path,
 ) -> list[Check]:
-    """Compares a Hugging Face folder with the one it was trained from, and writes what moved to the file `written`.
+    """Compare a Hugging Face folder with the base it was trained from, and write what training changed to the file `written`.
 
-    rates: the learning rate of every step, None where it is not known. checkpoint: the trainer's, whose weights the export has,
-    None where it is not there. Raises `CheckpointError` where the base cannot be read.
+    rates: the learning rate of every step, None if unknown. checkpoint: the trainer's checkpoint of the export's weights, None
+    if it does not exist. Raise `CheckpointError` if the base cannot be read.
     """
     m = recipe.model
-    of_base, found = SafetensorsFolder(base), read(export)
+    of_base, shards = SafetensorsFolder(base), read(export)
     training = tensor_values.reach(recipe.optim, rates)
-    seen = tensor_values.compare(found, of_base, m, training, checkpoint is not None, console)
+    seen = tensor_values.compare(shards, of_base, m, training, checkpoint is not None, console)
     times = recipe.sanity.max_moved
-    own = {name: s for name, s in seen.items() if not (m.tied and name == OUTPUT)}  # a copy is beside the embedding
+    own = {
+        name: s for name, s in seen.items() if not (m.tied and name == OUTPUT)
+    }  # the copy of a tied embedding is left out
     text = moved.as_json(moved.cells(own.values(), m), training, times)
     write_text(written, json.dumps(text, indent=2) + "\n")
-    of_trainer, exact = _of_trainer(own, found, checkpoint, m, console)
+    trainer_check, exact = _compare_with_trainer(own, shards, checkpoint, m, console)
     return [
-        *names_and_shapes.checks(found, of_base, m),
-        *tensor_values.checks(seen, found, m),
-        of_trainer,
+        *names_and_shapes.checks(shards, of_base, m),
+        *tensor_values.checks(seen, shards, m),
+        trainer_check,
         misplaced.check(misplaced.find(moved.trained(own, m)), exact),
         *moved.checks(own, training, times, m),
-        beside.mtp(seen, found, of_base, m),
+        beside.mtp(seen, shards, of_base, m),
         *beside.checks(export, base, m),
     ]
 
 
-def _of_trainer(
-    seen: dict[str, Seen], found: Shards, checkpoint: Path | None, m: Model, console: Console
+def _compare_with_trainer(
+    seen: dict[str, Seen], shards: Shards, checkpoint: Path | None, m: Model, console: Console
 ) -> tuple[Check, set[str]]:
-    """The check, and the tensors that are the trainer's bit for bit."""
+    """Return the check against the trainer's checkpoint, and the names of the tensors that equal it bit for bit."""
     if checkpoint is None:
         return as_trained.not_compared(
-            "its checkpoint is not there, and what it holds is told beside the base alone"
+            "the trainer's checkpoint does not exist; the tensors are compared with the base only"
         ), set()
     try:
-        trained = as_trained.read(checkpoint, found, m, console)
+        trained = as_trained.read(checkpoint, shards, m, console)
     except CheckpointError as error:
         return as_trained.not_compared(str(error)), set()
     return as_trained.check(seen, trained, checkpoint, m), as_trained.same(seen, trained)

@@ -1,9 +1,9 @@
-"""Which tensors hold another's weights, or their own in another order, by the base alone.
+"""Detection of tensors that hold another tensor's weights, or their own in another order, by comparison with the base alone.
 
-What training adds to a tensor is independent of the base's tensors. A tensor of n elements has a cosine of about 1/sqrt(n) with any
-other of the base's, by chance, and a greater one with its own. How much surer its own place is than another is the logarithm of the
-odds of what is left over, n / 2 * log((1 - other**2) / (1 - own**2)): no scale and no rate is in it. Far from the base both come near
-zero, and the place cannot be told: that is said, and never taken for good.
+Training adds changes that are independent of the base's tensors. By chance a tensor of n elements has a cosine of about 1/sqrt(n)
+with any other tensor of the base, and a larger one with its own. The evidence for its own name against another is the log odds
+n / 2 * log((1 - other**2) / (1 - own**2)), where own and other are the two cosines; it depends on no scale and no learning rate.
+Far from the base both cosines are near zero and the position cannot be told: then the check warns and does not pass.
 """
 
 import itertools
@@ -19,14 +19,17 @@ from launch.sanity.tensors import looks
 from launch.sanity.tensors.compare_worker import Seen
 from launch.sanity.tensors.prints import Prints
 
-SURE = 18.0  # of the odds' logarithm, six standard deviations: one pair in a billion comes so far by chance
+SURE = 18.0  # log odds that count as certain, six standard deviations: reached by chance by one pair in a billion
 AT_ONCE = 256  # tensors compared with all others at a time
 
 
 @dataclass
-class Found:
-    """What is known of a tensor. fault: what it holds, empty where that is its own as far as is known. own, other: its cosines with
-    its own base and with the likest other. margin, order: the odds' logarithms of its place, and of the order of its parts."""
+class Placement:
+    """What is known of a tensor's position.
+
+    fault: what is wrong, empty if nothing is known to be. own, other: its cosines with its own base tensor and with the most
+    similar other one. margin: log odds that it is at its own position. order: log odds that its parts are in their order.
+    """
 
     name: str
     own: float = 0.0
@@ -44,9 +47,9 @@ class Found:
         return self.placed and self.order >= SURE
 
 
-def find(compared: Sequence[Seen]) -> list[Found]:
-    """Of every tensor that has a base's of its name. Of those with the base's very bits nothing is asked."""
-    found = {s.name: Found(s.name) for s in compared if s.base is not None}
+def find(compared: Sequence[Seen]) -> list[Placement]:
+    """Return the placement of every tensor whose name is in the base. Tensors equal to the base's are not examined."""
+    found = {s.name: Placement(s.name) for s in compared if s.base is not None}
     moved = {s.name: s.base.prints for s in compared if s.base and s.base.prints and not s.base.equal}
     every = {s.name: s.base.prints for s in compared if s.base and s.base.prints}
     shapes: dict[tuple[int, ...], list[str]] = defaultdict(list)
@@ -65,8 +68,13 @@ def find(compared: Sequence[Seen]) -> list[Found]:
     return list(found.values())
 
 
-def _places(names: Sequence[str], every: dict[str, Prints], moved: dict[str, Prints], found: dict[str, Found]) -> None:
-    """Compares tensors of one shape with every base tensor of it, and with their own read otherwise."""
+def _places(
+    names: Sequence[str], every: dict[str, Prints], moved: dict[str, Prints], found: dict[str, Placement]
+) -> None:
+    """Compare tensors of one shape with every base tensor of that shape, and with their own in another reading order.
+
+    Write cosines, margins and faults to `found`.
+    """
     base = _directions(np.stack([every[n].base for n in names]))
     asked = [n for n in names if n in moved]
     at = {name: number for number, name in enumerate(names)}
@@ -91,11 +99,11 @@ def _places(names: Sequence[str], every: dict[str, Prints], moved: dict[str, Pri
                 one.fault = f"{name} is {what}"
 
 
-def _orders(names: Sequence[str], moved: dict[str, Prints], found: dict[str, Found]) -> None:
-    """Compares the parts of the tensors of a family with one another's. Any other order has two in a wrong place at least."""
+def _orders(names: Sequence[str], moved: dict[str, Prints], found: dict[str, Placement]) -> None:
+    """Compare each part of a family's tensors with all base parts of the family. Write order and faults to `found`."""
     parts = [(name, number) for name in names for number in range(moved[name].bands.count)]
     sizes = {name: moved[name].new_bands.shape[1] for name in names}
-    if len(set(sizes.values())) > 1:  # tensors of a family with parts of unlike shapes are of no model
+    if len(set(sizes.values())) > 1:  # no model has a family whose parts have different shapes
         return
     n = sizes[names[0]]
     new, base = (
@@ -106,7 +114,7 @@ def _orders(names: Sequence[str], moved: dict[str, Prints], found: dict[str, Fou
     others = odds - np.diag(np.full(len(parts), np.inf))
     best = others.argmax(1)
     ahead = own - others.max(1)
-    # Free to choose among all parts for each, chance alone finds so much more.
+    # By choosing the best of all parts for each part, chance alone gains len(parts) * log(len(parts)).
     if np.maximum(-ahead, 0.0).sum() >= SURE + len(parts) * math.log(len(parts)):
         at = int(ahead.argmin())
         (name, number), (other, from_) = parts[at], parts[int(best[at])]
@@ -116,23 +124,24 @@ def _orders(names: Sequence[str], moved: dict[str, Prints], found: dict[str, Fou
         for one in dict.fromkeys(parts[i][0] for i in np.flatnonzero(ahead < 0)):
             found[one].fault = f"{one} has its {what}" if one == name else f"{one} is in another order too"
         return
-    two = np.sort(ahead)[:2].sum()
+    two = np.sort(ahead)[:2].sum()  # any other order has at least two parts at wrong positions
     for name in names:
         found[name].order = float(two)
 
 
 def _odds(cosines: np.ndarray | float, n: int) -> np.ndarray:
-    """The logarithm of the odds that so many elements have this cosine with what they came from, beside none."""
+    """Return the log odds that n elements with this cosine are related, compared with being unrelated."""
     explained = np.clip(cosines, 0.0, 1 - 1e-6) ** 2
     return np.asarray(-n / 2 * np.log1p(-explained))
 
 
 def _directions(prints: np.ndarray) -> np.ndarray:
+    """Return the rows scaled to unit length."""
     return np.asarray(prints / np.maximum(np.linalg.norm(prints, axis=1, keepdims=True), 1e-30))
 
 
 def how(name: str, other: str) -> str:
-    """In a word, where two names differ in one place."""
+    """Return in a word how two tensors were exchanged, if their names differ in one part; otherwise an empty text."""
     words = [(a, b) for a, b in itertools.zip_longest(name.split("."), other.split(".")) if a != b]
     if len(words) != 1:
         return ""
@@ -147,34 +156,37 @@ def how(name: str, other: str) -> str:
     )
 
 
-def check(found: Sequence[Found], exact: Collection[str]) -> Check:
-    """exact: tensors that are the trainer's own, bit for bit, which tells of these what the base cannot."""
-    name, protects = "weights in their places", "tensors swapped or transposed, their rows or heads in another order"
+def check(found: Sequence[Placement], exact: Collection[str]) -> Check:
+    """Return the check of all placements. exact: tensors equal to the trainer's bit for bit, which settles what the base cannot."""
+    name, protects = (
+        "weights in their places",
+        "tensors that are swapped, transposed, or have rows or heads in another order",
+    )
     wrong = [f.fault for f in found if f.fault]
     untold = [f for f in found if not f.fault and not f.ordered]
     left = [f for f in untold if f.name not in exact]
     placed, ordered = sum(f.placed for f in found), sum(f.ordered for f in found)
-    figure = f"{placed} of {len(found)} told by the base, {ordered} of them with the order of their parts"
+    figure = f"{placed} of {len(found)} confirmed by the base, {ordered} of them with the order of their parts"
     if len(left) < len(untold):
         figure += f"; {len(untold) - len(left)} more by the trainer's checkpoint"
     if left and not wrong:
         figure += f"; {len(left)} cannot be told"
     outcome = Outcome.failed if wrong else Outcome.warned if left else Outcome.passed
     detail = looks.some(wrong) if wrong else _untold(left) if left else _least(found)
-    return Check(name, protects, figure, "each its own of the base's, surely", outcome, detail)
+    return Check(name, protects, figure, "each surely matches its own base tensor", outcome, detail)
 
 
-def _untold(left: Sequence[Found]) -> str:
-    """An example of each kind."""
-    lines = [f"{_likeness(f)}: its place cannot be told" for f in left if not f.placed][:1]
+def _untold(left: Sequence[Placement]) -> str:
+    """Return one example of each kind of placement that cannot be told, and the number of the others."""
+    lines = [f"{_likeness(f)}: its position cannot be told" for f in left if not f.placed][:1]
     lines += [f"the order of the parts of {f.name} cannot be told" for f in left if f.placed][:1]
     return "; ".join([*lines, *([f"and {len(left) - len(lines)} more"] if len(left) > len(lines) else [])])
 
 
-def _least(found: Sequence[Found]) -> str:
+def _least(found: Sequence[Placement]) -> str:
     least = min((f for f in found if f.placed and math.isfinite(f.margin)), key=lambda f: f.margin, default=None)
-    return f"the least sure by the base: {_likeness(least)}" if least else ""
+    return f"the least certain by the base: {_likeness(least)}" if least else ""
 
 
-def _likeness(f: Found) -> str:
-    return f"{f.name} has a cosine of {f.own:.3f} with its own base, of {f.other:.3f} with the likest other"
+def _likeness(f: Placement) -> str:
+    return f"{f.name} has a cosine of {f.own:.3f} with its own base tensor, and of {f.other:.3f} with the most similar other one"

@@ -1,7 +1,7 @@
-"""What training moved, against the base: by kind of tensor and layer, and against what the learning rates can move.
+"""Checks of how far training moved the weights from the base: by kind of tensor and layer, and compared with the learning rates.
 
-Adam moves an element by about its rate a step, so by no more than a multiple of the sum of the rates. As bf16 an element
-changes only where that exceeds half a unit in its last place: at 1e-5 for a few steps a norm of 1.0 stays as it is, rightly.
+Adam moves an element by about its learning rate per step, so by at most a multiple of the sum of the rates. In bf16 an element
+changes only if that exceeds half a unit in its last place: at 1e-5 for a few steps a norm of 1.0 correctly stays unchanged.
 """
 
 import math
@@ -16,13 +16,17 @@ from launch.sanity.tensors.compare_worker import Reach, Seen
 from launch.sanity.tensors.tensor_place import MTP, NORM, ROUTER_BIAS, place
 from recipes.config import Model
 
-ENOUGH = 30  # elements expected to have moved: that none did is no chance
+ENOUGH = 30  # if this many elements should have moved and none did, that is no coincidence
 _UNTRAINED = (ROUTER_BIAS, MTP)
 
 
 @dataclass
 class Cell:
-    """All tensors of a kind in a layer; `largest` is the largest change of an element."""
+    """Sums over all tensors of one kind in one layer (None: outside the layers).
+
+    changed: elements that differ from the base as bf16. movable: elements that the rates can change as bf16. largest: the
+    largest change of an element.
+    """
 
     kind: str
     layer: int | None
@@ -44,6 +48,7 @@ class Cell:
 
 
 def cells(seen: Iterable[Seen], m: Model) -> list[Cell]:
+    """Return the cells of all tensors that have a base tensor."""
     found: dict[tuple[str, int | None], Cell] = {}
     for one in seen:
         if one.base is not None:
@@ -53,7 +58,7 @@ def cells(seen: Iterable[Seen], m: Model) -> list[Cell]:
 
 
 def as_json(found: Sequence[Cell], training: Reach, times: float) -> dict[str, Any]:
-    """`moved.json`: shares of elements that changed as bf16; rates and limits are null where the rates are not known."""
+    """Return the content of `moved.json`: shares of elements that changed as bf16. Rates and limit are null if unknown."""
     known = math.isfinite(training.rates)
     return {
         "sum_of_rates": training.rates if known else None,
@@ -63,12 +68,12 @@ def as_json(found: Sequence[Cell], training: Reach, times: float) -> dict[str, A
 
 
 def trained(seen: dict[str, Seen], m: Model) -> list[Seen]:
-    """Those with a base's of their name that training moves."""
+    """Return the tensors that training updates and that have a base tensor."""
     return [s for s in seen.values() if s.base is not None and place(s.name, m).kind not in _UNTRAINED]
 
 
 def checks(seen: dict[str, Seen], training: Reach, times: float, m: Model) -> list[Check]:
-    """times: the largest change in sums of rates, `sanity.max_moved`."""
+    """Return the checks. times: the largest allowed change, as a multiple of the sum of the rates (`sanity.max_moved`)."""
     compared = trained(seen, m)
     return [
         _far(compared, training, times),
@@ -82,14 +87,14 @@ def _far(compared: Sequence[Seen], training: Reach, times: float) -> Check:
     known = math.isfinite(limit)
 
     def look() -> tuple[str, Sequence[str]]:
-        # One that is all zero has a check of its own.
+        # An all-zero tensor has a check of its own.
         far = {s.name: s.base for s in compared if s.base is not None and s.base.beyond > limit and not s.zero}
         largest = max((s.base.largest for s in compared if s.base), default=0.0)
-        figure = f"{largest:.2g} at most" + (f" at rates of {training.rates:.2g} in all" if known else "")
+        figure = f"{largest:.2g} at most" + (f"; the rates sum to {training.rates:.2g}" if known else "")
         return figure, [f"{n} moved by {b.largest:.2g}" for n, b in far.items()]
 
     shown = f"{limit:.2g}, {times:g} times the rates" if known else "shown; the rates are not known"
-    return looks.check("how far weights moved", "weights that training cannot have made", shown, look)
+    return looks.check("how far weights moved", "weights that training cannot have produced", shown, look)
 
 
 def _everywhere(compared: Sequence[Seen], training: Reach, m: Model) -> Check:
@@ -101,11 +106,11 @@ def _everywhere(compared: Sequence[Seen], training: Reach, m: Model) -> Check:
         "every layer, every kind",
     )
     if not elements:
-        return Check(name, protects, "no tensor could be read beside the base's", limit, Outcome.failed)
+        return Check(name, protects, "no tensor could be compared with the base's", limit, Outcome.failed)
     if not changed:
         movable = sum(c.movable for c in found) / elements
         if movable < 0.1:
-            said = f"the rates, {training.rates:.2g} in all, can change {movable:.1%} of the elements as bf16"
+            said = f"the rates sum to {training.rates:.2g}, which can change {movable:.1%} of the elements as bf16"
             return Check(name, protects, "nothing moved", limit, Outcome.warned, said)
         said = "these are the base's weights; export the trained checkpoint"
         return Check(name, protects, "nothing moved", limit, Outcome.failed, said)
@@ -121,7 +126,10 @@ def _everywhere(compared: Sequence[Seen], training: Reach, m: Model) -> Check:
 
 
 def _still(found: Sequence[Cell]) -> list[str]:
-    """Layers and kinds in which nothing moved while, by the others of the kind, `ENOUGH` elements should have."""
+    """Return a line for each layer and kind in which nothing moved, although at least `ENOUGH` elements should have.
+
+    The expected number follows from the share that moved in other layers of the same kind.
+    """
     kinds: dict[str, list[Cell]] = defaultdict(list)
     layers: dict[int | None, list[Cell]] = defaultdict(list)
     for c in found:
@@ -132,7 +140,7 @@ def _still(found: Sequence[Cell]) -> list[str]:
     for c in found:
         others = [o for o in kinds[c.kind] if o is not c]
         moved, of = sum(o.changed for o in others), sum(o.elements for o in others)
-        # A kind of its own, as the embedding, may move less than most: few of its rows are ever used.
+        # A kind with a single cell, e.g. the embedding, may move less than others: few of its rows are ever used.
         share = moved / of if of else average / 100
         if c.kind != NORM and not c.changed and share * c.elements >= ENOUGH:
             odd.add((c.kind, c.layer))
@@ -140,14 +148,17 @@ def _still(found: Sequence[Cell]) -> list[str]:
     for layer, held in layers.items():
         names = [c.kind for c in held if (c.kind, layer) in odd]
         if names and not any(c.changed for c in held) and layer is not None:
-            lines.append(f"nothing moved in layer {layer}, and its neighbours did")
+            lines.append(f"nothing moved in layer {layer}, but its neighbours moved")
         elif names:
             lines.append(f"nothing moved in {', '.join(names)}{'' if layer is None else f' of layer {layer}'}")
     return lines
 
 
 def _experts(compared: Sequence[Seen], m: Model) -> Check:
-    """One expert number over all layers: the part of an expert-parallel rank that was lost. A rarely asked one is odd alone."""
+    """Check that each expert number moved in some layer. If not, the weights of an expert-parallel rank may have been lost.
+
+    It only warns, because an expert may rarely be routed to.
+    """
     experts: dict[int, Cell] = {}
     for s in compared:
         if (number := place(s.name, m).expert) is not None:
@@ -169,12 +180,10 @@ def _frozen(seen: dict[str, Seen], m: Model) -> Check:
         lines = [
             f"{s.name} is the base's rounded to bf16"
             if s.base.rounded
-            else f"{s.name} is off the base's by {s.base.largest:.1e}"
+            else f"{s.name} differs from the base's by {s.base.largest:.1e}"
             for s in biases
             if s.base is not None and not s.base.equal
         ]
         return f"{len(biases) - len(lines)} of {len(biases)}", lines
 
-    return looks.check(
-        "router bias", "experts chosen otherwise than the base chose them", "the base's bits, frozen", look
-    )
+    return looks.check("router bias", "experts chosen differently from the base", "the base's bits, frozen", look)

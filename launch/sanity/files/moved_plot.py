@@ -1,4 +1,4 @@
-"""What moved, as a plot for the report."""
+"""The report's plot of what training moved."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from recipes import html_page
 
 
 def plot(moved: dict[str, Any]) -> str:
-    """Layer by kind of tensor, the share of elements that changed as bf16; moved: `moved.json`."""
+    """Return a heat map: the share of elements that changed as bf16, by layer and kind of tensor. moved: content of `moved.json`."""
     import numpy as np
     from matplotlib.figure import Figure
 

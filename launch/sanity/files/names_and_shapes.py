@@ -1,4 +1,4 @@
-"""The tensors of an export by its index and the headers of its shards, as far as they can be read, against the base's."""
+"""Checks of the tensors listed in an export's index and readable shard headers, compared with the base's."""
 
 from collections.abc import Sequence
 
@@ -12,19 +12,22 @@ from recipes.families.common.parts import OUTPUT
 
 
 def wanted(base: SafetensorsFolder, m: Model) -> set[str]:
-    """Tensors of an export but those of MTP layers. Of a tied output layer either engine may write the copy or leave it out."""
+    """Return the expected tensor names of an export, without MTP layers.
+
+    A tied output layer is left out too: either engine may write the copy or omit it.
+    """
     return {n for n in base.entries if not is_mtp(n, m)} - ({OUTPUT} if m.tied else set())
 
 
 def checks(shards: Shards, base: SafetensorsFolder, m: Model) -> list[Check]:
-    """Names, shapes, dtypes, and the index with its shards."""
+    """Return the checks of the index with its shards, and of tensor names, shapes and dtypes."""
 
     def whole() -> tuple[str, Sequence[str]]:
         figure = f"{len(shards.entries)} of {len(shards.files)} tensors in {len(set(shards.files.values()))} shards"
         size = sum(e.size for e in shards.entries.values())
         if (wrong := [*shards.faults, *shards.beside.values()]) or shards.total == size:
             return figure, wrong
-        return figure, [f"the index says {shards.total} bytes, and the tensors have {size}"]
+        return figure, [f"the index says {shards.total} bytes, but the tensors have {size}"]
 
     def names() -> tuple[str, Sequence[str]]:
         expected = wanted(base, m)
@@ -43,8 +46,8 @@ def checks(shards: Shards, base: SafetensorsFolder, m: Model) -> list[Check]:
         return f"{len(pairs) - len(lines)} of {len(pairs)}", lines
 
     return [
-        looks.check("shards", "a copy that lost files, bytes or index entries", "all there, none twice", whole),
-        looks.check("tensor names", "weights that a server leaves at random", "the base's", names),
+        looks.check("shards", "a copy that lost files, bytes or index entries", "all present, none twice", whole),
+        looks.check("tensor names", "weights that a server leaves at random values", "the base's", names),
         looks.check("tensor shapes", "weights that no server loads", "the base's", lambda: same("shape")),
         looks.check("tensor dtypes", "weights of lost or wasted precision", "the base's", lambda: same("dtype")),
     ]

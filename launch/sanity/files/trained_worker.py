@@ -1,7 +1,7 @@
-"""What the workers of the comparison with the trainer's checkpoint do: each reads a few parameters, block by block, and says what the
-tensors of an export that are in them should be.
+"""Work of the worker processes that compare an export with the trainer's checkpoint.
 
-A module of its own, as every worker imports it.
+Each reads a few parameters, block by block, and returns the digests that the export's tensors in them should have. It is a
+separate module because every worker imports it.
 """
 
 import math
@@ -26,8 +26,11 @@ from recipes.errors import CheckpointError
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter in a checkpoint: its name, and the pieces of `key` at `lead` that hold it. shape: its own. tensors: of the export
-    in it, by name."""
+    """A parameter in a checkpoint.
+
+    key, lead: the stored tensor that holds it, and its leading indices there (layer, expert). shape: the parameter's own.
+    pieces: the pieces of `key` that hold it. tensors: the export's tensors that are parts of it, by name.
+    """
 
     name: str
     key: str
@@ -43,35 +46,36 @@ class Parameter:
 
 
 def look(checkpoint: Path, m: Model, parameters: list[Parameter]) -> dict[str, Digest]:
-    """The digest of every tensor of the export, as the checkpoint has it, in the export's dtype."""
+    """Return the expected digest of every tensor of the export in these parameters, in the export's dtype."""
     return {name: found for p in parameters for name, found in _digests(checkpoint, m, p).items()}
 
 
 def _digests(checkpoint: Path, m: Model, p: Parameter) -> dict[str, Digest]:
+    """Return the digests of one parameter's tensors. Raise `CheckpointError` if the checkpoint lacks some of their elements."""
     sums = {name: Sums(entry.shape) for name, entry in p.tensors.items()}
     homes = trainers.homes(p.name, p.shape[0], m)
-    places, seen = {}, dict.fromkeys(p.tensors, 0)
+    targets, seen = {}, dict.fromkeys(p.tensors, 0)  # by tensor: for each row of the parameter its row there, or -1
     for name, entry in p.tensors.items():
-        places[name] = np.full(p.shape[0], -1)
+        targets[name] = np.full(p.shape[0], -1)
         taken = homes[name][: entry.shape[0]]  # rows that pad a vocabulary come after all others
-        places[name][taken] = np.arange(len(taken))
+        targets[name][taken] = np.arange(len(taken))
     for values, rows, column in _boxes(checkpoint, p):
-        for name, place in places.items():
-            here = place[rows]
-            mine = values[torch.from_numpy(here >= 0)]
-            sums[name].add(mine.to(DTYPES[p.tensors[name].dtype]), here[here >= 0], column)
-            seen[name] += mine.numel()
+        for name, target in targets.items():
+            row = target[rows]
+            part = values[torch.from_numpy(row >= 0)]
+            sums[name].add(part.to(DTYPES[p.tensors[name].dtype]), row[row >= 0], column)
+            seen[name] += part.numel()
     for name, entry in p.tensors.items():
         if seen[name] != math.prod(entry.shape):
             raise CheckpointError(
-                f"'{checkpoint}' holds {seen[name]:,} of the {math.prod(entry.shape):,} elements of {name}",
+                f"'{checkpoint}' holds only {seen[name]:,} of the {math.prod(entry.shape):,} elements of {name}",
                 "write step=N of another checkpoint",
             )
     return {name: one.digest() for name, one in sums.items()}
 
 
 def _boxes(checkpoint: Path, p: Parameter) -> Iterator[tuple[Tensor, np.ndarray, int]]:
-    """Some of the parameter's values, [rows, columns], where each of these rows is, and the first column."""
+    """Yield boxes of the parameter: values [rows, columns], the index of each row, and the index of the first column."""
     lead = len(p.lead)
     for piece in p.pieces:
         outer, (rows, *across) = piece.shape[:lead], piece.shape[lead:]
@@ -87,5 +91,5 @@ def _boxes(checkpoint: Path, p: Parameter) -> Iterator[tuple[Tensor, np.ndarray,
             values = flat.view(-1, columns)
             slab, row = np.divmod(np.arange(at, at + len(values)), rows)
             at += len(values)
-            mine = slab == wanted
-            yield values[torch.from_numpy(mine)], row[mine] + first[0], first[1] if across else 0
+            inside = slab == wanted  # rows of this layer and expert
+            yield values[torch.from_numpy(inside)], row[inside] + first[0], first[1] if across else 0

@@ -1,7 +1,7 @@
-"""Which rows of the trainer's tensors are which of the export's: a second reading of Megatron's names and orders.
+"""Mapping from rows of the trainer's tensors to the export's: an independent implementation of Megatron's names and row orders.
 
-`launch/weights/hf_names.py` loads the base and writes exports; this only compares, and takes nothing from it, so that one mistake
-is not made in both. Megatron's tensors are named as in a torch_dist checkpoint, with the numbers of their layer and expert put in.
+`launch/weights/hf_names.py` loads the base and writes exports. This module only compares and shares no code with it, so that a
+mistake is not made in both. Megatron's tensors are named as in a torch_dist checkpoint, with their layer and expert numbers inserted.
 """
 
 import re
@@ -29,7 +29,7 @@ _MLP = re.compile(r"(mlp|mlp\.shared_experts|mlp\.experts\.\d+)\.linear_fc([12])
 
 
 def parameter(key: str, lead: tuple[int, ...]) -> str:
-    """The name of what lies at `lead`, the first indices of a checkpoint's tensor that holds all layers or all experts."""
+    """Return the name of the parameter at the leading indices `lead` of a stored tensor that holds all layers or all experts."""
     numbers = iter(lead)
     if (layers := re.fullmatch(r"decoder\.layers\.(\D.*)", key)) is not None:
         key = f"decoder.layers.{next(numbers)}.{layers[1]}"
@@ -39,32 +39,38 @@ def parameter(key: str, lead: tuple[int, ...]) -> str:
 
 
 def leading(key: str) -> int:
-    """How many of the first indices of a checkpoint's tensor are numbers of a layer or an expert."""
+    """Return how many leading indices of a stored tensor are layer or expert numbers: 0, 1 or 2."""
     return bool(re.match(r"decoder\.layers\.\D", key)) + (".experts.experts." in key)
 
 
 def homes(name: str, rows: int, m: Model) -> dict[str, np.ndarray]:
-    """{tensor of the export: the rows of the parameter `name`, which has so many, in the export's order}; none for what an export
-    takes from the base. Raises `KeyError` where no model has a parameter of that name."""
+    """Return {tensor of the export: its rows in the parameter `name`, in the export's order}.
+
+    rows: the parameter's number of rows. The result is empty for a parameter that an export takes from the base. Raise `KeyError`
+    or `ValueError` if no model has a parameter of that name.
+    """
     every = np.arange(rows)
     if name in _OUTSIDE:
         return {_OUTSIDE[name]: every}
     _, _, layer, rest = name.split(".", 3)
-    theirs = f"model.layers.{layer}."
+    prefix = f"model.layers.{layer}."
     if rest == "mlp.router.expert_bias":
         return {}
     if (fused := _FUSED.fullmatch(rest)) is not None:
-        return {f"{theirs}self_attn.{of}_proj.{fused[1]}": taken for of, taken in _attention(m).items()}
+        return {f"{prefix}self_attn.{of}_proj.{fused[1]}": taken for of, taken in _attention(m).items()}
     if (mlp := _MLP.fullmatch(rest)) is None:
-        return {theirs + _WHOLE[rest]: every}
+        return {prefix + _WHOLE[rest]: every}
     if mlp[2] == "2":
-        return {f"{theirs}{mlp[1]}.down_proj.weight": every}
+        return {f"{prefix}{mlp[1]}.down_proj.weight": every}
     gates, ups = every[: rows // 2], every[rows // 2 :]
-    return {f"{theirs}{mlp[1]}.gate_proj.weight": gates, f"{theirs}{mlp[1]}.up_proj.weight": ups}
+    return {f"{prefix}{mlp[1]}.gate_proj.weight": gates, f"{prefix}{mlp[1]}.up_proj.weight": ups}
 
 
 def _attention(m: Model) -> dict[str, np.ndarray]:
-    """The fused tensor has, for every head of keys, the heads of queries that ask it, then that of its keys, then of its values."""
+    """Return the rows of q, k and v in the fused QKV tensor.
+
+    For each key-value head it holds that group's query heads, then the key head, then the value head.
+    """
     asking = m.heads // m.kv_heads
     heads = {
         "q": [q // asking * (asking + 2) + q % asking for q in range(m.heads)],

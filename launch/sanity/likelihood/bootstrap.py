@@ -1,4 +1,4 @@
-"""How sure a mean over supervised tokens is, where whole trajectories are what was drawn: tokens of one are not independent."""
+"""Confidence intervals of means over supervised tokens. Whole trajectories are resampled, as tokens of one are not independent."""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ _RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Mean:
-    """low, high: the interval at `LEVEL`; None where there is one trajectory."""
+    """A mean with its confidence interval at `LEVEL`. low, high: None if there is only one trajectory."""
 
     mean: float
     low: float | None
@@ -19,13 +19,13 @@ class Mean:
 
     def __str__(self) -> str:
         if self.low is None or self.high is None:
-            return "no interval, of one trajectory"
+            return "no interval for one trajectory"
         return f"{LEVEL:.0%} interval {self.low:.4f} to {self.high:.4f}"
 
 
 @dataclass(frozen=True)
 class Resampled:
-    """A mean with its standard error and the degrees of freedom of that."""
+    """A mean, its standard error (NaN for one trajectory), and the error's degrees of freedom."""
 
     mean: float
     error: float
@@ -39,12 +39,12 @@ class Resampled:
 
 
 def resampled(sums: np.ndarray, tokens: np.ndarray) -> list[Resampled]:
-    """The token-weighted mean of every column. sums: [trajectories, columns]; tokens: [trajectories], none 0.
+    """Return the token-weighted mean of every column. sums: [trajectories, columns]; tokens: [trajectories], all above 0.
 
-    The error is the spread of the mean over draws of whole trajectories, the same draws for every call. The interval made
-    of it is Student's, with as many degrees of freedom as the weights leave: of 8 trajectories, one holding half the
-    tokens, there are not 7. The quantiles of the draws themselves are much too narrow for few trajectories: of five they
-    left out the truth in 18% of trials at 95%, and at 99.5% still in 11%, as five like signs are no rarity; this in 2 to 5%.
+    The error is the spread of the mean over random draws of whole trajectories; every call uses the same draws. The interval is
+    Student's, with the degrees of freedom that the weights leave: 8 trajectories, one with half of the tokens, have fewer than 7.
+    Quantiles of the draws would be much too narrow for few trajectories: for five they missed the true mean in 18% of trials at a
+    level of 95%, and in 11% at 99.5%, because five equal signs are not rare. This interval misses it in 2 to 5%.
     """
     n = len(tokens)
     means = sums.sum(0) / tokens.sum()
@@ -58,8 +58,8 @@ def resampled(sums: np.ndarray, tokens: np.ndarray) -> list[Resampled]:
 
 
 def student(share: float, freedom: float) -> float:
-    """The value that this share of Student's distribution lies below, to four digits."""
-    x = np.sinh(np.linspace(-14, 14, 40_001))  # the tails of one degree of freedom reach far
+    """Return the quantile of Student's distribution at this share, to four digits."""
+    x = np.sinh(np.linspace(-14, 14, 40_001))  # a wide range: one degree of freedom has heavy tails
     density = (1 + x * x / freedom) ** (-(freedom + 1) / 2)
     below = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2 * np.diff(x))])
     return float(np.interp(share, below / below[-1], x))

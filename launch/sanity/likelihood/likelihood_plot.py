@@ -1,4 +1,4 @@
-"""Held-out loss by position and by turn, trained and base, as a plot for the report."""
+"""The report's plot of held-out loss by position and by turn, for the trained model and the base."""
 
 import math
 from collections.abc import Sequence, Sized
@@ -10,7 +10,10 @@ from recipes import html_page
 
 
 def plot(likelihood: dict[str, Any]) -> str:
-    """likelihood: `likelihood.json`. A bar spans a part, its band the interval; pale where few trajectories reach it."""
+    """Return the plot. likelihood: content of `likelihood.json`.
+
+    A bar spans a part and its band shows the interval. Parts with few trajectories are pale.
+    """
     from matplotlib.figure import Figure
 
     if likelihood["whole"] is None:
@@ -18,7 +21,7 @@ def plot(likelihood: dict[str, Any]) -> str:
     figure = Figure(figsize=(9, 4), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     positions, turns = likelihood["positions"], likelihood["turns"]
-    # The first part reaches down to 0, which no logarithm shows: it is drawn from half of its end.
+    # The first part starts at 0, which a logarithmic axis cannot show: it is drawn from half of its end.
     edges = [(math.log2(p["first"] or p["end"] / 2), math.log2(p["end"] or 2 * p["first"])) for p in positions]
     _draw(left, positions, edges)
     ticks = {math.log2(t): f"{t // 1024}k" for p in positions for t in (p["first"], p["end"]) if t}
@@ -26,9 +29,9 @@ def plot(likelihood: dict[str, Any]) -> str:
         ticks[edges[0][0]] = "0"
     for tick, following in pairwise(sorted(ticks)):
         if following - tick < 0.5:
-            del ticks[tick]  # the two would be written over one another
+            del ticks[tick]  # the two labels would overlap
     left.set_xticks(list(ticks), list(ticks.values()), **_tilt(ticks))
-    left.set(xlabel="position in the sequence, tokens", ylabel="loss, nats a supervised token")
+    left.set(xlabel="position in the sequence, tokens", ylabel="loss, nats per supervised token")
     _draw(right, turns, [(n - 0.4, n + 0.4) for n in range(len(turns))])
     right.set_xticks(range(len(turns)), [p["name"] for p in turns], **_tilt(turns))
     right.set_xlabel("supervised turn of the trajectory")
@@ -63,7 +66,10 @@ def _tilt(labels: Sized) -> dict[str, Any]:
 
 
 def _heights(parts: Sequence[dict[str, Any]]) -> tuple[float, float]:
-    """Of all means and the intervals of enough trajectories; those of few would leave the curve a line."""
+    """Return the y range: all means, and the intervals of parts with enough trajectories.
+
+    Wider intervals of few trajectories would flatten the curve to a line.
+    """
     seen = [p[who] for p in parts for who in _COLORS if p[who] is not None]
     sure = [p[who] for p in parts for who in _COLORS if p[who] is not None and p["trajectories"] >= ENOUGH]
     values = [m["mean"] for m in seen] + [m[end] for m in sure for end in ("low", "high")]

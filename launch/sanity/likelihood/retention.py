@@ -1,4 +1,4 @@
-"""Held-out loss of the trained weights beside the base's: as a whole, by turn and by position, the retention curve."""
+"""The retention curve: held-out loss of the trained weights and the base's, as a whole, by turn and by position."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -10,17 +10,19 @@ import numpy as np
 from launch.sanity.likelihood.bootstrap import LEVEL, Mean, Resampled, resampled
 from launch.sanity.likelihood.scores import Scores
 
-ENOUGH = 5  # trajectories, from which a part is judged
-# First numbers of the parts; the last part has no end. 155,648 is the longest context that the recipes train.
+ENOUGH = 5  # fewest trajectories for which a part is judged
+# First position or turn of each part; the last part is open-ended. 155,648 is the longest context that the recipes train.
 POSITIONS = (0, *(1024 << n for n in range(8)), 155_648)
 TURNS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 33, 65, 129)
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some of the supervised tokens. first, end: of the turns or positions in it; end is None where it has none.
+    """A part of the supervised tokens, e.g. those of some turns or positions.
 
-    least: what the difference is surely at least, in all judged parts of the curve together; None where not judged."""
+    first, end: range of its turns or positions, end excluded; end is None for the open-ended part. trained, base, difference: mean
+    nats per token. least: lower bound of the difference at a level that all judged parts of the curve share; None if not judged.
+    """
 
     name: str
     first: int
@@ -35,8 +37,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Retention:
-    """Of the tokens that have a score by all weights asked. whole: None where no token has. lost: how many tokens have none, by the
-    trained weights and by the base's, None where these were not asked."""
+    """Comparison over the tokens that have a score from all measured weights.
+
+    whole: None if no token has one. lost: number of tokens without a score from the trained weights, and from the base's (None if
+    the base was not measured).
+    """
 
     whole: Part | None
     turns: list[Part]
@@ -45,16 +50,16 @@ class Retention:
 
 
 def compare(trained: Scores, base: Scores | None) -> Retention:
-    """base: of the same data set; None where it was not asked."""
-    kept = np.isfinite(trained.nll)
+    """Compare the trained weights' scores with the base's on the same data set. base: None if it was not measured."""
+    scored = np.isfinite(trained.nll)
     if base is not None:
-        kept &= np.isfinite(base.nll)
-    columns = [trained.nll[kept]]
+        scored &= np.isfinite(base.nll)
+    columns = [trained.nll[scored]]
     if base is not None:
-        columns += [base.nll[kept], trained.nll[kept] - base.nll[kept]]
-    nll, trajectory = np.stack(columns, 1), trained.trajectory[kept]
-    by_turn = _curve(nll, trajectory, trained.turn[kept], TURNS, [*_turn_names()])
-    by_position = _curve(nll, trajectory, trained.position[kept], POSITIONS, [*_position_names()])
+        columns += [base.nll[scored], trained.nll[scored] - base.nll[scored]]
+    nll, trajectory = np.stack(columns, 1), trained.trajectory[scored]
+    by_turn = _curve(nll, trajectory, trained.turn[scored], TURNS, [*_turn_names()])
+    by_position = _curve(nll, trajectory, trained.position[scored], POSITIONS, [*_position_names()])
     whole = _curve(nll, trajectory, np.zeros(len(nll), int), (0,), ["all"])
     lost = len(trained.lost), None if base is None else len(base.lost)
     return Retention(whole[0] if whole else None, by_turn, by_position, lost)
@@ -76,8 +81,14 @@ def _position_names() -> list[str]:
 def _curve(
     nll: np.ndarray, trajectory: np.ndarray, at: np.ndarray, firsts: Sequence[int], names: Sequence[str]
 ) -> list[Part]:
-    """The parts that hold a token. A difference is judged at a level that all judged parts hold together (Bonferroni's):
-    each at 95%, one good checkpoint in five would have one of nine parts surely above the base, by chance."""
+    """Return the parts that have tokens.
+
+    nll: [tokens, columns], either the trained weights' alone, or the trained weights', the base's and the difference. trajectory:
+    [tokens], each token's trajectory. at: [tokens], each token's turn or position. firsts: first turn or position of each part.
+
+    All judged parts share the level of the differences (Bonferroni correction). With 95% for each of nine parts, one good
+    checkpoint in five would have a part that is surely above the base, by chance.
+    """
     part = np.searchsorted(firsts, at, side="right") - 1
     found: list[tuple[int, int, int, list[Resampled]]] = []
     for number in np.unique(part):
@@ -98,7 +109,10 @@ def _curve(
 
 
 def as_json(found: Retention) -> dict[str, Any]:
-    """`likelihood.json`: nats a supervised token; `base` and `difference` are null where the base was not asked."""
+    """Return the content of `likelihood.json`, in nats per supervised token.
+
+    `base` and `difference` are null if the base was not measured.
+    """
     return {
         "confidence": LEVEL,
         "without_a_score": dict(zip(("trained", "base"), found.lost, strict=True)),

@@ -1,7 +1,7 @@
-"""What a server makes of held-out trajectories: the loss of every supervised token, of the tokens that training would see.
+"""A server's scores of held-out trajectories: the loss of every supervised token, on the exact tokens of the packed data.
 
-The packed data set's own `input_ids` are sent, never text rendered anew. Several sequences are asked at a time, together no
-more tokens than the server's key-value cache holds, so that none waits in the server's queue while its deadline runs.
+The data set's own `input_ids` are sent, never re-rendered text. Several sequences are scored at a time. Together they have no
+more tokens than the server's key-value cache holds, so that none waits in the server's queue while its timeout runs.
 """
 
 import math
@@ -21,9 +21,10 @@ from recipes.errors import SanityError
 
 @dataclass(frozen=True)
 class Scores:
-    """One entry for each supervised token in every array, sequence after sequence. fp32: the server computes in it.
+    """Scores of a data set. Every array has one entry per supervised token, sequence by sequence.
 
-    nll: nats, float64, NaN where the server gave no number. turn: of the supervised turns of a trajectory, the first is 1.
+    fp32: whether the server computes in fp32. nll: nats, float64, NaN if the server returned no number. turn: number of the
+    supervised turn in its trajectory, from 1.
     """
 
     data: Dataset
@@ -32,11 +33,11 @@ class Scores:
     sequence: np.ndarray
     trajectory: np.ndarray
     turn: np.ndarray
-    position: np.ndarray  # in the sequence, the first token being 0
+    position: np.ndarray  # in the sequence, from 0
 
     @property
     def lost(self) -> np.ndarray:
-        """Numbers of the tokens without a finite score."""
+        """Indices of the tokens without a finite score."""
         return np.flatnonzero(~np.isfinite(self.nll))
 
     def place(self, token: int) -> str:
@@ -46,7 +47,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class _Scored:
-    """What is asked of a sequence: everything up to its last supervised token, scored from the one before the first."""
+    """The part of a sequence to send: all tokens up to the last supervised one. Scores start one token before the first."""
 
     sequence: int
     positions: np.ndarray  # of its supervised tokens
@@ -62,14 +63,14 @@ class _Scored:
 
 
 def measure(client: Client, data: Dataset, progress: Callable[[], None]) -> Scores:
-    """Scores every supervised token by the weights the server has now; `progress` is called after each sequence.
+    """Score every supervised token with the server's current weights. Call `progress` after each sequence.
 
-    Raises `SanityError` where a sequence is longer than the server takes, and where it answers anything but a score for
-    each token sent."""
+    Raise `SanityError` if a sequence is longer than the server accepts, or if it does not answer with a score for each token.
+    """
     asked = _supervised(data)
     info = client.get("/server_info")
     _refuse_long(data, asked, info)
-    nll = _asked(client, data, asked, info["max_total_num_tokens"], progress)
+    nll = _score_all(client, data, asked, info["max_total_num_tokens"], progress)
     sequence = np.repeat([a.sequence for a in asked], [len(a.positions) for a in asked])
     return Scores(
         data,
@@ -83,15 +84,18 @@ def measure(client: Client, data: Dataset, progress: Callable[[], None]) -> Scor
 
 
 def _supervised(data: Dataset) -> list[_Scored]:
-    """A turn is supervised once, and a trajectory's sequences come in its order: its turns are counted through them all."""
+    """Return what to score of each sequence.
+
+    Turns are counted through all sequences of a trajectory: each turn is supervised once, and the sequences are in order.
+    """
     before: Counter[int] = Counter()
     asked = []
     for row, trajectory in enumerate(data.trajectory):
         spans = data.spans(row)
         if spans[0][0] == 0:
             raise SanityError(
-                f"{_named(data, row)}: its first token is supervised, and no loss can be had of what nothing comes before",
-                f"remove {data.folder} to pack it again",
+                f"{_named(data, row)}: its first token is supervised, but a token without a predecessor has no loss",
+                f"remove {data.folder} to re-pack it",
             )
         numbers = np.arange(1, len(spans) + 1) + before[trajectory]
         before[trajectory] += len(spans)
@@ -101,7 +105,10 @@ def _supervised(data: Dataset) -> list[_Scored]:
 
 
 def _refuse_long(data: Dataset, asked: Sequence[_Scored], info: dict[str, Any]) -> None:
-    """max_req_input_len: of the context and the cache the smaller, less what SGLang keeps; a prompt must be shorter."""
+    """Raise `SanityError` if a sequence is too long for the server.
+
+    SGLang's max_req_input_len is the smaller of context and cache, minus tokens that SGLang reserves; a prompt must be shorter.
+    """
     longest = max(asked, key=lambda a: a.length)
     most = info["max_req_input_len"] - 1
     if longest.length > most:
@@ -109,34 +116,37 @@ def _refuse_long(data: Dataset, asked: Sequence[_Scored], info: dict[str, Any]) 
         needed = longest.length + RESERVED
         raise SanityError(
             f"{_named(data, longest.sequence)} has {longest.length:,} tokens up to its last supervised one, the longest of "
-            f"{beyond} that SGLang cannot score: it takes {most:,}, with a cache of {info['max_total_num_tokens']:,}. Write "
-            f"sanity.url=ADDRESS of a server started with --context-length {needed} and a cache of as many tokens, or "
+            f"{beyond} sequences that SGLang cannot score: it accepts {most:,}, with a cache of {info['max_total_num_tokens']:,}. "
+            f"Write sanity.url=ADDRESS of a server started with --context-length {needed} and a cache of as many tokens, or "
             f"data.max_tokens={most} data.too_long=split to cut the trajectories"
         )
 
 
-def _asked(
+def _score_all(
     client: Client, data: Dataset, asked: Sequence[_Scored], cache: int, progress: Callable[[], None]
 ) -> dict[int, np.ndarray]:
-    """{sequence: nll of its supervised tokens}. The longest goes first, and whatever still fits beside it."""
+    """Return {sequence: nll of its supervised tokens}. The longest sequence goes first, with others that fit into the cache.
+
+    cache: the server's key-value cache, in tokens.
+    """
     waiting = sorted(asked, key=lambda a: a.length, reverse=True)
-    flying: dict[Future[np.ndarray], _Scored] = {}
-    found: dict[int, np.ndarray] = {}
+    in_flight: dict[Future[np.ndarray], _Scored] = {}
+    nll: dict[int, np.ndarray] = {}
     pool = ThreadPoolExecutor(AT_ONCE)
     try:
-        while waiting or flying:
-            room = cache - sum(a.length for a in flying.values())
-            fits = next((a for a in waiting if a.length <= room), None)
-            if fits is not None and len(flying) < AT_ONCE:
+        while waiting or in_flight:
+            free = cache - sum(a.length for a in in_flight.values())
+            fits = next((a for a in waiting if a.length <= free), None)
+            if fits is not None and len(in_flight) < AT_ONCE:
                 waiting.remove(fits)
-                flying[pool.submit(_score, client, data, fits)] = fits
+                in_flight[pool.submit(_score, client, data, fits)] = fits
                 continue
-            for done in wait(flying, return_when=FIRST_COMPLETED).done:
-                found[flying.pop(done).sequence] = done.result()
+            for done in wait(in_flight, return_when=FIRST_COMPLETED).done:
+                nll[in_flight.pop(done).sequence] = done.result()
                 progress()
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # after an error nobody waits for what is still in flight
-    return found
+        pool.shutdown(wait=False, cancel_futures=True)  # after an error, do not wait for requests in flight
+    return nll
 
 
 def _score(client: Client, data: Dataset, one: _Scored) -> np.ndarray:
@@ -146,12 +156,12 @@ def _score(client: Client, data: Dataset, one: _Scored) -> np.ndarray:
         {"input_ids": tokens.tolist(), "sampling_params": {"temperature": 0, "max_new_tokens": 0},
          "return_logprob": True, "logprob_start_len": one.start},
     )  # fmt: skip
-    # The first entry is of the token at logprob_start_len itself and always null; it is not supervised.
+    # The first entry belongs to the token at logprob_start_len and is always null; that token is not supervised.
     entries = answer.get("meta_info", {}).get("input_token_logprobs") or []
     if [entry[1] for entry in entries] != tokens[one.start :].tolist():
         raise SanityError(
-            f"{_named(data, one.sequence)}: SGLang scored {len(entries)} tokens that are not the {one.length - one.start} "
-            "it was sent",
+            f"{_named(data, one.sequence)}: SGLang returned scores of {len(entries)} tokens, which are not the "
+            f"{one.length - one.start} tokens that were sent",
             "use the SGLang that constraints.txt names",
         )
     nll = np.array([math.nan if entry[0] is None else -entry[0] for entry in entries])

@@ -1,9 +1,9 @@
-"""The inside of the sandbox: a program of its own, started by `sandbox.py` with the standard library alone.
+"""The program inside the sandbox. `sandbox.py` starts it; it uses the standard library only.
 
-It leaves the machine's namespaces, builds a root of a few read-only folders and one small folder in memory, and forks the
-first process of the new PID namespace. That one gives up every right and then answers calls, a line of JSON each, with a
-process a call: when the call ends, or its time, everything that it started is killed. It imports nothing of the project,
-as none of it can be seen inside.
+It leaves the machine's namespaces, builds a root file system of a few read-only folders and one small folder in memory, and forks
+the first process of the new PID namespace. That process gives up all rights and then answers calls, one line of JSON each. Each
+call runs in a process of its own: when the call or its time ends, everything that it started is killed. The program imports
+nothing of the project, because the project is not visible inside.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-FOLDER = Path("/scratch")  # the only one that can be written to
-_ROOT = "/proc"  # where the new root is mounted: nothing that is needed lies below it
+FOLDER = Path("/scratch")  # the only writable folder
+_ROOT = "/proc"  # mount point of the new root: nothing below it is needed
 _NOBODY = 65534
 _NEW_NS, _NEW_UTS, _NEW_IPC, _NEW_USER, _NEW_PID, _NEW_NET = (
     0x20000,
@@ -39,10 +39,10 @@ _DETACH, _AT_FDCWD, _AT_RECURSIVE = 2, -100, 0x8000
 _SYS_MOUNT_SETATTR = 442  # on every architecture
 _PDEATHSIG, _DUMPABLE, _SECCOMP, _NO_NEW_PRIVS = 1, 4, 22, 38
 
-# Of each architecture: its number in a filter, and the calls that are refused. They hold memory that no limit counts, reach
-# other processes or the kernel's rarer parts: shmget msgget semget mq_open memfd_create memfd_secret, add_key request_key
-# keyctl, ptrace process_vm_readv process_vm_writev pidfd_getfd, unshare setns mount pivot_root chroot fsopen fsmount
-# open_tree move_mount mount_setattr, bpf perf_event_open userfaultfd io_uring_setup, socket.
+# For each architecture: its number in a seccomp filter, and the forbidden system calls. These calls allocate memory that no limit
+# counts, reach other processes, or reach rarely used parts of the kernel: shmget msgget semget mq_open memfd_create memfd_secret,
+# add_key request_key keyctl, ptrace process_vm_readv process_vm_writev pidfd_getfd, unshare setns mount pivot_root chroot fsopen
+# fsmount open_tree move_mount mount_setattr, bpf perf_event_open userfaultfd io_uring_setup, socket.
 _COMMON = (447, 438, 428, 429, 430, 432, 442, 425)
 _FORBIDDEN: dict[str, tuple[int, tuple[int, ...]]] = {
     "x86_64": (0xC000003E, (29, 68, 64, 240, 319, 248, 249, 250, 101, 310, 311, 272, 308, 165, 155, 161, 321, 298, 323,
@@ -55,7 +55,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _do(name: str, *arguments: Any) -> None:
-    """Calls the C library. Raises `OSError` that names the call."""
+    """Call a function of the C library. Raise `OSError` with the function's name if it fails."""
     if getattr(_libc, name)(*arguments) == -1:
         number = ctypes.get_errno()
         raise OSError(number, f"{name}: {os.strerror(number)}")
@@ -67,8 +67,8 @@ def _mount(source: str | None, target: str, kind: str | None, flags: int, option
 
 
 def _build_root(readable: list[str], limits: dict[str, int]) -> None:
-    """A root in memory, read-only, with the folders that Python needs, /dev/null, and `FOLDER`."""
-    _mount(None, "/", None, _REC | _PRIVATE)  # nothing mounted from here on shows outside
+    """Build a read-only root in memory, with the folders that Python needs, /dev/null, and the writable `FOLDER`."""
+    _mount(None, "/", None, _REC | _PRIVATE)  # later mounts are invisible outside
     _mount("tmpfs", _ROOT, "tmpfs", _NOSUID, "size=64k,nr_inodes=256,mode=755")
     for path in readable:
         place = Path(_ROOT + path)
@@ -91,17 +91,17 @@ def _build_root(readable: list[str], limits: dict[str, int]) -> None:
     _mount(None, _ROOT, None, _REMOUNT | _BIND | _RDONLY | _NOSUID | _NODEV)
     os.chdir(_ROOT)
     _do("pivot_root", b".", b".")
-    _do("umount2", b".", _DETACH)  # the old root, which lies over the new one now
+    _do("umount2", b".", _DETACH)  # the old root, which is now stacked on the new one
     os.chdir("/")
 
 
 def _forbid() -> None:
-    """Ends the right to make the calls of `_FORBIDDEN`, here and in every process to come: they fail with EPERM."""
+    """Make the calls of `_FORBIDDEN` fail with EPERM, in this process and all its children."""
     architecture, calls = _FORBIDDEN[platform.machine()]
     load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06
     allow, refuse = 0x7FFF0000, 0x00050001
     lines = [(load, 0, 0, 4), (equal, 1, 0, architecture), (give, 0, 0, refuse), (load, 0, 0, 0)]
-    # From 0x40000000 on lies x86's second set of numbers for the same calls.
+    # x86 has a second set of numbers for the same calls, from 0x40000000.
     tests = [(at_least, 0x40000000), *((equal, number) for number in calls)]
     lines += [(code, len(tests) - n, 0, value) for n, (code, value) in enumerate(tests)]
     lines += [(give, 0, 0, allow), (give, 0, 0, refuse)]
@@ -112,7 +112,7 @@ def _forbid() -> None:
 
 
 def _give_up_rights() -> None:
-    """An unprivileged user without capabilities, and no way back to any."""
+    """Become an unprivileged user without capabilities, with no way to regain any."""
     if os.getuid() == 0:
         os.setgroups([])
     os.setresgid(_NOBODY, _NOBODY, _NOBODY)
@@ -133,21 +133,22 @@ def _set_limits(limits: dict[str, int]) -> None:
 
 
 def _digests() -> str:
-    """What lies in the folder, by path, as JSON: a file's SHA-256, and what else there is by its kind."""
-    found = {}
+    """Return the folder's content as JSON, by path: a file's SHA-256, or the kind of anything else but folders."""
+    digests = {}
     for path in sorted(FOLDER.rglob("*")):
         name = path.relative_to(FOLDER).as_posix().encode("utf-8", "replace").decode()
         if path.is_symlink():
-            found[name] = "a link"
+            digests[name] = "a link"
         elif path.is_file():
             with path.open("rb") as file:
-                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
         elif not path.is_dir():
-            found[name] = "neither file nor folder"
-    return json.dumps(found)
+            digests[name] = "neither file nor folder"
+    return json.dumps(digests)
 
 
 def _work(request: dict[str, Any], tools: ModuleType, limits: dict[str, int]) -> str:
+    """Run a call and return its text; or write the request's files and return the folder's digests."""
     if "call" in request:
         _set_limits(limits)
         return tools.call(*request["call"], FOLDER)
@@ -159,7 +160,7 @@ def _work(request: dict[str, Any], tools: ModuleType, limits: dict[str, int]) ->
 
 
 def _child(sink: int, request: dict[str, Any], tools: ModuleType, limits: dict[str, int]) -> None:
-    """The process of one call: writes its text and ends."""
+    """Run one request in this process, write its text to `sink`, and exit."""
     status = 1
     try:
         left = memoryview(_work(request, tools, limits).encode())
@@ -171,7 +172,10 @@ def _child(sink: int, request: dict[str, Any], tools: ModuleType, limits: dict[s
 
 
 def _answer(request: dict[str, Any], tools: ModuleType, limits: dict[str, int]) -> dict[str, str]:
-    """`text`, or `broken` with why there is none; no other process of the namespace is left."""
+    """Run one request in a child process. Return its `text`, or the reason of its failure as `broken`.
+
+    No other process of the namespace is left when it returns.
+    """
     source, sink = os.pipe()
     child = os.fork()
     if child == 0:
@@ -197,9 +201,12 @@ def _answer(request: dict[str, Any], tools: ModuleType, limits: dict[str, int]) 
 
 
 def _end_all(child: int, patience: float) -> int:
-    """The child's status, after every process of the namespace but this one is dead and reaped."""
+    """Kill and reap every other process of the namespace, and return the child's status.
+
+    patience: seconds to wait for the child to end by itself.
+    """
     end, status = time.monotonic() + patience, None
-    while status is None and time.monotonic() < end:  # it wrote its last byte and is about to end by itself
+    while status is None and time.monotonic() < end:  # the child has written its last byte and is about to end
         pid, raw = os.waitpid(child, os.WNOHANG)
         status = os.waitstatus_to_exitcode(raw) if pid else None
         time.sleep(0.0002)
@@ -220,7 +227,7 @@ def _say(answer: dict[str, Any]) -> None:
 
 
 def _serve(tools: ModuleType, limits: dict[str, int]) -> None:
-    """The first process of the namespace: with it everything inside ends."""
+    """Answer requests from stdin. This is the namespace's first process: everything inside ends with it."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _give_up_rights()
     _do("prctl", _PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -230,17 +237,18 @@ def _serve(tools: ModuleType, limits: dict[str, int]) -> None:
 
 
 def main() -> None:
+    """Set up the namespaces and the root, then serve in a child until it ends."""
     _do("unshare", _NEW_USER | _NEW_NS | _NEW_PID | _NEW_NET | _NEW_IPC | _NEW_UTS)
     _do("prctl", _PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     _say({"unshared": True})
-    settings = json.loads(sys.stdin.readline())  # comes when the user ids are mapped
+    settings = json.loads(sys.stdin.readline())  # sent once the user ids are mapped
     if platform.machine() not in _FORBIDDEN:
         raise OSError(f"no list of system calls for {platform.machine()}")
     spec = importlib.util.spec_from_file_location("tools", settings["tools"])
     assert spec is not None and spec.loader is not None
     tools = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tools)
-    # None inside this one, whose root would have rights again.
+    # Forbid nested user namespaces, as their root would regain rights.
     Path("/proc/sys/user/max_user_namespaces").write_text("0", encoding="utf-8")
     _build_root(settings["readable"], settings["limits"])
     first = os.fork()
@@ -249,8 +257,8 @@ def main() -> None:
         return
     signal.signal(signal.SIGTERM, lambda *_: os.kill(first, signal.SIGKILL))
     os.close(0)
-    os.close(1)  # so that the reader sees the end with the first process's
-    os.waitpid(first, 0)  # returns when everything inside has ended
+    os.close(1)  # so that the reader sees the end of output when the first process ends
+    os.waitpid(first, 0)  # returns once everything inside has ended
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The closed loop: the served model works on whole tasks of the sample, its calls run in a sandbox, its success is counted."""
+"""The closed loop: the served model works on whole tasks of the sample, and its calls run in a sandbox. Finished tasks are counted."""
 
 import json
 import time
@@ -17,17 +17,16 @@ from launch.sanity.loop.sandbox import Sandbox
 from launch.serving.client import Client, all_at_once
 from recipes.errors import SanityError
 
-MAX_CALLS = 16  # that are run of one turn; the others are answered with an error
+MAX_CALLS = 16  # calls of one turn that are run; further calls get an error as their result
 _TOO_MANY = f"error: more than {MAX_CALLS} calls in one turn"
-_ENDED = "answered"  # the stop reason of a task that was worked to its end
-_MORE_TURNS = (
-    4  # than the recorded ones, for a task: on a CPU a turn takes seconds, and one who is lost rarely finds back
-)
+_ENDED = "answered"  # stop reason of a task that was worked to its end
+# Turns of a task beyond the recorded ones: on a CPU a turn takes seconds, and a lost model rarely recovers.
+_MORE_TURNS = 4
 
 
 @dataclass(frozen=True)
 class Task:
-    """A recorded conversation and the files that its folder starts with."""
+    """A recorded conversation and the files that its folder initially contains."""
 
     conversation: dict[str, Any]
     files: Mapping[str, str]
@@ -42,22 +41,22 @@ class Task:
 
     @property
     def answers(self) -> list[str]:
-        """The last words on each request."""
+        """The final reply to each request."""
         return [m["content"] for m in self.turns if not m.get("tool_calls")]
 
 
 @dataclass
 class Work:
-    """What the model did on a task. stopped: why it ended, `answered` where every request got its last words."""
+    """The model's work on a task. stopped: why it ended; `answered` if every request got its final reply."""
 
     task: Task
     stopped: str = ""
-    calls: list[int] = field(default_factory=list)  # of each turn that called
-    errors: int = 0  # of tools, in their answers
-    unparsed: int = 0  # calls whose arguments are not JSON
+    calls: list[int] = field(default_factory=list)  # number of calls of each turn with calls
+    errors: int = 0  # number of tool results that are errors
+    unparsed: int = 0  # number of calls whose arguments are not JSON
     turns: int = 0
     answers: list[str] = field(default_factory=list)
-    difference: str = ""  # of words or files from the recorded ones, the first
+    difference: str = ""  # first difference of replies or files from the record
     seconds: float = 0.0
 
     @property
@@ -71,7 +70,7 @@ class Work:
 
 
 def tasks(data: Dataset) -> list[Task]:
-    """Those of the data set that are the sample's, whose tools and starting files are known."""
+    """Return the data set's tasks that belong to the sample: only their tools and initial files are known."""
     starts = make.starting_files()
     out = []
     for conversation in data.conversations():
@@ -82,9 +81,9 @@ def tasks(data: Dataset) -> list[Task]:
 
 
 def work(client: Client, task: Task, tokens: int) -> Work:
-    """Lets the model work on every request of the task in turn, greedily, each call run in the task's own sandbox.
+    """Let the model work on the task's requests in order, with greedy sampling. Calls run in a sandbox of the task's own.
 
-    tokens: that an answer may have.
+    tokens: token limit of an answer.
     """
     done, started = Work(task), time.monotonic()
     messages = [m for m in task.conversation["messages"] if m["role"] == "system"]
@@ -100,13 +99,16 @@ def work(client: Client, task: Task, tokens: int) -> Work:
 
 
 def _work_on(client: Client, task: Task, tokens: int, messages: list[dict[str, Any]], box: Sandbox, done: Work) -> str:
-    """Asks and runs calls until the last words on the request, which are in `done` then. The reason it stopped."""
+    """Request answers and run their calls until the final reply to the request. Return the stop reason.
+
+    Counts and the reply are added to `done`, messages to `messages`.
+    """
     while done.turns < len(task.turns) + _MORE_TURNS:
         try:
             choice = _ask(client, messages, task.conversation["tools"], tokens)
         except SanityError as error:
             if isinstance(error.__cause__, urllib.error.HTTPError) and error.__cause__.code == 400:
-                return "refused"  # as a prompt beyond the context
+                return "refused"  # e.g. a prompt longer than the context
             raise
         done.turns += 1
         message = choice["message"]
@@ -125,27 +127,27 @@ def _work_on(client: Client, task: Task, tokens: int, messages: list[dict[str, A
 def _ask(client: Client, messages: list[dict[str, Any]], offered: list[dict[str, Any]], tokens: int) -> dict[str, Any]:
     body = {
         "model": "default", "messages": messages, "tools": offered, "temperature": 0, "max_tokens": tokens,
-        # SGLang's parser takes all words for thinking where a model trained without it does not think; `_said` splits.
+        # If a model was trained without thinking, SGLang's parser treats its whole answer as thinking; `_said` splits instead.
         "separate_reasoning": False,
     }  # fmt: skip
     return dict(client.post("/v1/chat/completions", body)["choices"][0])
 
 
 def _said(text: str) -> tuple[str, str]:
-    """The thinking and the words of an answer, apart, as templates want them back; either may be empty."""
+    """Return an answer's thinking and its reply, separated as chat templates expect them; either may be empty."""
     thinking, mark, said = text.rpartition("</think>")
     return thinking.replace("<think>", "").strip() if mark else "", said.strip()
 
 
 def _run(calls: list[dict[str, Any]], box: Sandbox, done: Work) -> list[dict[str, Any]]:
-    """The tools' messages, in order."""
+    """Run the calls of one turn and return the tools' messages in order."""
     done.calls.append(len(calls))
     results = []
     for number, call in enumerate(calls):
         name, arguments = call["function"]["name"], call["function"]["arguments"]
         try:
             arguments = json.loads(arguments)
-        except json.JSONDecodeError:  # stays a text, which every tool refuses
+        except json.JSONDecodeError:  # remains text, which every tool refuses
             done.unparsed += 1
         text = box.call(name, arguments) if number < MAX_CALLS else _TOO_MANY
         done.errors += text.startswith("error: ")
@@ -154,7 +156,7 @@ def _run(calls: list[dict[str, Any]], box: Sandbox, done: Work) -> list[dict[str
 
 
 def recorded_state(task: Task) -> dict[str, str]:
-    """What lies in the folder after the recorded calls."""
+    """Return the folder's content after the recorded calls, as `Sandbox.state` does."""
     with Sandbox(task.files) as box:
         for turn in task.turns:
             for call in turn.get("tool_calls", []):
@@ -165,22 +167,25 @@ def recorded_state(task: Task) -> dict[str, str]:
 def _difference(done: Work, state: dict[str, str], recorded: dict[str, str]) -> str:
     for said, expected in zip(done.answers, done.task.answers, strict=False):
         if said != expected.strip():
-            return f"it says {said[:200]!r} where the record says {expected!r}"
+            return f"it says {said[:200]!r}, but the record says {expected!r}"
     paths = sorted(path for path in state.keys() | recorded.keys() if state.get(path) != recorded.get(path))
-    return f"after it {', '.join(paths[:3])} differs from the record" if paths else ""
+    return f"at its end {', '.join(paths[:3])} differs from the record" if paths else ""
 
 
 def check(client: Client, data: Dataset, heldout: Dataset | None, tokens: int, least: float | None) -> list[Check]:
-    """tokens: that an answer may have. least: share of the trained tasks that must be finished as recorded; null judges none.
+    """Run the closed loop and return its checks.
 
-    Nothing is run where the data has no task of the sample, or the machine cannot protect the calls.
+    tokens: token limit of an answer. least: lowest share of the trained tasks that must be finished as recorded; None judges none.
+    Nothing is run if the data has no task of the sample, or if the machine cannot protect the calls.
     """
     trained = tasks(data)
     new = tasks(heldout) if heldout else []
     if not trained:
-        return [_closed("left out: no task of the sample, whose tools alone can be run here", None, Outcome.passed, "")]
+        return [
+            _closed("left out: no task of the sample, and only its tools can be run here", None, Outcome.passed, "")
+        ]
     if why := sandbox.available():
-        fix = "run it where user namespaces are allowed (user.max_user_namespaces), or write sanity.min_finished=null"
+        fix = "run it on a machine that allows user namespaces (user.max_user_namespaces), or write sanity.min_finished=null"
         outcome = Outcome.warned if least is None else Outcome.failed
         return [
             _closed("not run", least, outcome, "tool calls cannot be protected here"),
@@ -191,6 +196,7 @@ def check(client: Client, data: Dataset, heldout: Dataset | None, tokens: int, l
 
 
 def of_works(trained: list[Work], new: list[Work], least: float | None) -> list[Check]:
+    """Return the checks of the work on trained and on held-out (new) tasks. least: as in `check`."""
     works = trained + new
     right = sum(w.as_recorded for w in trained)
     stops = Counter(w.stopped for w in works)

@@ -1,6 +1,6 @@
-"""Tool calls in a protected process: whatever a model calls, it can neither leave its scratch folder nor reach a network.
+"""Tool calls in a protected process: no call can leave its scratch folder or reach a network.
 
-`jail.py` is the inside. The scratch folder is in memory and ends with the sandbox: nothing is ever written to a disk.
+`jail.py` is the program inside. The scratch folder is in memory and ends with the sandbox: nothing is written to a disk.
 """
 
 import contextlib
@@ -27,24 +27,24 @@ PROTECTIONS = {
     "network": "a network namespace without a device, and no sockets",
     "processes": "a PID namespace whose first process kills all others after every call, and ends with its caller",
     "system calls": "no shared memory, keys, tracing, mounts, namespaces",
-    "limits": "of time, CPU time, memory, processes, open files, sizes of a file, of the folder and of the answer, no core dump",
+    "limits": "limits on time, CPU time, memory, processes, open files, and sizes of files, folder and answer; no core dumps",
     "inherited": "no open files, no environment, a closed input, a session of its own",
 }
 _JAIL = Path(__file__).with_name("jail.py")
-_SLACK_S = 10.0  # of start and answer, over a call's own time
-_MAX_LINE = 8_000_000  # bytes of one answer with its JSON
+_SLACK_S = 10.0  # extra time for start and answer, beyond a call's own limit
+_MAX_LINE = 8_000_000  # bytes of one answer, including its JSON
 _LIBRARIES = ("/usr/lib", "/usr/lib64", "/lib", "/lib64")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one sandbox. All memory that calls can hold: processes x memory_bytes + folder_bytes."""
+    """Limits of one sandbox. Calls can hold at most processes x memory_bytes + folder_bytes of memory."""
 
-    seconds: int = 10  # of a call, then everything it started is killed
-    cpu_seconds: int = 10  # of a process
-    memory_bytes: int = 256 << 20  # address space of a process
+    seconds: int = 10  # per call; then everything that it started is killed
+    cpu_seconds: int = 10  # per process
+    memory_bytes: int = 256 << 20  # address space per process
     processes: int = 16  # at a time
-    open_files: int = 64  # of a process
+    open_files: int = 64  # per process
     file_bytes: int = 4 << 20
     folder_bytes: int = 32 << 20
     folder_entries: int = 256  # files and folders
@@ -52,10 +52,11 @@ class Limits:
 
 
 class Sandbox:
-    """`with Sandbox(files) as box: box.call(name, arguments)`: one conversation's folder, which starts with `files`.
+    """A sandbox with one conversation's folder: `with Sandbox(files) as box: box.call(name, arguments)`.
 
-    Its processes are gone after the block, and with the thread that entered it. Raises `SanityError` where the kernel
-    refuses a protection, or the inside does not answer; nothing is ever run with less protection.
+    files: the folder's initial files, content by path. The sandbox's processes end with the block, and with the thread that
+    entered it. Raise `SanityError` if the kernel refuses a protection, or if the program inside does not answer; nothing is ever
+    run with less protection.
     """
 
     def __init__(self, files: Mapping[str, str], limits: Limits | None = None) -> None:
@@ -89,17 +90,17 @@ class Sandbox:
 
     @property
     def pid(self) -> int:
-        """Of the process outside that everything inside ends with."""
+        """Process id of the outer process; everything inside ends with it."""
         assert self._process is not None
         return self._process.pid
 
     def call(self, name: str, arguments: Any) -> str:
-        """The tool's text; where the call broke a limit a text that starts with `error: `, as the tools' own errors."""
+        """Run a tool call and return its text. If the call exceeds a limit, the text starts with `error: `, like the tools' errors."""
         answer = self._ask({"call": [name, arguments]})
         return str(answer["text"]) if "text" in answer else f"error: {answer['broken']}"
 
     def state(self) -> dict[str, str]:
-        """What lies in the folder now: SHA-256 of every file by its path; links and the like by their kind."""
+        """Return the folder's content by path: the SHA-256 of a file, or the kind of anything else but folders."""
         answer = self._ask({"state": True})
         return dict(json.loads(self._expect("text", answer)))
 
@@ -124,7 +125,7 @@ class Sandbox:
         return self._read()
 
     def _read(self) -> dict[str, Any]:
-        """The next line, within the time of a call and its limit of bytes."""
+        """Return the next line of output as JSON. Raise `SanityError` if it takes too long or has too many bytes."""
         assert self._process is not None and self._process.stdout is not None
         source = self._process.stdout.fileno()
         end, line = time.monotonic() + self.limits.seconds + _SLACK_S, b""
@@ -150,16 +151,16 @@ class Sandbox:
 
 
 def readable() -> list[str]:
-    """The folders, and links to folders, that Python needs and that a call may read."""
+    """Return the folders, and links to folders, that Python needs; calls may read them."""
     wanted = sorted({os.path.realpath(sys.base_prefix), *filter(os.path.exists, _LIBRARIES)})
     return [path for path in wanted if not any(path.startswith(f"{other}/") for other in wanted)]
 
 
 def _map_users(pid: int) -> None:
-    """Makes the user inside an unprivileged one outside: nobody where this process is root's, else this process's own.
+    """Map the user inside to an unprivileged user outside: nobody if this process runs as root, otherwise this process's user.
 
-    The limit on processes does not hold for root, and root's files are in many places. The inside starts as root to build
-    its own, and turns into nobody before it answers calls.
+    Limits on processes do not apply to root, and root owns many files. The program inside starts as root to build its file
+    system, and becomes nobody before it answers calls.
     """
     uid, gid = os.geteuid(), os.getegid()
     try:
@@ -176,7 +177,7 @@ def _map_users(pid: int) -> None:
 
 @cache
 def available() -> str | None:
-    """Why this machine cannot protect tool calls, or None where it can, which is tried."""
+    """Return why this machine cannot protect tool calls, or None if a trial call in a sandbox succeeds."""
     if platform.system() != "Linux":
         return f"{platform.system()} has no namespaces"
     try:

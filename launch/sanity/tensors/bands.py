@@ -1,17 +1,20 @@
-"""The parts of a tensor that can be put in another order as a whole: heads, and what tensor parallelism gives a rank."""
+"""Bands: the parts of a tensor that a faulty export may reorder as a whole, i.e. heads and tensor-parallel shards."""
 
 from dataclasses import dataclass
 
 from launch.sanity.tensors.tensor_place import place
 from recipes.config import Model
 
-_PARTS = 8  # of what ranks share; as many as a node has of them
+_PARTS = 8  # bands of a tensor that tensor parallelism splits: the GPUs of a node
 
 
 @dataclass(frozen=True)
 class Bands:
-    """Equal parts of a tensor, side by side along an axis, 0 being rows. part: what one is called. family: tensors of one family are
-    cut out of one, and their parts may be mixed up. turned: rows of each head that positions turn in pairs, of `head` rows."""
+    """Equal parts of a tensor along an axis (0: rows).
+
+    part: what one part is called. family: tensors of one family are slices of one fused tensor, so that their parts may be mixed
+    up. head: rows of a head. turned: rows of each head that rotary positions rotate in pairs.
+    """
 
     count: int
     axis: int
@@ -22,7 +25,7 @@ class Bands:
 
 
 def bands(name: str, shape: tuple[int, ...], m: Model) -> Bands:
-    """Of a tensor of an export; a single one where it has no such parts."""
+    """Return the bands of an export's tensor; a single band if it has no such parts."""
     kind = place(name, m).kind
     owner, last, ends = name.rsplit(".", 2) if name.count(".") > 1 else ("", "", "")
     group, _, of = kind.rpartition(" ")

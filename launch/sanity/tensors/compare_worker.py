@@ -1,6 +1,6 @@
-"""What the workers of the file checks do: each reads a few tensors, an export's beside the base's, block by block.
+"""Work of the file checks' worker processes: each compares a few tensors of an export with the base's, block by block.
 
-A module of its own, as every worker imports it. Memory is that of a few blocks, whatever the tensor's size.
+It is a separate module because every worker imports it. A worker needs memory for a few blocks, whatever the tensors' sizes.
 """
 
 import math
@@ -17,14 +17,14 @@ from launch.sanity.tensors.prints import Prints, Taker, Wanted
 from launch.weights.safetensors_file import Entry
 from recipes.errors import CheckpointError
 
-BLOCK = 1 << 17  # elements, or one row; a few blocks fit a core's cache
+BLOCK = 1 << 17  # elements of a block (at least one row); a few blocks fit into a core's cache
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 _BITS = {2: torch.int16, 4: torch.int32}
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor's place on the disk."""
+    """A tensor's location on disk."""
 
     path: Path
     entry: Entry
@@ -32,7 +32,10 @@ class Stored:
 
 @dataclass(frozen=True)
 class Pair:
-    """A tensor of the export and, where there is one of its name and shape, the base's, with what is taken of both."""
+    """A tensor of the export and the base's tensor of the same name and shape, if there is one.
+
+    wanted: the fingerprints to take of both.
+    """
 
     name: str
     new: Stored
@@ -46,46 +49,52 @@ class Pair:
 
 @dataclass(frozen=True)
 class Reach:
-    """What training can have done: `rates` the sum of the learning rates, `decay` the share of an element by which it may
-    differ beside it (weight decay and rounding)."""
+    """Limits of what training can change. rates: the sum of the learning rates over all steps. decay: further relative change
+    of an element, by weight decay and rounding."""
 
     rates: float
     decay: float
 
 
 @dataclass
-class Beside:
-    """A tensor against the base's. changed: elements that differ as bf16. beyond: the largest change less what `Reach.decay`
-    allows of it. movable: elements whose bf16 value the sum of the rates can change. rounded: equal to the base rounded to bf16."""
+class BaseDifference:
+    """Difference of a tensor from the base's.
+
+    changed: number of elements that differ as bf16. largest: largest absolute change. beyond: largest change minus what
+    `Reach.decay` allows. movable: number of elements whose bf16 value the sum of the rates can change. equal: whether both are
+    equal bit for bit. rounded: whether the tensor equals the base rounded to bf16. zero: whether the base is all zero.
+    """
 
     prints: Prints | None = None
     changed: int = 0
     largest: float = 0.0
     beyond: float = 0.0
     movable: int = 0
-    equal: bool = True  # bit for bit
+    equal: bool = True
     rounded: bool = True
-    zero: bool = True  # the base's
+    zero: bool = True
 
 
 @dataclass
 class Seen:
+    """What was measured of one tensor of the export. not_finite: number of NaN or infinite elements. zero: whether all are zero."""
+
     name: str
     shape: tuple[int, ...]
-    digest: Digest | None = None  # where it is to be compared with the trainer's
+    digest: Digest | None = None  # only for a comparison with the trainer's checkpoint
     elements: int = 0
     not_finite: int = 0
     zero: bool = True
-    base: Beside | None = None
+    base: BaseDifference | None = None  # None if the base has no such tensor
 
 
 def start() -> None:
-    """Of a worker: blocks are small, and threads that wait for one another cost more than they bring."""
+    """Initialize a worker with one thread: blocks are small, so that more threads cost more than they gain."""
     torch.set_num_threads(1)
 
 
 def look(reach: Reach, digested: bool, pairs: list[Pair]) -> list[Seen]:
-    """digested: whether the digests are asked for."""
+    """Measure a batch of tensors. digested: whether to compute digests."""
     return [_look(reach, digested, pair) for pair in pairs]
 
 
@@ -94,7 +103,7 @@ def _look(reach: Reach, digested: bool, pair: Pair) -> Seen:
     seen, row = Seen(pair.name, shape), math.prod(shape[1:])
     taker = Taker(shape, pair.wanted) if pair.base and math.prod(shape) else None
     sums = Sums(shape) if digested and shape else None
-    seen.base = Beside() if pair.base else None
+    seen.base = BaseDifference() if pair.base else None
     olds = _blocks(pair.base) if pair.base else _blocks(pair.new)
     for new, old in zip(_blocks(pair.new), olds, strict=True):
         start, seen.elements = seen.elements, seen.elements + new.numel()
@@ -115,7 +124,7 @@ def _look(reach: Reach, digested: bool, pair: Pair) -> Seen:
 
 
 def _blocks(stored: Stored) -> Iterator[Tensor]:
-    """Of whole rows."""
+    """Yield a tensor's elements in blocks of whole rows. Raise `CheckpointError` if the file is too short."""
     dtype = DTYPES[stored.entry.dtype]
     row = math.prod(stored.entry.shape[1:])
     size = row * max(1, BLOCK // max(1, row)) * dtype.itemsize
@@ -125,26 +134,27 @@ def _blocks(stored: Stored) -> Iterator[Tensor]:
         while left:
             content = bytearray(min(left, size))
             if file.readinto(content) != len(content):
-                raise CheckpointError(f"'{stored.path}' ended while it was read", "copy it anew")
+                raise CheckpointError(f"'{stored.path}' ended while it was read", "copy it once more")
             left -= len(content)
             yield torch.frombuffer(content, dtype=dtype)
 
 
-def _compare(found: Beside, reach: Reach, new: Tensor, old: Tensor, finite: Tensor) -> None:
+def _compare(difference: BaseDifference, reach: Reach, new: Tensor, old: Tensor, finite: Tensor) -> None:
+    """Add one block to the difference. new, old: the export's and the base's elements; finite: mask of new's finite elements."""
     size = old.abs().float()
-    found.zero &= not bool(size.any())
-    # Half a unit in the last place of bf16 is 2**-8 of an element at most.
-    found.movable += int((size < reach.rates * 2**8).sum())
+    difference.zero &= not bool(size.any())
+    # Half a unit in the last place of bf16 is at most 2**-8 of an element.
+    difference.movable += int((size < reach.rates * 2**8).sum())
     if new.dtype == old.dtype and torch.equal(_bits(new), _bits(old)):
-        found.rounded &= old.dtype == torch.bfloat16 or torch.equal(old, old.bfloat16().to(old.dtype))
+        difference.rounded &= old.dtype == torch.bfloat16 or torch.equal(old, old.bfloat16().to(old.dtype))
         return
-    found.equal = False
+    difference.equal = False
     rounded = old.bfloat16()
-    found.rounded &= torch.equal(new.float(), rounded.float())
-    found.changed += int((_bits(new.bfloat16()) != _bits(rounded)).sum())
+    difference.rounded &= torch.equal(new.float(), rounded.float())
+    difference.changed += int((_bits(new.bfloat16()) != _bits(rounded)).sum())
     change = (new.float() - old.float()).abs_().where(finite, torch.zeros(()))
-    found.largest = max(found.largest, change.max().item())
-    found.beyond = max(found.beyond, (change - reach.decay * size).max().item())
+    difference.largest = max(difference.largest, change.max().item())
+    difference.beyond = max(difference.beyond, (change - reach.decay * size).max().item())
 
 
 def _bits(tensor: Tensor) -> Tensor:

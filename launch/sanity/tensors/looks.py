@@ -1,15 +1,16 @@
-"""Checks of files: each looks for faults, and one that cannot even look has failed, while the others go on."""
+"""Helpers for checks of files. A check whose files cannot be read fails, and the other checks continue."""
 
 from collections.abc import Callable, Sequence
 
 from launch.checks import Check, judged
 from recipes.errors import LimiError
 
-Look = Callable[[], tuple[str, Sequence[str]]]  # the figure, and every fault
-UNREADABLE = (LimiError, OSError, ValueError, LookupError, TypeError, AttributeError)  # what broken files raise
+Look = Callable[[], tuple[str, Sequence[str]]]  # returns the figure and all faults
+UNREADABLE = (LimiError, OSError, ValueError, LookupError, TypeError, AttributeError)  # errors that broken files cause
 
 
 def check(name: str, protects_from: str, limit: str, look: Look) -> Check:
+    """Return the check of what `look` returns. It fails if there are faults, or if `look` raises an error of broken files."""
     try:
         figure, faults = look()
     except UNREADABLE as error:
@@ -18,16 +19,16 @@ def check(name: str, protects_from: str, limit: str, look: Look) -> Check:
 
 
 def some(faults: Sequence[str]) -> str:
-    """The first few, and how many more."""
+    """Return the first four faults and the number of the others."""
     return "; ".join(faults[:4]) + (f"; and {len(faults) - 4} more" if len(faults) > 4 else "")
 
 
 def differing(one: dict[str, object], base: dict[str, object], of: str) -> list[str]:
-    """A line for every field that differs between an export's file and what it should be."""
+    """Return a line for every field of an export's file that differs from its expected value. of: the file's name."""
     absent = object()
 
     def shown(value: object) -> str:
         return "missing" if value is absent else repr(value)[:120]
 
     pairs = {k: (one.get(k, absent), base.get(k, absent)) for k in sorted(one.keys() | base.keys())}
-    return [f"{of}: {k} is {shown(a)}, and should be {shown(b)}" for k, (a, b) in pairs.items() if a != b]
+    return [f"{of}: {k} is {shown(a)}, but should be {shown(b)}" for k, (a, b) in pairs.items() if a != b]

@@ -1,4 +1,4 @@
-"""Fingerprints: the same few elements of every tensor of a shape, of an export and of its base, taken while both are read."""
+"""Fingerprints of tensors: a few elements, at the same indices for all tensors of a shape, sampled while export and base are read."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from launch.sanity.tensors.bands import Bands
 
 @dataclass(frozen=True)
 class Wanted:
-    """most: elements of a tensor, and of all its bands together, that are taken."""
+    """What to sample of a tensor. most: number of elements, of the tensor and of all its bands together."""
 
     bands: Bands
     most: int
@@ -20,8 +20,11 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Prints:
-    """new, base: of the export's tensor and the base's of its name, at the same places. other: the base's where a mistake of that
-    name would have the export's. new_bands, base_bands: [bands, elements], each at the same places in its band."""
+    """Fingerprints of a tensor of the export (new) and of the base's tensor of its name (base), at the same indices.
+
+    other: by the name of a mistake, the base's elements that the export would hold at these indices after that mistake.
+    new_bands, base_bands: [bands, elements], at the same indices within each band.
+    """
 
     new: np.ndarray
     base: np.ndarray
@@ -32,7 +35,7 @@ class Prints:
 
 
 class Taker:
-    """Takes the prints of a pair of tensors from their blocks, in order."""
+    """Samples the fingerprints of a pair of tensors from their blocks, which must come in order."""
 
     def __init__(self, shape: tuple[int, ...], wanted: Wanted) -> None:
         bands = wanted.bands
@@ -52,10 +55,10 @@ class Taker:
         )
         self._bands = bands
         self._new, self._new_bands = _Sample(at[""]), _Sample(in_bands)
-        self._base, self._base_bands = {name: _Sample(places) for name, places in at.items()}, _Sample(in_bands)
+        self._base, self._base_bands = {name: _Sample(indices) for name, indices in at.items()}, _Sample(in_bands)
 
     def add(self, new: Tensor, base: Tensor, start: int) -> None:
-        """start: the number of their first elements."""
+        """Add a block of each tensor. start: index of the blocks' first element in the flat tensors."""
         for sample in (self._new, self._new_bands):
             sample.add(new, start)
         for sample in (*self._base.values(), self._base_bands):
@@ -69,29 +72,31 @@ class Taker:
 
 
 class _Sample:
-    """The elements at some places of a tensor."""
+    """The elements at some flat indices of a tensor."""
 
-    def __init__(self, places: np.ndarray) -> None:
-        self.values = np.zeros(places.shape, np.float32)
-        self._order = places.ravel().argsort()
-        self._places = places.ravel()[self._order]
+    def __init__(self, indices: np.ndarray) -> None:
+        self.values = np.zeros(indices.shape, np.float32)
+        self._order = indices.ravel().argsort()
+        self._indices = indices.ravel()[self._order]
 
     def add(self, block: Tensor, start: int) -> None:
-        first, end = np.searchsorted(self._places, [start, start + len(block)])
-        found = block[torch.from_numpy(self._places[first:end] - start)].float()
-        self.values.ravel()[self._order[first:end]] = found.nan_to_num_(0.0, 0.0, 0.0).numpy()
+        first, end = np.searchsorted(self._indices, [start, start + len(block)])
+        values = block[torch.from_numpy(self._indices[first:end] - start)].float()
+        self.values.ravel()[self._order[first:end]] = values.nan_to_num_(0.0, 0.0, 0.0).numpy()
 
 
 def _spread(count: int, most: int) -> np.ndarray:
-    """Some of so many places, the same for every tensor that has as many."""
+    """Return about `most` random indices below `count`, the same for all tensors of `count` elements."""
     if count <= 4 * most:
         return np.random.default_rng(count).permutation(count)[:most]
     return np.random.default_rng(count).integers(count, size=most)
 
 
 def _orders(row: np.ndarray, bands: Bands) -> dict[str, np.ndarray]:
-    """Where rows come from that are in another order than the base's. Of a head's turned rows those of a pair are half of them apart,
-    or side by side."""
+    """Return, by name of a mistaken row order, the base's row for each of these rows.
+
+    The two rows of a rotated pair can lie half of a head's rotated rows apart, or side by side.
+    """
     first, inside, half = row - row % bands.head, row % bands.head, bands.turned // 2
     apart = inside % 2 * half + inside // 2
     beside = inside % half * 2 + inside // half

@@ -1,4 +1,4 @@
-"""Where a tensor of an export belongs, by its name."""
+"""A tensor's position in the model, by its name."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ ROUTER_BIAS, MTP, NORM = "router bias", "MTP", "norm"
 
 @dataclass(frozen=True)
 class Place:
-    """layer: None outside the layers."""
+    """A tensor's kind, layer and expert. layer: None outside the layers. expert: None if it is no routed expert's."""
 
     kind: str
     layer: int | None
@@ -18,6 +18,7 @@ class Place:
 
 
 def place(name: str, m: Model) -> Place:
+    """Return the position of an export's tensor."""
     words = name.split(".")
     layer = int(words[2]) if words[:2] == ["model", "layers"] else None
     expert = int(words[words.index("experts") + 1]) if "experts" in words else None

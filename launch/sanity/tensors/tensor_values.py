@@ -1,4 +1,4 @@
-"""Every tensor of an export, read once beside the base's by several processes."""
+"""Checks of tensor values. Several processes read every tensor of an export once, together with the base's."""
 
 import math
 from collections.abc import Sequence
@@ -16,22 +16,25 @@ from launch.weights.shards import WIDTHS, Shards
 from recipes.config import Model, Optim
 from recipes.families.common.parts import OUTPUT
 
-BATCH_BYTES = 256 << 20  # of the export, a worker's task
-_PRINTED = 1 << 21  # elements of fingerprints, all tensors together
-_LEAST_PRINTED = 256  # of one tensor: unlike ones of so many are within 0.25 of a cosine of zero
+BATCH_BYTES = 256 << 20  # bytes of the export in one worker task
+_PRINTED = 1 << 21  # elements of fingerprints, of all tensors together
+_LEAST_PRINTED = 256  # elements per tensor: unrelated tensors of this many have a cosine within 0.25 of zero
 
 
 def reach(o: Optim, rates: Sequence[float] | None) -> Reach:
-    """What training at these rates, one a step, can have moved; anything where they are not known."""
+    """Return the limits of what training at these rates (one per step) can change. Without rates there is no limit."""
     total = math.inf if rates is None else sum(rates)
-    # Rounding to bf16 is 2**-9 of an element; twice that leaves room for a base that is not bf16.
+    # Rounding to bf16 changes an element by up to 2**-9 of it; twice that allows for a base that is not bf16.
     return Reach(total, 2**-8 + (0.0 if rates is None else o.weight_decay * total))
 
 
 def compare(
     shards: Shards, base: SafetensorsFolder, m: Model, training: Reach, digested: bool, console: Console
 ) -> dict[str, Seen]:
-    """What was seen of every tensor whose bytes are there, its digest where it is asked for; a bar on a terminal."""
+    """Measure every tensor whose bytes exist, and return the results by name. Show a progress bar on a terminal.
+
+    digested: whether to compute digests.
+    """
     there = {name: entry for name, entry in shards.entries.items() if entry.dtype in WIDTHS}
     most = max(_LEAST_PRINTED, _PRINTED // max(1, len(there)))
     pairs = [
@@ -50,7 +53,10 @@ def compare(
 
 
 def _beside(name: str, shards: Shards, base: SafetensorsFolder, m: Model) -> Stored | None:
-    """What a tensor is compared with: the base's of its name; the copy of a tied output layer with the export's own embedding."""
+    """Return what a tensor is compared with, or None: the base's tensor of its name and shape.
+
+    The copy of a tied output layer is compared with the export's own embedding.
+    """
     copy = m.tied and name == OUTPUT
     of: Shards | SafetensorsFolder = shards if copy else base
     other = "model.embed_tokens.weight" if copy else name
@@ -61,7 +67,7 @@ def _beside(name: str, shards: Shards, base: SafetensorsFolder, m: Model) -> Sto
 
 
 def checks(seen: dict[str, Seen], shards: Shards, m: Model) -> list[Check]:
-    """The numbers themselves, and a tied output layer's copy."""
+    """Return the checks of the values and of a tied output layer's copy."""
     figure = f"{len(seen)} of {len(shards.files)} tensors read"
 
     def finite() -> tuple[str, Sequence[str]]:
@@ -83,13 +89,13 @@ def checks(seen: dict[str, Seen], shards: Shards, m: Model) -> list[Check]:
             return "written once", []
         equal = copy.base is not None and copy.base.equal
         return "written twice", [] if equal else [
-            f"{OUTPUT} is not model.embed_tokens.weight, which servers take instead"
+            f"{OUTPUT} differs from model.embed_tokens.weight, which servers use instead"
         ]
 
     return [
         looks.check("finite numbers", "a server that answers nothing but NaN", "no NaN, no infinity", finite),
         looks.check("tensors not zero", "weights that were never written", "none but the base's", zero),
         looks.check(
-            "tied output layer", "a server that takes the other of two unlike copies", "one, or two alike", tied
+            "tied output layer", "a server that uses the wrong one of two different copies", "one, or two equal", tied
         ),
     ]

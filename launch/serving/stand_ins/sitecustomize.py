@@ -1,8 +1,8 @@
-"""Stand-ins for what SGLang 0.5.23 imports although it is used on GPUs only: triton, torchvision, sgl_kernel.
+"""Stand-ins for packages that SGLang 0.5.23 imports everywhere but uses only on GPUs: triton, torchvision, sgl_kernel.
 
-Python imports this file at start-up where its folder is on PYTHONPATH; only the server's process has it there. A
-stand-in can be imported, inherited from and used as a decorator on definitions; running anything of it raises.
-To libraries that merely ask whether the real package is there, it stays absent.
+Python imports this file at start-up if its folder is on PYTHONPATH; only the server's process has it there. A
+stand-in can be imported, subclassed and used as a decorator of definitions; calling anything else of it raises.
+Libraries that only probe for the real package find it absent.
 """
 
 import importlib.abc
@@ -10,15 +10,15 @@ import importlib.machinery
 import sys
 import types
 
-ABSENT = ("triton", "torchvision")  # where they are not installed
-# Even where SGLang's dependencies are installed: importing it loads the driver's library, and there may be no driver.
+ABSENT = ("triton", "torchvision")  # replaced only if they are not installed
+# Replaced even if it is installed: importing it loads the driver's library, and there may be no driver.
 ALWAYS = ("sgl_kernel",)
-# Files that probe for these packages and would take a stand-in for the real one.
+# Files that probe for these packages and would mistake a stand-in for the real one.
 PROBES = ("transformers/utils/import_utils.py", "torch/utils/_triton.py", "torch/_inductor", "torch/_dynamo")
 
 
 class _Kernel:
-    """A function decorated with @triton.jit: plain Python calls of helpers work, launching it does not."""
+    """A function decorated with @triton.jit. Plain Python calls, as of helpers, work; launching it raises."""
 
     def __init__(self, function):
         self.function = function
@@ -63,7 +63,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         if name.split(".")[0] not in self.names or self._probed():
             return None
         if name == "triton" and not self.torch_has_looked:
-            # Before a stand-in exists, torch must have settled that there is no triton.
+            # torch must find that there is no triton before a stand-in exists.
             _Finder.torch_has_looked = True
             import torch._dynamo
             import torch._inductor.runtime.hints

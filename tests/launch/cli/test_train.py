@@ -169,7 +169,7 @@ def test_a_run_that_was_killed_before_its_export_or_whose_check_failed_trains_no
         in unchecked.stdout
     )
     assert "SGLang ended with status 1" in unchecked.stderr
-    assert unchecked.stderr.endswith("with other words of sanity where they help, and trains nothing\n")
+    assert unchecked.stderr.endswith("with other sanity overrides if they help, and trains nothing\n")
     assert {p.name: sha256(p) for p in (run / "hf").iterdir()} == {
         p.name: sha256(p) for p in (default_run / "hf").iterdir()
     }

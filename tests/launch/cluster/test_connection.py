@@ -94,7 +94,7 @@ def test_a_full_disk_is_seen_before_ray_waits_for_what_cannot_come(tmp_path, mon
     full = connection.shutil.disk_usage("/")._replace(free=4_000_000)
     monkeypatch.setattr(connection.shutil, "disk_usage", lambda _: full)
     with (
-        pytest.raises(PreflightError, match="has 4 MB free, and Ray takes 67 MB; make room there"),
+        pytest.raises(PreflightError, match="has 4 MB free, but Ray needs 67 MB; make room there"),
         connection._folder(),
     ):
         pass
@@ -103,20 +103,20 @@ def test_a_full_disk_is_seen_before_ray_waits_for_what_cannot_come(tmp_path, mon
 def test_a_start_that_takes_too_long_is_tried_again_and_leaves_nothing():
     """Ray gives its server no time: the time-out is its own."""
     said, err = start(RAY_gcs_server_port_wait_time_s="0")
-    assert err.count("trying again") == 2, err
+    assert err.count("retrying, attempt") == 2, err
     assert said["problem"].startswith("Ray does not start: Timed out waiting for file ")
     assert said["problem"].endswith(" (3 times in 0 s)")
-    assert said["fix"].startswith("end other programs on this machine, or look at its logs in ")
+    assert said["fix"].startswith("stop other programs on this machine, or read its logs in ")
     assert said["left"] == 0
 
 
 @pytest.mark.parametrize(
-    ("port", "says"), [(None, "Address already in use"), ("seven", "it is no port"), ("70000", "it is no port")]
+    ("port", "says"), [(None, "Address already in use"), ("seven", "it is not a port"), ("70000", "it is not a port")]
 )
 def test_a_port_that_cannot_be_had_is_named(monkeypatch, port, says):
     with socket.create_server(("", 0)) as taken:
         monkeypatch.setenv("RAY_GCS_SERVER_PORT", port or str(taken.getsockname()[1]))
-        named = f"RAY_GCS_SERVER_PORT=.* cannot be had: {says}; unset it"
+        named = f"RAY_GCS_SERVER_PORT=.* cannot be used: {says}; unset it"
         with pytest.raises(PreflightError, match=named), connection.connected():
             pass
 
@@ -127,25 +127,25 @@ TEXTS = {  # what Ray 2.60 raises, and the words that are made of it
             "The current node timed out during startup. This could happen because some of the raylet failed to startup or the "
             "GCS has become overloaded."
         ),
-        "GCS has become overloaded. (3 times in 0 s); end other programs on this machine, or look at its logs in",
+        "GCS has become overloaded. (3 times in 0 s); stop other programs on this machine, or read its logs in",
     ),
     "another version": (
         RuntimeError(
             "Version mismatch: The cluster was started with:\n    Ray: 2.60.0\n    Python: 3.12.3\nThis process on node "
             "10.0.0.1:1234 was started with:\n    Ray: 2.49.1\n    Python: 3.11.7\n"
         ),
-        "the cluster runs Ray 2.60.0 with Python 3.12.3, and this process Ray 2.49.1 with Python 3.11.7; start Ray on",
+        "the cluster runs Ray 2.60.0 with Python 3.12.3, but this process runs Ray 2.49.1 with Python 3.11.7; start Ray on",
     ),
     "a cluster that is gone": (
         ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:6379"),
-        "no Ray answers at 10.0.0.1:6379; look whether it runs (`ray status` on the head)",
+        "no Ray answers at 10.0.0.1:6379; check that it runs (`ray status` on the head)",
     ),
     "a stale session": (
         ConnectionError(
             "Could not find any running Ray instance. Please specify the one to connect to by setting `--address` flag or "
             "`RAY_ADDRESS` environment variable."
         ),
-        "no Ray answers; look whether it runs",
+        "no Ray answers; check that it runs",
     ),
     "a token": (AuthenticationError("Token authentication is enabled but no token"), "RAY_AUTH_TOKEN_PATH to a file"),
     "small shared memory": (
@@ -158,7 +158,7 @@ TEXTS = {  # what Ray 2.60 raises, and the words that are made of it
         OSError(28, "No space left on device", "/tmp/ray/session_1/logs"),
         "'/tmp/ray/session_1/logs': No space left on device; make room there",
     ),
-    "anything else": (ValueError("Malformed host: "), "Ray does not start: Malformed host:; look at its logs in "),
+    "anything else": (ValueError("Malformed host: "), "Ray does not start: Malformed host:; read its logs in "),
 }  # fmt: skip
 
 

@@ -118,7 +118,7 @@ def test_a_run_is_submitted_left_found_stopped_and_gone_on_with(cluster):
     log, _ = attached.communicate(timeout=60)
     assert attached.returncode == 130
     assert "steps on 2 ranks" in log and "SIGTERM: saved after step" in log and "was stopped" in log
-    assert limi("stop", "run=sent", at).stdout.endswith("has ended before: STOPPED\n")
+    assert limi("stop", "run=sent", at).stdout.endswith("had already ended: STOPPED\n")
 
     with Terminal("train", *words) as resumed:
         resumed.until("going on from")
@@ -223,15 +223,15 @@ def test_a_cluster_with_a_token_and_a_job_that_fails(tmp_path, monkeypatch):
         monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")  # the recipe's address holds, not this one
         at, path = f"cluster.address={cluster.address}", "/no where/it's [1] $HOME.jsonl"
         refused = limi("attach", "run=failing", at)
-        assert refused.returncode == 2 and "wants a token, and there is none here" in refused.stderr
+        assert refused.returncode == 2 and "asks for a token, but this machine has none" in refused.stderr
         monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
-        assert "no run has: `make train` submits one" in limi("attach", "run=failing", at).stderr
+        assert "no run has one: `make train` submits one" in limi("attach", "run=failing", at).stderr
         failed = limi("train", "run=failing", at, f"cluster.root={tmp_path}/root", f"data.path={path}")
         assert failed.returncode == 1
         assert "TrainError: job failing-" in failed.stderr and f"no file '{path}'" in failed.stderr
         assert failed.stdout.count(f"no file '{path}'") == 1
         unknown = limi("stop", "run=other", at)
-        assert unknown.returncode == 2 and "write run=NAME, one of failing" in unknown.stderr
+        assert unknown.returncode == 2 and "write run=NAME with one of failing" in unknown.stderr
 
 
 @contextlib.contextmanager

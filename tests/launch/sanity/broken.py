@@ -263,11 +263,11 @@ TIED = {
 }  # fmt: skip
 EXPERTS = {
     "a router bias rounded to bf16": Fault("router bias", "the base's rounded to bf16", _set(BIAS, lambda t: t.bfloat16().float())),
-    "a router bias that was trained": Fault("router bias", "is off the base's by 1.0e-03", _set(BIAS, lambda t: t + 1e-3)),
+    "a router bias that was trained": Fault("router bias", "differs from the base's by 1.0e-03", _set(BIAS, lambda t: t + 1e-3)),
     "experts shuffled": misplaced(r"\(experts shuffled\)", r"\(experts shuffled\)", _shuffle),
-    "no MTP layer": Fault("MTP layers", "says num_nextn_predict_layers=1, and the tensors are of 0", _drop("model.layers.3.")),
+    "no MTP layer": Fault("MTP layers", "says num_nextn_predict_layers=1, but there are tensors of 0", _drop("model.layers.3.")),
     "an MTP layer not told": Fault(
-        "MTP layers", "predict_layers=0, and the tensors are of 1",
+        "MTP layers", "predict_layers=0, but there are tensors of 1",
         lambda f: f.json("config.json", lambda c: c.update(num_nextn_predict_layers=0)),
     ),
     "an MTP layer that moved": Fault(

@@ -51,7 +51,9 @@ def test_the_base_is_compared_on_what_it_was_asked_and_that_is_said():
     assert (check.name, check.outcome) == ("the base on trained prompts", Outcome.passed)
     assert check.figure == "0 of 2 (0%), the trained model 1 of 2"
     assert check.limit == "shown, within twice the recorded length"
-    assert check.detail.startswith("2 of the 4 prompts, drawn by the seed: enough to show what training brought. abc,")
+    assert check.detail.startswith(
+        "2 of the 4 prompts, drawn with the seed: enough to show what training changed. abc,"
+    )
     assert answers.beside_base(before, [], 4).figure == "0 of 2 (0%)", "where the trained model was not asked"
     assert answers.beside_base([], [], 0).figure == "none to judge"
 
@@ -78,9 +80,9 @@ def test_a_burst_of_calls_is_caught_and_the_record_s_own_number_is_none():
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (("delete", {}), "delete is no tool of read"),
-        (("read", '{"path": '), "arguments of read are no JSON object: '{\"path\": '"),
-        (("read", ["plan.txt"]), "arguments of read are no JSON object"),
+        (("delete", {}), "delete is not one of the tools read"),
+        (("read", '{"path": '), "arguments of read are not a JSON object: '{\"path\": '"),
+        (("read", ["plan.txt"]), "arguments of read are not a JSON object"),
         (("read", {}), "read: 'path' is a required property"),
         (("read", {"path": 7}), "read: 7 is not of type 'string'"),
     ],
@@ -150,7 +152,7 @@ def test_rules_short_lines_and_space_are_no_repetition(text):
 def test_an_answer_that_repeats_itself_is_caught_in_words_and_in_thinking():
     loop = "I read it. " * 8
     for wrong in (of(turn(), content=loop), of(turn(), content="", reasoning=loop)):
-        assert fails(answers.repetition([*GOOD, wrong], 0.95), "no repetition", "abc, message 1: it goes on with")
+        assert fails(answers.repetition([*GOOD, wrong], 0.95), "no repetition", "abc, message 1: it ends by repeating")
 
 
 JAPANESE, CHINESE = "ファイルを読んで内容を教えてください", "我已经读完了这个文件并且写下了它的内容"
@@ -173,7 +175,7 @@ def test_a_language_that_changed_is_caught(request_, content, outcome):
     check = answers.language([*GOOD, of(turn(content="", request=request_), content=content)], 0.95)
     assert (check.name, check.outcome) == ("same language", outcome), check
     if outcome is Outcome.failed:
-        assert "where the conversation is" in check.detail
+        assert "but the conversation is" in check.detail
 
 
 def test_languages_are_named_by_their_script_and_too_little_is_not_judged():

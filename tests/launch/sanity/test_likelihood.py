@@ -127,7 +127,7 @@ def test_an_error_ends_it_at_once(training):
     [lambda at, entry: [entry[0], entry[1] + 1, None], lambda at, entry: [None, 0, None] if at == 400 else entry],
 )
 def test_scores_of_other_tokens_than_were_sent_are_refused(heldout, change):
-    with pytest.raises(SanityError, match="that are not the"):
+    with pytest.raises(SanityError, match="which are not the"):
         measure(Stub(change=change), heldout, lambda: None)
 
 
@@ -230,8 +230,8 @@ def test_one_trajectory_has_no_interval_and_the_checks_say_so():
     assert found.whole.difference.low is found.whole.difference.high is None
     done = checks(trained, base, None, RECIPE)
     assert {c.outcome for c in done} == {Outcome.passed}
-    assert "no interval, of one trajectory" in done[0].detail
-    assert done[1].detail == "difference: no interval, of one trajectory"
+    assert "no interval for one trajectory" in done[0].detail
+    assert done[1].detail == "difference: no interval for one trajectory"
     assert likelihood_page.plot(retention.as_json(retention.compare(trained, base)))
 
 

@@ -136,7 +136,7 @@ def test_a_burst_agent_fails_and_its_further_calls_are_not_run(tmp_path):
     writes = [("write_file", {"path": f"{n}.txt", "content": "x"}) for n in range(20)]
     done = first_work(lambda r: {"content": "ok"} if len(r["messages"]) > 2 else called(*writes), tmp_path)
     assert (done.stopped, done.calls, done.errors) == ("answered", [20], 20 - loop.MAX_CALLS)
-    assert done.difference.startswith("it says 'ok' where the record says ")
+    assert done.difference.startswith("it says 'ok', but the record says ")
     bursts = loop.of_works([done], [], None)[1]
     assert (
         bursts.outcome is Outcome.failed
@@ -167,7 +167,7 @@ def test_other_words_or_files_than_the_recorded_ones_are_seen(tmp_path):
 
     done = first_work(other_file, tmp_path, task)
     assert done.stopped == "answered" and not done.as_recorded
-    assert done.difference == f"after it {', '.join(sorted([*task.files, 'other.txt']))} differs from the record"
+    assert done.difference == f"at its end {', '.join(sorted([*task.files, 'other.txt']))} differs from the record"
 
 
 def test_thinking_goes_back_apart_from_the_words_and_is_no_part_of_the_answer(tmp_path):

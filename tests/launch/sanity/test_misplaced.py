@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from launch.checks import Outcome
 from launch.sanity.files import misplaced
-from launch.sanity.tensors.bands import Bands, bands
-from launch.sanity.tensors.compare_worker import Beside, Seen
-from launch.sanity.tensors.prints import Taker, Wanted
+from launch.sanity.files.bands import Bands, bands
+from launch.sanity.files.compare_worker import BaseDifference, Seen
+from launch.sanity.files.prints import Taker, Wanted
 from recipes.compose.recipe import compose_recipe
 
 ROWS, COLUMNS, HEAD = 48, 32, 12
@@ -29,7 +29,7 @@ def seen(pairs, divide=of_head, most=1 << 12):
         taker, row = Taker(tuple(new.shape), Wanted(divide(name), most)), math.prod(new.shape[1:])
         for start in range(0, len(new), 7):
             taker.add(new[start : start + 7].flatten(), base[start : start + 7].flatten(), start * row)
-        beside = Beside(taker.prints(), equal=bool(torch.equal(new, base)))
+        beside = BaseDifference(taker.prints(), equal=bool(torch.equal(new, base)))
         found.append(Seen(name, tuple(new.shape), base=beside))
     return found
 
@@ -99,10 +99,10 @@ def test_tensors_that_are_alike_in_the_base_cannot_be_told_unless_they_did_not_m
     assert [f.placed for f in found] == [False, False, True] and not any(f.fault for f in found)
     check = misplaced.check(found, ())
     assert check.outcome is Outcome.warned
-    assert check.figure == "1 of 3 told by the base, 1 of them with the order of their parts; 2 cannot be told"
+    assert check.figure == "1 of 3 confirmed by the base, 1 of them with the order of their parts; 2 cannot be told"
     assert check.detail == (
-        "model.layers.0.input_layernorm.weight has a cosine of 1.000 with its own base, of 1.000 with the likest other: "
-        "its place cannot be told; and 1 more"
+        "model.layers.0.input_layernorm.weight has a cosine of 1.000 with its own base tensor, and of 1.000 with the most similar "
+        "other one: its position cannot be told; and 1 more"
     )
     check = misplaced.check(found, names[:2])
     assert check.outcome is Outcome.passed and check.figure.endswith("; 2 more by the trainer's checkpoint")

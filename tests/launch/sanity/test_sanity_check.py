@@ -127,7 +127,7 @@ def test_what_the_server_refuses_has_failed_by_name_and_the_rest_is_made(checked
     for name in lost:
         assert found[name].outcome is Outcome.failed and found[name].figure == "no answer"
         if fault == "other_shape":
-            assert found[name].detail.startswith("the server answers, and not as SGLang does: KeyError")
+            assert found[name].detail.startswith("the server answers, but not as SGLang does: KeyError")
         else:
             assert f"SGLang answered {500 if fault == 'error' else 400} to {path}: " in found[name].detail
     alone = {"served", "held-out loss", "chat template", "closed loop"}  # steps of one check, of the same name
@@ -149,7 +149,7 @@ def test_a_prompt_too_long_for_the_server_is_the_loop_s_own_failure(checked):
         ("die", "SGLang ended with status 7; the end of .*CUDA error: an illegal memory access"),
         pytest.param(
             "hang",
-            f"did not answer /generate: nothing came of it for sanity.timeout={TIMEOUT} s; on a slow machine write "
+            f"did not answer /generate: no sign of work for sanity.timeout={TIMEOUT} s; on a slow machine write "
             f"`make sanity .*sanity.timeout={2 * TIMEOUT}`",
             marks=pytest.mark.slow,
         ),
@@ -169,7 +169,7 @@ def test_a_server_that_is_gone_or_hangs_ends_it_with_one_failed_row(checked, fau
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["never_up"], f"it was at work on nothing, and wrote nothing, for sanity.timeout={TIMEOUT} s"),
+        (["never_up"], f"no sign of work and no log output for sanity.timeout={TIMEOUT} s"),
         (["no_such_fault", "too", "many"], "ended with status 1"),
     ],
 )
@@ -216,7 +216,7 @@ def test_every_failed_check_is_named_and_no_other(subject):
     assert lines == [
         "bad: figure of bad (limit: limit of bad). seen: <s>",
         "worse: figure of worse (limit: limit of worse).",
-        "the same command makes the check again, with other words of sanity where they help, and trains nothing",
+        "the same command repeats the check, with other sanity overrides if they help, and trains nothing",
     ]
     sanity.refuse_failed(DONE[:2], subject)
 

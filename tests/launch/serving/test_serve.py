@@ -86,5 +86,5 @@ def test_what_serve_prints_can_be_copied_and_it_ends_with_everything(root, bases
         output, _ = process.communicate(timeout=60)
     assert time.monotonic() - asked < 30
     assert process.returncode == 130
-    assert output.endswith("SGLang is ended.\n")
+    assert output.endswith("SGLang has ended.\n")
     assert not alive(started)

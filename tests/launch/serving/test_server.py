@@ -28,7 +28,7 @@ pytestmark = pytest.mark.run
 FAKE = Path(__file__).parent / "fake_server.py"
 TIMEOUT = 3
 SILENT = (
-    r"did not answer /x: nothing came of it for sanity\.timeout=3 s; "
+    r"did not answer /x: no sign of work for sanity\.timeout=3 s; "
     r"on a slow machine write `make sanity sanity\.timeout=6`; the end of "
 )
 
@@ -82,7 +82,7 @@ def test_a_good_server_answers_and_streams(faulty):
 def test_a_server_that_does_nothing_does_not_come_up_and_is_ended(faulty, fault):
     started = time.monotonic()
     says = (
-        r"^SGLang did not come up: it was at work on nothing, and wrote nothing, for sanity\.timeout=3 s\n?.*"
+        r"^SGLang did not come up: no sign of work and no log output for sanity\.timeout=3 s\n?.*"
         r"on a slow machine write `make sanity sanity\.timeout=6`; the end of .*log:\nchildren"
     )
     with pytest.raises(SanityError, match=says), faulty(fault, TIMEOUT):
@@ -141,7 +141,7 @@ def test_a_stream_of_which_something_comes_is_waited_for(faulty):
     [
         ("error", r"answered 500 to /x: .*out of memory in layer 7"),
         ("redirect", r"answered 307 to /x"),
-        ("no_json", r"answer to /x is no JSON: .<html>a proxy's page"),
+        ("no_json", r"answer to /x is not JSON: .<html>a proxy's page"),
         ("half", r"did not answer /x: IncompleteRead"),
         (
             "die",
@@ -170,9 +170,9 @@ def test_a_fault_in_an_answer_is_named_and_silence_ends_it(faulty, fault, says):
         ("cut", r"did not answer /x: the stream ended without its \[DONE\]"),
         ("stream_error", r"broke off its answer to /x: .*the scheduler is gone"),
         ("stream_die", r"SGLang ended with status 7"),
-        ("stream_hang", r"nothing came of it for sanity\.timeout=3 s"),
+        ("stream_hang", r"no sign of work for sanity\.timeout=3 s"),
         ("error", r"answered 500 to /x"),
-        ("drip", r"nothing came of it for sanity\.timeout=3 s"),
+        ("drip", r"no sign of work for sanity\.timeout=3 s"),
     ],
 )
 def test_a_fault_in_a_stream_is_named_after_what_came(faulty, fault, says):
@@ -256,7 +256,7 @@ def stranger():
 def test_a_stranger_on_the_port_is_not_taken_for_our_server_and_left_alone(faulty, stranger, monkeypatch):
     process, port = stranger
     monkeypatch.setattr(servers, "free_port", lambda wanted: port)
-    with pytest.raises(SanityError, match=f"port {port} is another process's"), faulty("never_up"):
+    with pytest.raises(SanityError, match=f"port {port} belongs to another process"), faulty("never_up"):
         raise AssertionError("its answers are not our server's")
     assert process.poll() is None and Client(f"http://127.0.0.1:{port}", 1).healthy()
 

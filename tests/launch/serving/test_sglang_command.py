@@ -89,11 +89,13 @@ def test_sanity_tp_is_taken_as_it_is_and_held_against_heads_and_gpus(tmp_path):
     line = sglang_command.command(recipe, folder, 1, True)
     assert line[line.index("--tp-size") + 1] == "8"
     for wrong in (3, 16):
-        with pytest.raises(PreflightError, match=rf"sanity\.tp={wrong} does not go with 64 heads.*write sanity\.tp=8"):
+        with pytest.raises(
+            PreflightError, match=rf"sanity\.tp={wrong} is not possible with 64 attention heads.*write sanity\.tp=8"
+        ):
             sglang_command.command(compose_recipe(["model=qwen3-32b", f"sanity.tp={wrong}"]), folder, 1, True)
     on_cpu = compose_recipe([])
     on_cpu.sanity.tp = 2  # which the command line refuses
-    with pytest.raises(PreflightError, match=r"sanity\.tp=2 is of GPUs"):
+    with pytest.raises(PreflightError, match=r"sanity\.tp=2 needs GPUs"):
         sglang_command.command(on_cpu, folder, 1, True)
 
 
@@ -150,7 +152,7 @@ def test_on_a_cpu_the_kernels_are_a_stand_in_even_where_they_are_installed(tmp_p
 def test_a_machine_that_cannot_serve_the_model_is_refused_with_the_figures(tmp_path, monkeypatch):
     recipe = compose_recipe(["model=qwen3-32b"])
     folder = base(tmp_path / "hf", recipe)
-    says = "SGLang takes 2 x h100 to serve qwen3-32b, and this machine has 1 GPUs; run the command on a machine that has them"
+    says = "SGLang needs 2 x h100 to serve qwen3-32b, but this machine has 1 GPUs; run the command on a machine that has them"
     for count in (1, 2):
         monkeypatch.setattr(sglang_command, "gpus_here", lambda count=count: count)
         if count == 2:
@@ -161,7 +163,7 @@ def test_a_machine_that_cannot_serve_the_model_is_refused_with_the_figures(tmp_p
     memory = psutil.virtual_memory()
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(total=25 * 10**9))
     recipe = compose_recipe(["model=qwen3-4b", "cluster=local", "layout=data_parallel"])
-    says = "SGLang takes 35 GB to serve qwen3-4b on a CPU (fp32 weights, and a cache of 65,536 tokens), and this machine has 25 GB"
+    says = "SGLang needs 35 GB to serve qwen3-4b on a CPU (fp32 weights and a cache of 65,536 tokens), but this machine has 25 GB"
     with pytest.raises(PreflightError, match=re.escape(says)):
         sglang_command.check_machine(recipe, folder)
     sglang_command.check_machine(compose_recipe([]), folder)
@@ -173,10 +175,10 @@ def test_serve_and_sanity_say_at_once_that_no_server_starts_here(bases, tmp_path
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = limi("serve", *words, env=env)
     assert done.returncode == 2
-    assert "PreflightError: SGLang takes 2 x h100 to serve qwen3-32b, and this machine has 0 GPUs; " in done.stderr
+    assert "PreflightError: SGLang needs 2 x h100 to serve qwen3-32b, but this machine has 0 GPUs; " in done.stderr
     assert "starting" not in done.stdout and not list(tmp_path.iterdir())
     done = limi("sanity", *words, env=env)
     assert done.returncode == 2
-    said = "warning: no server is asked, the files alone are checked: SGLang takes 2 x h100 to serve qwen3-32b"
+    said = "warning: no server can be started, so only the files are checked: SGLang needs 2 x h100 to serve qwen3-32b"
     assert done.stdout.startswith(said)
     assert "model.checkpoint=Qwen/Qwen3-32B is not on this machine" in done.stderr
