@@ -33,7 +33,7 @@ from recipes.families.common.parts import OUTPUT, Link
 BATCH_BYTES = 128 << 20  # per task of a worker
 
 
-def export(recipe: Recipe, checkpoint: Path, target: Path, console: Console) -> None:
+def export_checkpoint(recipe: Recipe, checkpoint: Path, target: Path, console: Console) -> None:
     """Write the folder `target` atomically in the base's dtypes, replacing an earlier one. Print its size and the speed.
 
     checkpoint: `iter_NNNNNNN` of slime or `step_NNNNNN` of the embedded engine. Raise `CheckpointError` if it is damaged, lacks
