@@ -5,7 +5,7 @@ from recipes.config import Data, ErroneousCalls, SchemaBreaks, SpecialTokens, Th
 
 
 def without_thinking(trajectory: Trajectory, options: Data) -> Trajectory:
-    """Return the trajectory without blank reasoning, and without any if `data.thinking=drop`. Both are listed in `repairs`."""
+    """Return the trajectory without blank reasoning; with `data.thinking=drop`, without any. `repairs` lists the removal."""
     dropped = [
         m.reasoning_content is not None and (options.thinking is Thinking.drop or not m.reasoning_content.strip())
         for m in trajectory.messages

@@ -245,7 +245,7 @@ def fixed(r: Recipe) -> dict[str, Any]:
 def held(r: Recipe) -> int:
     """Return the bytes of the run's existing checkpoints and export, which the run reuses or replaces.
 
-    Return 0 with `anew`, because they remain then.
+    Return 0 with `anew`: the old folder is then moved aside, not replaced.
     """
     root = run_folder(r)
     if r.anew:

@@ -73,8 +73,8 @@ class State:
 def of(recipe: Recipe, *, read: bool = False) -> State:
     """Return the state of the recipe's run. Change nothing.
 
-    An export counts if it matches the recipe and its files are intact: by name and size, with `read` also by SHA-256. Raise
-    `CheckpointError` if training is complete but the remaining files can neither be checked nor exported.
+    An export counts if it matches the recipe and its files are intact. Files are compared by name and size, and with `read`
+    also by SHA-256. Raise `CheckpointError` if training is complete but the remaining files can neither be checked nor exported.
     """
     root = run_folder(recipe)
     if not (root / "plan.json").is_file():

@@ -12,6 +12,7 @@ from recipes.paths import run_folder
 
 _STEP_PREFIX = "hf-step"
 TRACKER = "latest_checkpointed_iteration.txt"
+# Overrides that may accompany a run's own recipe.
 _ALLOWED = ("run", "step", "model", "cluster", "cluster.root", "model.checkpoint", "model.mtp")
 # The same for a command that serves an export.
 _ALLOWED_SERVING = (
