@@ -76,7 +76,7 @@ def exported(m: Model, base: dict[str, Any]) -> dict[str, Any]:
     if m.rope is Rope.yarn:
         field, rope = _rotary(base)
         kept = {name: rope[name] for name in ("rope_theta", "partial_rotary_factor") if name in rope}
-        config[field] = {**kept, "rope_type": "yarn", **{theirs: getattr(m, ours) for theirs, ours in _YARN.items()}}
+        config[field] = {**kept, "rope_type": "yarn", **{name: getattr(m, option) for name, option in _YARN.items()}}
         config["max_position_embeddings"] = _longest(m)
     return config
 
@@ -91,18 +91,18 @@ def differences(m: Model, config: dict[str, Any]) -> list[Fault]:
             "max_position_embeddings": m.max_position
         }  # both an export's value and the release's are correct
     family = facts(m.family).config
-    wanted = {theirs: (f"model.{ours}", getattr(m, ours)) for theirs, ours in (_SAME | family.names).items()}
+    wanted = {name: (f"model.{option}", getattr(m, option)) for name, option in (_SAME | family.names).items()}
     fixed = _FIXED | {name: (value,) for name, value in family.constants.items()}
     found = []
     if config.get("model_type") != m.family.value:
         found.append(
             Fault(f"model_type is {config.get('model_type')!r}, the recipe's model.family is {m.family.value}")
         )
-    for name, (ours, value) in wanted.items():
+    for name, (option, value) in wanted.items():
         if name not in config:
-            found.append(Fault(f"{name} is missing, the recipe says {ours}={_shown(value)}"))
+            found.append(Fault(f"{name} is missing, the recipe says {option}={_shown(value)}"))
         elif config[name] != value:
-            found.append(_unlike(name, config[name], _shown(value), ours))
+            found.append(_unlike(name, config[name], _shown(value), option))
     found += rope_differences(m, config) + _not_allowed(config, fixed)
     kinds = config.get("layer_types") or []
     if other := [k for k in (kinds if isinstance(kinds, list) else [kinds]) if k != "full_attention"]:
@@ -134,10 +134,10 @@ def rope_differences(m: Model, config: dict[str, Any]) -> list[Fault]:
     return found + [Fault(f"unknown field {field}.{name}") for name in sorted({*rope} - known)]
 
 
-def _unlike(name: str, theirs: Any, ours: Any, override: str) -> Fault:
-    """Return the fault of a differing field. theirs: the checkpoint's value; an override can adopt a number or a flag only."""
-    fix = f"{override}={_shown(theirs)}" if isinstance(theirs, int | float) else ""
-    return Fault(f"{name} is {_shown(theirs)}, the recipe says {ours}", fix)
+def _unlike(name: str, value: Any, expected: Any, override: str) -> Fault:
+    """Return the fault of a differing field. value: the checkpoint's; an override can adopt a number or a flag only."""
+    fix = f"{override}={_shown(value)}" if isinstance(value, int | float) else ""
+    return Fault(f"{name} is {_shown(value)}, the recipe says {expected}", fix)
 
 
 def _yarn(m: Model, rope: dict[str, Any]) -> list[Fault]:
@@ -147,12 +147,12 @@ def _yarn(m: Model, rope: dict[str, Any]) -> list[Fault]:
     found = []
     if m.rope is not Rope.yarn:
         found.append(Fault(f"rope_type is yarn, the recipe says {m.rope.value}", "model.rope=yarn"))
-    for name, ours in _YARN.items():
-        value = getattr(m, ours)
+    for name, option in _YARN.items():
+        value = getattr(m, option)
         if name not in rope:
-            found.append(Fault(f"{name} is missing, the recipe says model.{ours}={value}"))
+            found.append(Fault(f"{name} is missing, the recipe says model.{option}={value}"))
         elif rope[name] != value:
-            found.append(_unlike(name, rope[name], value, f"model.{ours}"))
+            found.append(_unlike(name, rope[name], value, f"model.{option}"))
     return found
 
 

@@ -23,29 +23,29 @@ def mtp(m: Model) -> Tensors:
     rows, one = (m.vocab, m.hidden), (m.hidden,)
     found: Tensors = {}
     for layer in range(m.layers, m.layers + m.mtp_layers):
-        ours, theirs = of_layer(layer)
+        megatron, hf = of_layer(layer)
         found |= {
-            theirs + "embed_tokens.weight": rows, theirs + "enorm.weight": one, theirs + "hnorm.weight": one,
-            theirs + "eh_proj.weight": (m.hidden, 2 * m.hidden), theirs + "shared_head.norm.weight": one,
-            theirs + "shared_head.head.weight": rows,
+            hf + "embed_tokens.weight": rows, hf + "enorm.weight": one, hf + "hnorm.weight": one,
+            hf + "eh_proj.weight": (m.hidden, 2 * m.hidden), hf + "shared_head.norm.weight": one,
+            hf + "shared_head.head.weight": rows,
         }  # fmt: skip
-        for link in (attention(m, ours, theirs) | _experts(m, ours, theirs)).values():
+        for link in (attention(m, megatron, hf) | _experts(m, megatron, hf)).values():
             found |= link.hf
     return found
 
 
-def _experts(m: Model, ours: str, theirs: str) -> Links:
+def _experts(m: Model, megatron: str, hf: str) -> Links:
     """Return a layer's router, its experts and the norm before them."""
     found = {
-        ours + "pre_mlp_layernorm.weight": Link({theirs + "post_attention_layernorm.weight": (m.hidden,)}),
-        ours + "mlp.router.weight": Link({theirs + "mlp.gate.weight": (m.experts, m.hidden)}),
-        ours + "mlp.router.expert_bias": Link({theirs + "mlp.gate.e_score_correction_bias": (m.experts,)}),
+        megatron + "pre_mlp_layernorm.weight": Link({hf + "post_attention_layernorm.weight": (m.hidden,)}),
+        megatron + "mlp.router.weight": Link({hf + "mlp.gate.weight": (m.experts, m.hidden)}),
+        megatron + "mlp.router.expert_bias": Link({hf + "mlp.gate.e_score_correction_bias": (m.experts,)}),
     }
     if m.shared_experts:
         together = m.shared_experts * m.expert_ffn
-        found |= mlp(m, together, ours + "mlp.shared_experts.", theirs + "mlp.shared_experts.")
+        found |= mlp(m, together, megatron + "mlp.shared_experts.", hf + "mlp.shared_experts.")
     for e in range(m.experts):
-        found |= mlp(m, m.expert_ffn, ours + "mlp.experts.", f"{theirs}mlp.experts.{e}.", str(e))
+        found |= mlp(m, m.expert_ffn, megatron + "mlp.experts.", f"{hf}mlp.experts.{e}.", str(e))
     return found
 
 

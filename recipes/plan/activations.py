@@ -31,7 +31,7 @@ class Activations:
     mlp: float  # of one dense layer, from its norm
     moe: float  # of one layer with experts, from its norm; balanced experts, times the imbalance
     layer_input: float  # of one layer; full recomputation saves nothing else
-    kept_attention: float  # of one layer: the attention kernel's output and the log-sum-exp of every head
+    attention_output: float  # of one layer: the attention kernel's output and the log-sum-exp of every head
     embedding: float
     output: float  # the final norm's tensors and the output layer's input
     rotation: float  # rotary angles, shared by all layers
@@ -43,7 +43,7 @@ class Activations:
     def chunk(self, chunk: Chunk, recompute: Recompute) -> float:
         """Return the saved bytes per token of all layers of a chunk, plus the embedding and the output layer if it has them."""
         if recompute in (Recompute.linear, Recompute.full):
-            layers = chunk.layers * self.waiting(recompute)
+            layers = chunk.layers * self.saved_per_layer(recompute)
         elif recompute is Recompute.selective:
             layers = chunk.layers * self.attention + chunk.dense * self.selective_mlp + chunk.moe * self.selective_moe
         else:
@@ -52,18 +52,18 @@ class Activations:
             layers + self.rotation + (self.embedding if chunk.embedding else 0) + (self.output if chunk.output else 0)
         )
 
-    def waiting(self, recompute: Recompute) -> float:
+    def saved_per_layer(self, recompute: Recompute) -> float:
         """Return the bytes per token that one layer saves under linear or full recomputation."""
-        return self.layer_input + (self.kept_attention if recompute is Recompute.linear else 0.0)
+        return self.layer_input + (self.attention_output if recompute is Recompute.linear else 0.0)
 
-    def again(self, chunk: Chunk, recompute: Recompute) -> float:
+    def recomputed(self, chunk: Chunk, recompute: Recompute) -> float:
         """Return the bytes per token that recomputing one layer adds to what the layer saved, for the largest layer of a chunk."""
         if recompute is Recompute.none:
             return 0.0
-        kept_mlp, kept_moe = self.selective_mlp, self.selective_moe
+        saved_mlp, saved_moe = self.selective_mlp, self.selective_moe
         if recompute is not Recompute.selective:
-            kept_mlp = kept_moe = self.waiting(recompute) - self.attention
-        return max(self.mlp - kept_mlp if chunk.dense else 0.0, self.moe - kept_moe if chunk.moe else 0.0)
+            saved_mlp = saved_moe = self.saved_per_layer(recompute) - self.attention
+        return max(self.mlp - saved_mlp if chunk.dense else 0.0, self.moe - saved_moe if chunk.moe else 0.0)
 
     def gradients(self, chunk: Chunk) -> float:
         """Return the bytes per token of the gradients inside one layer's backward pass, for the largest layer of a chunk."""
@@ -85,7 +85,7 @@ def activations(r: Recipe, imbalance: float = IMBALANCE) -> Activations:
         mlp=2 * hidden + rows + 3 * m.ffn / p.tp * size,
         moe=2 * hidden + rows + _experts(m, cut, p.tp, p.etp, size, imbalance) if m.experts else 0.0,
         layer_input=hidden,
-        kept_attention=m.heads / p.tp * (m.head_dim * size + 4),
+        attention_output=m.heads / p.tp * (m.head_dim * size + 4),
         embedding=8 + (p.tp > 1),
         output=2 * hidden + rows,
         rotation=4 * m.rope_fraction * m.head_dim,
@@ -122,8 +122,8 @@ def _experts(m: Model, cut: float, tp: int, etp: int, size: int, imbalance: floa
 
     What the router saves (scores and maps) depends on the family.
     """
-    kept = facts(m.family).router
-    router = cut * kept.bytes_of(m) if kept else 0.0
+    family_router = facts(m.family).router
+    router = cut * family_router.bytes_of(m) if family_router else 0.0
     # Each choice of a token is one row at an expert. Expert tensor parallelism gathers the rows of etp ranks and splits the columns.
     rows = cut * m.top_k * etp * imbalance
     routed = rows * (m.hidden * size + 3 * m.expert_ffn / etp * size + 4)

@@ -18,7 +18,7 @@ def topologies(r: Recipe, longest: int, smallest: int) -> Iterator[Recipe]:
     Fields in `layout.fixed` keep their values. Recomputation and offload are the leanest allowed. The optimizer state is
     unchanged. longest: tokens of the longest sequence. smallest: sequences of the smallest step.
     """
-    again, offload = (kept_of(r) or [(r.layout.recompute, r.layout.offload)])[-1]
+    again, offload = (recompute_options(r) or [(r.layout.recompute, r.layout.offload)])[-1]
     for layout in _degrees(r, longest, smallest):
         one = replace(r, layout=replace(layout, recompute=again, offload=offload))
         if next(faults(one), None) is not None:
@@ -37,7 +37,7 @@ def states_of(r: Recipe) -> list[OptimizerState]:
     return [*OptimizerState] if slime else [OptimizerState.resident, OptimizerState.offloaded]
 
 
-def kept_of(r: Recipe) -> list[tuple[Recompute, bool]]:
+def recompute_options(r: Recipe) -> list[tuple[Recompute, bool]]:
     """Return the allowed pairs (recomputation, offload of what it saves), from the fastest to the leanest."""
     again = [(Recompute.none, False), (Recompute.selective, False), (Recompute.full, False)]
     if r.engine.name is EngineName.megatron:

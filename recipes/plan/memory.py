@@ -19,8 +19,8 @@ from recipes.schedule.pipeline import in_flight
 
 RUNTIME = 3 * 2**30  # bytes, allowance: CUDA context, NCCL communicators, cuBLAS and cuDNN workspaces
 RUNTIME_CPU = 400 * 10**6  # bytes of a rank on a CPU: Python and its imports (megatron.md: 0.4 GB per rank)
-UNDER_WAY = 2  # layers whose offloaded tensors are on the GPU during a copy (`launch/model/offload_streams.py`)
-PINNED = 4 / 3  # allowance: factor for rounding each parameter's pinned states up to powers of two
+COPYING_LAYERS = 2  # layers whose offloaded tensors are on the GPU during a copy (`launch/model/offload_streams.py`)
+PINNED_ROUNDING = 4 / 3  # allowance: factor for rounding each parameter's pinned states up to powers of two
 FRAGMENTATION = 0.1  # allowance: share of the temporary memory, with expandable segments
 FITS, RISKY = 0.8, 0.95  # shares of the memory; arXiv 2411.06465: none of 454 runs below 80% ran out of memory
 
@@ -95,12 +95,14 @@ def _stage(r: Recipe, chunks: list[Chunk], a: Activations, load: Load, held: lis
     size = element_size(r)
     elements = sum(b.elements for b in held)
     largest = load.largest / p.cp
-    waiting = [a.waiting(p.recompute) * max(0, c.layers - UNDER_WAY) if p.offload else 0.0 for c in chunks]
-    kept = max(a.chunk(c, p.recompute) - away for c, away in zip(chunks, waiting, strict=True))
+    offloaded = [
+        a.saved_per_layer(p.recompute) * max(0, c.layers - COPYING_LAYERS) if p.offload else 0.0 for c in chunks
+    ]
+    saved = max(a.chunk(c, p.recompute) - away for c, away in zip(chunks, offloaded, strict=True))
     # An interleaved stage holds the activations of `passes` chunks, of about as many micro-batches.
     passes = in_flight(p.pp, load.batches, p.vpp, number)
-    activation = kept * load.window(passes) / p.cp if p.vpp == 1 else kept * passes * load.window(p.pp) / p.pp / p.cp
-    working = largest * max(a.again(c, p.recompute) + a.gradients(c) for c in chunks)
+    activation = saved * load.window(passes) / p.cp if p.vpp == 1 else saved * passes * load.window(p.pp) / p.pp / p.cp
+    working = largest * max(a.recomputed(c, p.recompute) + a.gradients(c) for c in chunks)
     # The output layer's gradient stays until the embedding's gradient, the last one, is ready.
     if m.tied and p.pp == 1 and r.engine.name is EngineName.megatron:
         working += size * m.vocab / p.tp * m.hidden
@@ -194,10 +196,10 @@ def host_memory(r: Recipe, load: Load, step_tokens: int, where: Placed | None = 
     offloaded = r.layout.optimizer_state is OptimizerState.offloaded
     return HostMemory(
         # slime uses HybridDeviceOptimizer (megatron-core 0.16.1, `optimizer/cpu_offloading`), which also holds the gradients.
-        optimizer=(16 if slime else 12 * PINNED) * ranks * max(map(_optimizer_elements, stage_buffers))
+        optimizer=(16 if slime else 12 * PINNED_ROUNDING) * ranks * max(map(_optimizer_elements, stage_buffers))
         if offloaded
         else 0.0,
-        activations=ranks * _waiting_on_host(r, load, where) if r.layout.offload else 0.0,
+        activations=ranks * _offloaded_activations(r, load, where) if r.layout.offload else 0.0,
         weights_copy=2 * ranks * max(sum(b.elements for b in held) for held in stage_buffers) if slime else 0.0,
         # Pickled lists of tokens (5 bytes) and masks (2 bytes): once whole and once split over the ranks.
         object_store=14 * step_tokens if slime else 0.0,
@@ -205,7 +207,7 @@ def host_memory(r: Recipe, load: Load, step_tokens: int, where: Placed | None = 
     )
 
 
-def _waiting_on_host(r: Recipe, load: Load, where: Placed) -> float:
+def _offloaded_activations(r: Recipe, load: Load, where: Placed) -> float:
     """Return the host bytes of one rank on the fullest pipeline stage: offloaded activations of all in-flight micro-batches."""
     p, tokens = r.layout, load.largest / r.layout.cp
     fullest = max(

@@ -115,24 +115,27 @@ def steps_rows(s: dict[str, Any]) -> list[list[str]]:
 
 def released_rows(s: dict[str, Any]) -> list[list[str]]:
     """Return rows of name, value of this recipe, value of the released recipe."""
-    theirs, steps = s["released"], s["steps"]
-    mine = (degrees(s["layout"]), degrees(theirs["layout"]))
+    released, steps = s["released"], s["steps"]
+    layouts = (degrees(s["layout"]), degrees(released["layout"]))
     rows = [
-        ["layout", *mine],
-        ["optimizer steps", str(steps["count"]), str(theirs["steps"])],
-        ["times a trajectory is seen", *(" to ".join(map(str, sorted({*x}))) for x in (steps["seen"], theirs["seen"]))],
-        ["learning rate by step", learning_rates(steps["learning_rates"]), learning_rates(theirs["learning_rates"])],
-        ["fullest GPU, GB", gigabytes(s["memory"]["peak"]), f"{gigabytes(theirs['peak'])}: {theirs['verdict']}"],
-        ["host of a node, GB", gigabytes(s["memory"]["host"]["total"]), gigabytes(theirs["host"])],
+        ["layout", *layouts],
+        ["optimizer steps", str(steps["count"]), str(released["steps"])],
+        [
+            "times a trajectory is seen",
+            *(" to ".join(map(str, sorted({*x}))) for x in (steps["seen"], released["seen"])),
+        ],
+        ["learning rate by step", learning_rates(steps["learning_rates"]), learning_rates(released["learning_rates"])],
+        ["fullest GPU, GB", gigabytes(s["memory"]["peak"]), f"{gigabytes(released['peak'])}: {released['verdict']}"],
+        ["host of a node, GB", gigabytes(s["memory"]["host"]["total"]), gigabytes(released["host"])],
     ]
     if s["time"]:
         one = s["time"]["seconds"] * s["sequences"]["tokens"] / steps["tokens"]
         rows += [
-            ["all optimizer steps", duration(s["time"]["seconds"]), duration(theirs["seconds"])],
+            ["all optimizer steps", duration(s["time"]["seconds"]), duration(released["seconds"])],
             [
                 "as many tokens as an epoch",
                 duration(one),
-                f"{duration(theirs['seconds_an_epoch'])}, {theirs['speed_up']:.2f} x",
+                f"{duration(released['seconds_an_epoch'])}, {released['speed_up']:.2f} x",
             ],
         ]
-    return [*rows, ["to be warned of", str(len(s["warnings"])), str(len(theirs["warnings"]))]]
+    return [*rows, ["to be warned of", str(len(s["warnings"])), str(len(released["warnings"]))]]

@@ -154,10 +154,10 @@ def released(p: RunPlan) -> RunPlan | str:
     r = p.recipe
     size = [f"cluster.nodes={r.cluster.nodes}", f"cluster.gpus_per_node={r.cluster.gpus_per_node}"]
     try:
-        theirs = compose_recipe([f"model={r.model.name}", "experiment=released", f"cluster={r.cluster.name}", *size])
-        theirs = replace(theirs, cluster=r.cluster, gpu=r.gpu, engine=r.engine, data=r.data)
-        check_layout(theirs)
-        made = plan(theirs, p.sequences)
+        public = compose_recipe([f"model={r.model.name}", "experiment=released", f"cluster={r.cluster.name}", *size])
+        public = replace(public, cluster=r.cluster, gpu=r.gpu, engine=r.engine, data=r.data)
+        check_layout(public)
+        made = plan(public, p.sequences)
         made.schedule.check()
     except ConfigError as error:
         return str(error)

@@ -15,7 +15,7 @@ import numpy as np
 from recipes.config import EngineName, Layout, OptimizerState, Recipe
 from recipes.errors import ConfigError
 from recipes.layout import batch_multiple, data_parallel, faults, fix, round_up, sequence_multiple, world_size
-from recipes.plan.candidates import kept_of, states_of, topologies, values_of
+from recipes.plan.candidates import recompute_options, states_of, topologies, values_of
 from recipes.plan.memory import FITS, RISKY, Load, Verdict, gpu_memory, host_memory, memory_limit, verdict
 from recipes.plan.partition import Placed, placed
 from recipes.plan.plan_words import degrees, degrees_of
@@ -88,7 +88,7 @@ class Pricing:
                 )
                 for state in states
             ]
-            for recompute, offload in kept_of(topology)
+            for recompute, offload in recompute_options(topology)
             for states in [values_of(topology, "optimizer_state", states_of(topology))]
         ]
         lean = self.shares(ladder[-1][-1], load, where)
@@ -204,16 +204,18 @@ def _free(r: Recipe) -> list[str]:
 
 def _other(name: str, options: list[Option], best: list[Option], pricing: Pricing) -> Option | None:
     """Return the fastest layout that fits with another value on this axis, or None."""
-    mine = getattr(best[0].recipe.layout, name)
-    unlike = [o for o in options if getattr(o.recipe.layout, name) != mine]
+    chosen_value = getattr(best[0].recipe.layout, name)
+    unlike = [o for o in options if getattr(o.recipe.layout, name) != chosen_value]
     if name in ("recompute", "offload", "optimizer_state"):
         # The search skips slower options with the same degrees, so they are estimated here.
         for option in best[:3]:
             p = option.recipe.layout
-            for (recompute, offload), state in itertools.product(kept_of(option.recipe), states_of(option.recipe)):
+            for (recompute, offload), state in itertools.product(
+                recompute_options(option.recipe), states_of(option.recipe)
+            ):
                 changed = replace(p, recompute=recompute, offload=offload, optimizer_state=state)
                 others = {"recompute", "optimizer_state"} - {name}
-                if getattr(changed, name) != mine and all(getattr(changed, n) == getattr(p, n) for n in others):
+                if getattr(changed, name) != chosen_value and all(getattr(changed, n) == getattr(p, n) for n in others):
                     unlike.append(pricing.estimate(replace(option.recipe, layout=changed)))
     return next(iter(_simulated(unlike, pricing, EXACTLY // len(AXES))), None)
 

@@ -80,14 +80,14 @@ class Clock:
         routed = 6 * m.hidden * m.expert_ffn * (m.top_k * IMBALANCE + m.shared_experts) + 2 * m.experts * m.hidden
         mlps = dense * 6 * m.hidden * m.ffn + moe * routed
         pair = flops(m).a_pair / m.layers * layers / operations
-        kept = activations(replace(self.r, layout=replace(p, recompute=Recompute.none)))
-        touched = TOUCHED * (layers * kept.attention + dense * kept.mlp + moe * kept.moe) / p.cp
+        saved = activations(replace(self.r, layout=replace(p, recompute=Recompute.none)))
+        touched = TOUCHED * (layers * saved.attention + dense * saved.mlp + moe * saved.moe) / p.cp
         logits = TOUCHED * 4 * m.vocab / (p.tp * p.cp) if output else 0.0
         # Bytes per token. Attention and MLP each gather their input and scatter their output. Routed experts exchange tokens.
         row = m.hidden * element_size(self.r) / p.cp
         exchanged = 2 * m.top_k * row * p.etp / p.tp * (1 - 1 / (p.ep * p.etp))
         keys = 2 * m.kv_heads * m.head_dim * element_size(self.r) / (p.tp * p.cp)
-        away = layers * kept.waiting(p.recompute) / p.cp if p.offload else 0.0
+        away = layers * saved.saved_per_layer(p.recompute) / p.cp if p.offload else 0.0
         sent = p.vpp * row / (p.tp if p.sp else 1)
         return Rates(
             layers=(layers * projections + mlps) * product,

@@ -221,24 +221,24 @@ def _searched(
 def _variant(ranks: list[Rank], slowest: int, rng: random.Random) -> dict[int, Rank]:
     """Return a random change of one rank or of two ranks. The number of micro-batches stays the same."""
     a = slowest if rng.random() < 0.8 else rng.randrange(len(ranks))
-    mine = [[*b] for b in ranks[a]]
-    i = rng.randrange(len(mine))
+    rank_a = [[*b] for b in ranks[a]]
+    i = rng.randrange(len(rank_a))
     kind = rng.random()
     if kind < 0.5 or (len(ranks) == 1 and kind < 0.75):
-        j = rng.randrange(len(mine))
+        j = rng.randrange(len(rank_a))
         if kind < 0.35:
-            mine.insert(j, mine.pop(i))
+            rank_a.insert(j, rank_a.pop(i))
         else:
-            mine[i], mine[j] = mine[j], mine[i]
-        return {a: mine}
+            rank_a[i], rank_a[j] = rank_a[j], rank_a[i]
+        return {a: rank_a}
     b = a if kind < 0.75 else rng.choice([r for r in range(len(ranks)) if r != a] or [a])
-    theirs = mine if b == a else [[*x] for x in ranks[b]]
-    j = rng.randrange(len(theirs))
-    if theirs is mine and i == j:
-        return {a: mine}
-    if len(mine[i]) > 1 and rng.random() < 0.5:
-        theirs[j].append(mine[i].pop(rng.randrange(len(mine[i]))))
+    rank_b = rank_a if b == a else [[*x] for x in ranks[b]]
+    j = rng.randrange(len(rank_b))
+    if rank_b is rank_a and i == j:
+        return {a: rank_a}
+    if len(rank_a[i]) > 1 and rng.random() < 0.5:
+        rank_b[j].append(rank_a[i].pop(rng.randrange(len(rank_a[i]))))
     else:
-        p, q = rng.randrange(len(mine[i])), rng.randrange(len(theirs[j]))
-        mine[i][p], theirs[j][q] = theirs[j][q], mine[i][p]
-    return {a: mine, b: theirs}
+        p, q = rng.randrange(len(rank_a[i])), rng.randrange(len(rank_b[j]))
+        rank_a[i][p], rank_b[j][q] = rank_b[j][q], rank_a[i][p]
+    return {a: rank_a, b: rank_b}

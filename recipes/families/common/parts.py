@@ -50,37 +50,39 @@ def of_layer(layer: int) -> tuple[str, str]:
     return f"decoder.layers.{layer}.", f"model.layers.{layer}."
 
 
-def attention(m: Model, ours: str, theirs: str) -> Links:
-    """Return a layer's attention with the norm before it. ours, theirs: prefixes of Megatron's and Hugging Face's names."""
-    theirs_own = theirs + "self_attn."
+def attention(m: Model, megatron: str, hf: str) -> Links:
+    """Return a layer's attention with the norm before it. megatron, hf: prefixes of the names."""
+    hf_attention = hf + "self_attn."
     rows = {"q": m.heads * m.head_dim, "k": m.kv_heads * m.head_dim, "v": m.kv_heads * m.head_dim}
     found = {
-        ours + "self_attention.linear_qkv.layer_norm_weight": Link({theirs + "input_layernorm.weight": (m.hidden,)}),
-        ours + "self_attention.linear_qkv.weight": Link(
-            {f"{theirs_own}{c}_proj.weight": (n, m.hidden) for c, n in rows.items()}, Join.qkv
+        megatron + "self_attention.linear_qkv.layer_norm_weight": Link({hf + "input_layernorm.weight": (m.hidden,)}),
+        megatron + "self_attention.linear_qkv.weight": Link(
+            {f"{hf_attention}{c}_proj.weight": (n, m.hidden) for c, n in rows.items()}, Join.qkv
         ),
-        ours + "self_attention.linear_proj.weight": Link({theirs_own + "o_proj.weight": (m.hidden, rows["q"])}),
+        megatron + "self_attention.linear_proj.weight": Link({hf_attention + "o_proj.weight": (m.hidden, rows["q"])}),
     }
     if m.qkv_bias:
-        biases: Tensors = {f"{theirs_own}{c}_proj.bias": (n,) for c, n in rows.items()}
-        found[ours + "self_attention.linear_qkv.bias"] = Link(biases, Join.qkv)
+        biases: Tensors = {f"{hf_attention}{c}_proj.bias": (n,) for c, n in rows.items()}
+        found[megatron + "self_attention.linear_qkv.bias"] = Link(biases, Join.qkv)
     if m.qk_norm:
         for c in "qk":
-            found[f"{ours}self_attention.{c}_layernorm.weight"] = Link({f"{theirs_own}{c}_norm.weight": (m.head_dim,)})
+            found[f"{megatron}self_attention.{c}_layernorm.weight"] = Link(
+                {f"{hf_attention}{c}_norm.weight": (m.head_dim,)}
+            )
     return found
 
 
-def dense(m: Model, ours: str, theirs: str) -> Links:
-    """Return a layer's dense MLP with the norm before it. ours, theirs: as in `attention`."""
-    norm = Link({theirs + "post_attention_layernorm.weight": (m.hidden,)})
-    return {ours + "mlp.linear_fc1.layer_norm_weight": norm} | mlp(m, m.ffn, ours + "mlp.", theirs + "mlp.")
+def dense(m: Model, megatron: str, hf: str) -> Links:
+    """Return a layer's dense MLP with the norm before it. megatron, hf: as in `attention`."""
+    norm = Link({hf + "post_attention_layernorm.weight": (m.hidden,)})
+    return {megatron + "mlp.linear_fc1.layer_norm_weight": norm} | mlp(m, m.ffn, megatron + "mlp.", hf + "mlp.")
 
 
-def mlp(m: Model, ffn: int, ours: str, theirs: str, expert: str = "") -> Links:
+def mlp(m: Model, ffn: int, megatron: str, hf: str, expert: str = "") -> Links:
     """Return gate, up and down of one MLP with `ffn` columns. expert: the expert's number, if Megatron's names end with one."""
     return {
-        f"{ours}linear_fc1.weight{expert}": Link(
-            {theirs + "gate_proj.weight": (ffn, m.hidden), theirs + "up_proj.weight": (ffn, m.hidden)}, Join.gate_up
+        f"{megatron}linear_fc1.weight{expert}": Link(
+            {hf + "gate_proj.weight": (ffn, m.hidden), hf + "up_proj.weight": (ffn, m.hidden)}, Join.gate_up
         ),
-        f"{ours}linear_fc2.weight{expert}": Link({theirs + "down_proj.weight": (m.hidden, ffn)}),
+        f"{megatron}linear_fc2.weight{expert}": Link({hf + "down_proj.weight": (m.hidden, ffn)}),
     }

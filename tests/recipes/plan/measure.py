@@ -102,7 +102,7 @@ def compared(name: str, found: Held) -> Iterator[dict[str, list[float]]]:
             tokens = length // r.layout.cp
             saved = mean(f["saved"][i]["all"] - f["saved"][i]["loss"] for f in here)
             kept = a.chunk(chunks[0], r.layout.recompute)
-            away = chunks[0].layers * a.waiting(r.layout.recompute) if r.layout.offload else 0.0
+            away = chunks[0].layers * a.saved_per_layer(r.layout.recompute) if r.layout.offload else 0.0
             ratios["activations"].append(saved / (tokens * (kept - away)))
             if chunks[0].output:
                 ratios["loss"].append(mean(f["saved"][i]["loss"] for f in here) / (tokens * a.softmax))

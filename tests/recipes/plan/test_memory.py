@@ -56,7 +56,7 @@ def test_what_is_offloaded_is_on_the_host_but_for_two_layers():
     load = Load([[152_000]])
     for how in (Recompute.linear, Recompute.full):
         here, there = (recipe(*words, recompute=how, offload=offload) for offload in (False, True))
-        each = 152_000 * activations(here).waiting(how)  # bytes of one of the 36 layers
+        each = 152_000 * activations(here).saved_per_layer(how)  # bytes of one of the 36 layers
         gpu = [gpu_memory(one, load)[0].activations for one in (here, there)]
         assert gpu[0] - gpu[1] == pytest.approx(34 * each)
         on_host = [host_memory(one, load, 0).activations for one in (here, there)]
