@@ -47,7 +47,7 @@ def _attempt(plan: Plan, run: RunFolder, console: Console) -> bool:
         with contextlib.closing(log), progress.training(console, total, completed) as advance:
             done, signalled = _steps(plan, run, ranks, log, completed, advance)
     if done < total:
-        console.print(f"{signalled}: saved after step {done} of {total}; the same command goes on")
+        console.print(f"{signalled}: saved after step {done} of {total}; run the same command to continue")
     return done == total
 
 

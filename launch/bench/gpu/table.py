@@ -35,18 +35,20 @@ def show(console: Console, rows: Sequence[tuple[Planned, dict[str, Any]]]) -> No
     console.print(f"\n| {' | '.join(HEAD)} |\n{'|---' * len(HEAD)}|")
     for row in sorted(rows, key=lambda row: row[0].case.parts != PARTS):
         console.print(line(*row))
-    environments = [part["environment"] for _, found in rows for part in found.values() if "gpu" in part["environment"]]
+    environments = [
+        part["environment"] for _, measured in rows for part in measured.values() if "gpu" in part["environment"]
+    ]
     texts = dict.fromkeys(", ".join(f"{name} {value}" for name, value in one.items()) for one in environments)
     console.print("\n" + ("\n".join(texts) or "Nothing has been measured yet."))
     for text in calibrated(rows):
         console.print(text)
 
 
-def line(planned: Planned, found: dict[str, Any]) -> str:
+def line(planned: Planned, measured: dict[str, Any]) -> str:
     """Return a row of the table, or the sentence that compares the GPU's loss with the CPU's."""
     if planned.case.parts == PARTS:
-        return f"| {' | '.join(cells(planned, found))} |"
-    gpu, cpu = (_good(found.get(part)) for part in planned.case.parts)
+        return f"| {' | '.join(cells(planned, measured))} |"
+    gpu, cpu = (_good(measured.get(part)) for part in planned.case.parts)
     if not (gpu and cpu):
         return f"\n{planned.case.name}: {NONE}"
     difference = abs(gpu["loss"] - cpu["loss"])
@@ -56,9 +58,9 @@ def line(planned: Planned, found: dict[str, Any]) -> str:
     )
 
 
-def cells(planned: Planned, found: dict[str, Any]) -> list[str]:
-    """Return the cells of a row. found: the measurements by part; parts may be missing."""
-    ours, theirs, least = (_good(found.get(part)) for part in ("ours", "transformers", "roofline"))
+def cells(planned: Planned, measured: dict[str, Any]) -> list[str]:
+    """Return the cells of a row. measured: the measurements by part; parts may be missing."""
+    ours, theirs, least = (_good(measured.get(part)) for part in ("ours", "transformers", "roofline"))
     step, other = (statistics.median(one["seconds"]) if one else None for one in (ours, theirs))
     tokens, plan = planned.case.tokens, planned.allocated
     peak = ours["peak"] if ours else None
@@ -67,8 +69,8 @@ def cells(planned: Planned, found: dict[str, Any]) -> list[str]:
     return [
         planned.case.name,
         _layout(planned),
-        _shown(found, "ours", f"{tokens / step:,.0f}" if step else ""),
-        _shown(found, "transformers", f"{tokens / other:,.0f}" if other else ""),
+        _shown(measured, "ours", f"{tokens / step:,.0f}" if step else ""),
+        _shown(measured, "transformers", f"{tokens / other:,.0f}" if other else ""),
         f"{other / step:.2f} ×" if step and other else "–",
         f"{sum(least['seconds'].values()) / step:.0%}" if step and least else "–",
         f"{work / step / speed:.0%}" if step and speed else "–",
@@ -95,10 +97,10 @@ def _good(part: dict[str, Any] | None) -> dict[str, Any] | None:
     return part if part and "seconds" in part else None
 
 
-def _shown(found: dict[str, Any], part: str, figure: str) -> str:
+def _shown(measured: dict[str, Any], part: str, figure: str) -> str:
     if figure:
         return figure
-    return "out of memory" if part in found else NONE
+    return "out of memory" if part in measured else NONE
 
 
 def calibrated(rows: Sequence[tuple[Planned, dict[str, Any]]]) -> list[str]:
