@@ -1,4 +1,4 @@
-"""`make bench`: the schedule, planning, the embedded engine, the sandbox and the data stage, measured."""
+"""`make bench`: measurements of the schedule, planning, the embedded engine, the sandbox and the data stage."""
 
 import itertools
 import statistics
@@ -9,8 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from launch.bench import data_bench, engine_bench
-from launch.bench import schedule_bench as recipe_bench
+from launch.bench import data_bench, engine_bench, schedule_bench
 from launch.run import prepare
 from launch.sanity.loop import sandbox
 from recipes.config import Recipe
@@ -20,14 +19,14 @@ CALLS = 20
 
 
 def run(recipe: Recipe, console: Console) -> None:
-    """Measures the assignment inside a step, planning, the embedded engine, the sandbox, and the data stage against the tokenizer
-    alone."""
-    modes = " | ".join(f"slime's {mode}" for mode in recipe_bench.SLIME)
+    """Measure and print: the assignment inside a step, planning, the embedded engine, the sandbox, and the data stage compared with
+    the tokenizer alone."""
+    modes = " | ".join(f"slime's {mode}" for mode in schedule_bench.SLIME)
     console.print(f"| makespan / bound: mean, worst | ours | {modes} | to reach |\n|---|---|---|---|---|---|")
-    for row in recipe_bench.assignment_rows():
+    for row in schedule_bench.assignment_rows():
         console.print(f"| {' | '.join(row)} |")
     console.print("\n| planning | seconds |\n|---|---|")
-    for row in itertools.chain(recipe_bench.planning_rows(), recipe_bench.command_rows()):
+    for row in itertools.chain(schedule_bench.planning_rows(), schedule_bench.command_rows()):
         console.print(f"| {' | '.join(row)} |")
     console.print("\n| TFLOP/s a GPU | published | predicted | error |\n|---|---|---|---|")
     for figures in published.rows():
@@ -50,7 +49,7 @@ def run(recipe: Recipe, console: Console) -> None:
 
 
 def sandbox_rows() -> Iterator[tuple[str, str, str]]:
-    """What is measured, its figure, and what to reach."""
+    """Yield rows for the sandbox: what is measured, the figure, and the target."""
     if why := sandbox.available():
         yield "a tool's call", f"not measured: {why}", ""
         return

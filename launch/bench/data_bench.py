@@ -1,7 +1,7 @@
-"""`make bench`: the data stage against the tokenizer alone, side by side in one run, on trajectories of LIMI's lengths.
+"""`make bench`: the data stage compared with the tokenizer alone, measured in one run on trajectories of LIMI's lengths.
 
-`model.checkpoint=FOLDER` names the tokenizer. slime's mask generator and TRL's assistant masks join the table where they
-can be imported (`SLIME_ROOT` names a checkout of slime).
+`model.checkpoint=FOLDER` sets the tokenizer. The table includes slime's mask generator and TRL's assistant masks if they can be
+imported (`SLIME_ROOT` names a checkout of slime).
 """
 
 import contextlib
@@ -38,14 +38,14 @@ SHORTEST, LONGEST, MEAN = 13_000, 152_000, 42_400  # tokens of LIMI's trajectori
 MOST_MESSAGES = 530
 ROUNDS = 3
 MANY = 10_000
-MANY_TOKENS = 4_200  # of one of the many
-STDERR = Console(stderr=True)  # bars beside a table that may go to a file
+MANY_TOKENS = 4_200  # tokens of each of the MANY trajectories
+STDERR = Console(stderr=True)  # for progress bars: the table on standard output may go to a file
 Row = tuple[str, str, str]
-CHARACTERS_A_TOKEN = 3.77  # of what `records` makes, with Qwen3's tokenizer
+CHARACTERS_A_TOKEN = 3.77  # in the text of `records`, with Qwen3's tokenizer
 
 
 def run(recipe: Recipe, console: Console) -> None:
-    """Prints the table, each row as soon as it is measured."""
+    """Print the table, each row as soon as it is measured."""
     console.print("| work | measured | to reach |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -64,15 +64,15 @@ def run(recipe: Recipe, console: Console) -> None:
 
 
 def lengths(count: int) -> list[int]:
-    """Tokens wanted of each trajectory: LIMI's shortest, longest and mean, the quantiles in between a power."""
+    """Return the token counts of `count` trajectories, with LIMI's shortest, longest and mean. The quantiles between them follow a
+    power law."""
     power = (LONGEST - SHORTEST) / (MEAN - SHORTEST) - 1
     return [round(SHORTEST + (LONGEST - SHORTEST) * (i / (count - 1)) ** power) for i in range(count)]
 
 
 def records(wanted: list[int], seed: int) -> Iterator[dict[str, Any]]:
-    """Records in LIMI's schema, one of about so many tokens each, made of the Python library's own source text.
-
-    Messages grow with the tokens, from 6 to 530.
+    """Yield one record in LIMI's schema per entry of `wanted`, its approximate number of tokens. The text is source code of Python's
+    standard library. The number of messages grows with the tokens, from 6 to 530.
     """
     rng = random.Random(seed)
     texts = [p.read_text(encoding="utf-8") for p in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))]
@@ -87,7 +87,7 @@ def _record(number: int, characters: int, messages: int, text: str, rng: random.
     turns = (messages - 4) // 2
 
     def piece(share: float) -> str:
-        """So much of a turn's characters, from a few places of the text."""
+        """Return this share of a turn's characters, cut from random positions of the text."""
         left, parts = int(share * characters / turns), []
         while left > 0:
             start = rng.randrange(len(text) - 1000)
@@ -118,7 +118,7 @@ def _record(number: int, characters: int, messages: int, text: str, rng: random.
 
 
 class _Timed(Chat):
-    """Counts the seconds that the proof takes: the prompts' renders and their comparison."""
+    """A `Chat` that counts the seconds of the proof: rendering the prompts and comparing them."""
 
     seconds = 0.0
 
@@ -137,7 +137,8 @@ class _Timed(Chat):
 
 
 def _encoding(chat: _Timed, trajectories: list[Trajectory]) -> Iterator[Row]:
-    """The ratio of our seconds to the tokenizer's, both taken of each trajectory in turn; medians over the rounds."""
+    """Yield ratios of this project's seconds to the tokenizer's, as medians over the rounds. For each trajectory, both are measured
+    one after the other."""
     texts = [chat.tokenizer.decode(chat.encode(t, t.assistant_turns())[0].tokens) for t in trajectories]
     longest = max(trajectories, key=lambda t: len(t.messages))
     whole, bare, alone, of_longest, sizes = [], [], [], [], []
@@ -173,7 +174,8 @@ def _encoding(chat: _Timed, trajectories: list[Trajectory]) -> Iterator[Row]:
 
 
 def _command(recipe: Recipe, source: Path) -> Iterator[Row]:
-    """`make data` as a whole: start, read, check, prove, write; then the cache. A source of one record shows the start."""
+    """Yield rows for the whole `make data` command: start, read, check, prove, write; then a cache hit. A source with one record
+    gives the start's share."""
     single = source.with_name("single.jsonl")
     single.write_text(source.read_text(encoding="utf-8").split("\n", 1)[0] + "\n", encoding="utf-8")
     seconds = {
@@ -192,9 +194,9 @@ def _command(recipe: Recipe, source: Path) -> Iterator[Row]:
 
 
 def _run(recipe: Recipe, source: Path, out: Path, workers: int) -> tuple[float, int]:
-    """(seconds, peak bytes of all its processes) of the command on a source."""
+    """Run the command on a source. Return its seconds, and the peak bytes of all its processes together."""
     model = facts(recipe.model.family).tiny.model
-    # A small vocabulary makes more of the same text than LIMI's longest.
+    # A small vocabulary splits the same text into more tokens than LIMI's longest trajectory has.
     words = ["data=limi", f"data.path={source}", f"data.out={out}", f"data.workers={workers}", f"model={model}"]
     words.append("data.max_tokens=1000000")
     command = [sys.executable, "launch/limi.py", "data", *words, f"model.checkpoint={recipe.model.checkpoint}"]
@@ -214,7 +216,7 @@ def _run(recipe: Recipe, source: Path, out: Path, workers: int) -> tuple[float, 
 
 
 def _memory(process: psutil.Process) -> int:
-    """Bytes of a process and its descendants; what several share is counted once."""
+    """Return the bytes of a process and its descendants. Shared memory is counted once."""
     total = 0
     with contextlib.suppress(psutil.Error):
         for one in [process, *process.children(recursive=True)]:
@@ -223,27 +225,28 @@ def _memory(process: psutil.Process) -> int:
     return total
 
 
-Masks = tuple[list[int], list[int]]  # tokens, and for each whether it is supervised
+Masks = tuple[list[int], list[int]]  # tokens, and 1 for each that is supervised, else 0
 
 
 def _peers(chat: Chat, trajectories: list[Trajectory]) -> Iterator[Row]:
-    """Other generators on the same trajectories: their seconds over ours, and how often they say the same."""
+    """Yield a row for each other generator on the same trajectories: its seconds relative to this project's, and how often tokens and
+    masks agree."""
     for name, load in (("slime's mask generator", _slime), ("TRL's assistant masks", _trl)):
-        theirs = load(chat)
-        if isinstance(theirs, str):
-            yield name, f"not measured: {theirs}", ""
+        generator = load(chat)
+        if isinstance(generator, str):
+            yield name, f"not measured: {generator}", ""
             continue
         seconds, own, same_tokens, same_mask = 0.0, 0.0, 0, 0
         for t in track(trajectories, name, transient=True, console=STDERR, disable=not STDERR.is_terminal):
             started = time.perf_counter()
-            tokens, mask = theirs(t)
+            tokens, mask = generator(t)
             between = time.perf_counter()
             encoded = chat.encode(t, t.assistant_turns())
             seconds, own = seconds + between - started, own + time.perf_counter() - between
             ours = [0] * len(encoded[0].tokens)
             for turn in encoded[0].turns:
                 ours[turn.start : turn.end] = [1] * (turn.end - turn.start)
-            # Ours ends with the last stop token; what a template puts behind it is nobody's target.
+            # Ours ends with the last stop token. Text that a template adds after it is never supervised.
             equal = len(encoded) == 1 and tokens[: len(ours)] == encoded[0].tokens.tolist()
             same_tokens += equal
             same_mask += equal and mask == ours + [0] * (len(tokens) - len(ours))
@@ -252,6 +255,7 @@ def _peers(chat: Chat, trajectories: list[Trajectory]) -> Iterator[Row]:
 
 
 def _slime(chat: Chat) -> Callable[[Trajectory], Masks] | str:
+    """Return slime's mask generator, or why it cannot be measured."""
     root = os.environ.get("SLIME_ROOT")
     path = Path(root or "") / "slime" / "utils" / "mask_utils.py"
     if not root or not path.is_file():
@@ -265,6 +269,7 @@ def _slime(chat: Chat) -> Callable[[Trajectory], Masks] | str:
 
 
 def _trl(chat: Chat) -> Callable[[Trajectory], Masks] | str:
+    """Return TRL's mask generator, or why it cannot be measured."""
     if importlib.util.find_spec("trl") is None:
         return "trl cannot be imported"
     utils = importlib.import_module("trl.chat_template_utils")
@@ -274,16 +279,16 @@ def _trl(chat: Chat) -> Callable[[Trajectory], Masks] | str:
         return "TRL has no training template for this tokenizer's"
 
     def masks(t: Trajectory) -> Masks:
-        made: Any = chat.tokenizer.apply_chat_template(
+        encoded: Any = chat.tokenizer.apply_chat_template(
             t.chat(), tools=[*t.tools], chat_template=template, return_assistant_tokens_mask=True, return_dict=True
         )
-        return made["input_ids"], made["assistant_masks"]
+        return encoded["input_ids"], encoded["assistant_masks"]
 
     return masks
 
 
 def _many(recipe: Recipe, folder: Path) -> Iterator[Row]:
-    """Peak memory of the command and all its processes, at a tenth of the records and at all of them."""
+    """Yield the peak memory of the command with all its processes, on all records and relative to a tenth of them."""
     measured = {}
     for count in (MANY // 10, MANY):
         source = folder / f"{count}.jsonl"

@@ -1,5 +1,6 @@
-"""`make bench`, the embedded engine on a CPU: tokens a second of every layout, memory and Ray's share of a step, the start of
-`make train`, and checkpoints beside a plain copy of their bytes. Everything is made and written under a folder of `cluster.root`.
+"""`make bench` for the embedded engine on a CPU. It measures the tokens per second of every layout, memory, Ray's share of a step, the
+start of `make train`, and checkpoints compared with a plain copy of their bytes. All files are written under a folder of
+`cluster.root`.
 """
 
 import itertools
@@ -29,23 +30,23 @@ from recipes.errors import TrainError
 from recipes.layout import world_size
 from recipes.paths import REPO
 
-STDERR = Console(stderr=True)  # a line of what is being measured, beside tables that may go to a file
-WARM, STEPS = 2, 5  # steps before those that count, and those
+STDERR = Console(stderr=True)  # for the status line: the tables on standard output may go to a file
+WARM, STEPS = 2, 5  # warm-up steps, and measured steps
 CALLS = 100
 ROUNDS = 5
 STARTS = 3
 TINY = ("qwen3-tiny", "glm4.5-tiny")
-# 56 million parameters, in a checkpoint of 16 bytes each.
+# 56 million parameters; the checkpoint has 16 bytes per parameter.
 WIDE = ["model=qwen3-tiny", "model.hidden=768", "model.ffn=2304", "model.layers=10", "run=wide"]
 
 
 def rows(root: Path) -> Iterator[tuple[str, str, str]]:
-    """What is measured, its figure, and what to reach."""
+    """Yield all rows but those of layouts: what is measured, the figure, and the target. root: the folder to write in."""
     return itertools.chain(model_rows(root), start_rows(root), checkpoint_rows(root))
 
 
 def layout_rows(root: Path, names: list[str]) -> Iterator[tuple[str, str, str]]:
-    """Layout, ranks, and tokens a second of the median step. Layouts of as many ranks share their processes."""
+    """Yield the layout, its ranks, and the tokens per second of the median step. Layouts with as many ranks share their processes."""
     with Pool() as pool:
         for name in sorted(names, key=lambda name: parity.LAYOUTS[name][1]):
             with STDERR.status(name):
@@ -56,12 +57,12 @@ def layout_rows(root: Path, names: list[str]) -> Iterator[tuple[str, str, str]]:
 
 
 def names_here() -> list[str]:
-    """The layouts that take no more ranks than this process may use cores."""
+    """Return the layouts with no more ranks than this process may use cores."""
     return [name for name, (_, ranks, _) in parity.LAYOUTS.items() if ranks <= len(os.sched_getaffinity(0))]
 
 
 def model_rows(root: Path) -> Iterator[tuple[str, str, str]]:
-    """Of the tiny models as they are trained: seconds a step, memory of the fullest rank, and Ray's share."""
+    """Yield rows for the tiny models with their default recipes: seconds per step, memory of the largest rank, and Ray's share."""
     for model in TINY:
         plan = plan_of(root, [f"model={model}"], model)
         with STDERR.status(model), Ranks(plan.recipe) as ranks:
@@ -75,7 +76,7 @@ def model_rows(root: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def start_rows(root: Path, rounds: int = STARTS) -> Iterator[tuple[str, str, str]]:
-    """`make train` to its first step, base and data being there: the whole, then its parts, medians."""
+    """Yield the median seconds of `make train` up to its first step: in total, then by part. Base and data already exist."""
     plan_of(root, ["model=qwen3-tiny"], "qwen3-tiny")
     with STDERR.status("make train"):
         all_parts = [_start(root) for _ in range(rounds)]
@@ -86,7 +87,7 @@ def start_rows(root: Path, rounds: int = STARTS) -> Iterator[tuple[str, str, str
 
 
 def _start(root: Path) -> dict[str, float]:
-    """Seconds of each part of a start, seen by what the run leaves in its folder; the run is then ended."""
+    """Return the seconds of each part of a start, measured by the files that appear in the run folder. Then end the run."""
     run = root / "runs" / "start"
     shutil.rmtree(run, ignore_errors=True)
     metrics = run / "metrics.jsonl"
@@ -98,31 +99,31 @@ def _start(root: Path) -> dict[str, float]:
         "first step": lambda: len(read(metrics)) > 1,
     }
     words = ["model=qwen3-tiny", f"model.checkpoint={root}/models/qwen3-tiny", f"cluster.root={root}", "run=start"]
-    found: dict[str, float] = {}
+    seconds: dict[str, float] = {}
     last = time.perf_counter()
     process = subprocess.Popen([sys.executable, "launch/limi.py", "train", *words], cwd=REPO, stdout=subprocess.DEVNULL)
     try:
-        for name, there in parts.items():
-            while not there():
+        for name, reached in parts.items():
+            while not reached():
                 if process.poll() is not None:
                     raise TrainError(f"`make train {' '.join(words)}` ended with status {process.returncode}")
                 time.sleep(0.01)
-            found[name], last = time.perf_counter() - last, time.perf_counter()
+            seconds[name], last = time.perf_counter() - last, time.perf_counter()
     finally:
         process.terminate()
         process.wait()
-    return found
+    return seconds
 
 
 def checkpoint_rows(root: Path, words: list[str] = WIDE, rounds: int = ROUNDS) -> Iterator[tuple[str, str, str]]:
-    """Saves and loads, as training does them, beside copying the checkpoint's files; medians, the ratios of each round. The removal
-    of older ones is in none of them."""
+    """Yield the median seconds of saves and loads, as training does them, and of a plain copy of the checkpoint's files. Ratios are
+    medians of each round's ratio. No figure includes the removal of older checkpoints."""
     plan = plan_of(root, words, "wide")
     run = RunFolder(plan.recipe, plan.data, plan.heldout)
     saves, loads, copies = [], [], []
     with STDERR.status("checkpoint"), Ranks(plan.recipe) as ranks:
         ranks.build(plan)
-        ranks.call("train_step", 0)  # Adam's moments come with it
+        ranks.call("train_step", 0)  # creates Adam's moments
 
         def save(step: int) -> None:
             with run.new_checkpoint(step) as folder:
@@ -132,7 +133,9 @@ def checkpoint_rows(root: Path, words: list[str] = WIDE, rounds: int = ROUNDS) -
             checkpoint = run.open()[1]
             ranks.call("load", str(checkpoint))
 
-        for step in range(1, rounds + 2):  # the first is not counted: it touches memory and disk for the first time
+        for step in range(
+            1, rounds + 2
+        ):  # the first does not count: it uses its memory and disk space for the first time
             for old in run.checkpoints():
                 shutil.rmtree(old)
             saves.append(_seconds(partial(save, step)))
@@ -148,20 +151,22 @@ def checkpoint_rows(root: Path, words: list[str] = WIDE, rounds: int = ROUNDS) -
 
 
 def plan_of(root: Path, words: list[str], base: str) -> Plan:
-    """The recipe with its base, `base`, made and its data packed under `root`."""
+    """Return the plan of a recipe. Create its base model in `models/` of `root` under the name `base`, and pack its data."""
     recipe = compose_recipe([f"cluster.root={root}", f"model.checkpoint={root}/models/{base}", *words])
     tiny.make(recipe)
     return Plan(recipe, prepare(recipe, recipe.data.path), prepare(recipe, str(recipe.data.heldout)))
 
 
 def _steps(ranks: Ranks) -> list[dict[str, Any]]:
-    """The steps that count: each one's `tokens`, and the `seconds` of its slowest rank."""
-    done = [ranks.call("train_step", step) for step in range(WARM + STEPS)][WARM:]
-    return [{"tokens": of[0]["tokens"], "seconds": max(one["time"]["step_s"] for one in of)} for of in done]
+    """Run all steps. Return `tokens` of each measured step, and `seconds` of its slowest rank."""
+    steps = [ranks.call("train_step", step) for step in range(WARM + STEPS)][WARM:]
+    return [
+        {"tokens": by_rank[0]["tokens"], "seconds": max(one["time"]["step_s"] for one in by_rank)} for by_rank in steps
+    ]
 
 
 def _seconds(work: Callable[[], Any]) -> float:
-    """Of `work` alone: what was written before is on the disk."""
+    """Return the seconds of `work` alone. Earlier writes are flushed to disk first."""
     os.sync()
     started = time.perf_counter()
     work()

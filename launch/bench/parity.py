@@ -1,11 +1,11 @@
-"""`make parity`: the tiny models in every layout this engine accepts, beside one rank.
+"""`make parity`: compares the tiny models in every layout that this engine accepts with training on one rank.
 
-Five fp32 steps on the same packed batches. Compared are each step's loss and gradient norm, every gradient tensor of the first
-step, and every weight after the last; and once more the losses alone, under the recipe's own Adam. Weights are compared under
-Adam with eps 1e-4: with 1e-8, rounding noise becomes whole steps where the exact gradient is zero, as in the unrotated half of
-GLM's key bias.
+Each comparison trains five fp32 steps on the same packed batches. It compares the loss and gradient norm of every step, every
+gradient tensor of the first step, and every weight after the last step. It compares the losses once more with the recipe's own Adam.
+The weights are compared with Adam's eps at 1e-4. With 1e-8, rounding noise would become full-size updates if the exact gradient is
+zero, as in the unrotated half of GLM's key bias.
 
-In bf16, whose rounding depends on the order of sums, one rank is compared with fp32, and some layouts with bf16 on one rank.
+In bf16, rounding depends on the order of sums. So one rank in bf16 is compared with fp32, and some layouts with bf16 on one rank.
 """
 
 import tempfile
@@ -31,7 +31,7 @@ EPS = "optim.eps=1e-4"
 
 @dataclass(frozen=True)
 class Limits:
-    """The largest `Difference` that passes."""
+    """The largest `Difference` that is accepted."""
 
     loss: float
     norm: float
@@ -40,20 +40,20 @@ class Limits:
 
 
 FP32 = Limits(loss=1e-5, norm=1e-4, gradient=1e-4, weight=1e-4)
-# Two to three times the largest measured. GLM's are wider: rounding sends a token to another expert now and then.
-# Experts that are not reduced over their ranks are off by 0.5 in gradients.
+# Two to three times the largest measured difference. GLM's limits are wider, because rounding occasionally routes a token to another
+# expert. For comparison: if experts are not reduced over their ranks, gradients differ by 0.5.
 BF16_QWEN = Limits(loss=6e-3, norm=4e-2, gradient=6e-2, weight=4e-2)
 BF16_GLM = Limits(loss=1.2e-2, norm=4e-2, gradient=1.2e-1, weight=4e-2)
-# Both tiny models with four layers, so that pipelines divide them, and without a warm-up, so that steps are large.
+# Both tiny models: four layers, so that pipelines can split them, and no warm-up, so that updates are large.
 COMMON = ["model.layers=4", "optim.warmup_steps=0"]
 QWEN, UNTIED, GLM = (
     ["model=qwen3-tiny"],
     ["model=qwen3-tiny", "model.tied=false"],
     ["model=glm4.5-tiny", "layout=data_parallel"],
 )
-# A step of one rank is one micro-batch, unless a row caps it: the smallest cap is the longest sequence's tokens.
+# On one rank a step is one micro-batch, unless a row limits its tokens. The smallest limit is the longest sequence's tokens.
 _SP, _EP = "layout.tp=2 layout.sp=true", "layout.ep=2"
-# Name: model, ranks, words.
+# Name: overrides of the model, ranks, overrides of the layout.
 LAYOUTS: dict[str, tuple[list[str], int, str]] = {
     "Qwen3 DP2": (QWEN, 2, ""),
     "Qwen3 DP4": (QWEN, 4, ""),
@@ -132,7 +132,7 @@ _BF16 = "engine.dtype=bf16"
 
 @dataclass(frozen=True)
 class Run:
-    """Five steps: loss and gradient norm of each; tensors by their Hugging Face name."""
+    """The results of five steps: each step's loss and gradient norm, and tensors by Hugging Face name."""
 
     losses: list[float]
     norms: list[float]
@@ -142,8 +142,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Difference:
-    """Largest differences from one rank: absolute for losses, relative for gradient norms, relative to the tensor's norm for
-    tensors, with the name of the tensor. own_loss: of the losses under the recipe's own Adam."""
+    """The largest differences from one rank.
+
+    Losses differ by an absolute amount, gradient norms relatively. Tensors differ relative to their norm, and come with the tensor's
+    name. own_loss: the loss difference with the recipe's own Adam.
+    """
 
     loss: float
     norm: float
@@ -161,6 +164,7 @@ class Difference:
 
 
 def words_of(name: str) -> list[str]:
+    """Return the overrides of a layout."""
     model, ranks, words = LAYOUTS[name]
     return [*model, *COMMON, f"cluster.gpus_per_node={ranks}", *words.split()]
 
@@ -169,8 +173,8 @@ def one_rank(pool: Pool, root: Path, model: list[str], *words: str) -> Run:
     return train_layout(pool, root, [*model, *COMMON, "cluster.gpus_per_node=1", *words])
 
 
-def train_layout(pool: Pool, root: Path, words: list[str]) -> Run:
-    """Five steps with a base and data under `root`, which runs share."""
+def train(pool: Pool, root: Path, words: list[str]) -> Run:
+    """Train five steps. Runs share the base model and the data under `root`."""
     recipe = compose_recipe([f"cluster.root={root}", *words])
     checkpoint = f"{root}/models/{recipe.model.name}-{'tied' if recipe.model.tied else 'untied'}"
     recipe = compose_recipe([f"cluster.root={root}", *words, f"model.checkpoint={checkpoint}"])
@@ -193,7 +197,8 @@ def train_layout(pool: Pool, root: Path, words: list[str]) -> Run:
 
 
 def difference(run: Run, own: Run, one: Run, own_one: Run) -> Difference:
-    """run, one: under Adam with eps 1e-4, in a layout and on one rank; own, own_one: under the recipe's."""
+    """Compare runs. run, one: in a layout and on one rank, with Adam's eps at 1e-4. own, own_one: the same with the recipe's own
+    Adam."""
     return Difference(
         loss=_largest(run.losses, one.losses),
         norm=max(abs(x - y) / y for x, y in zip(run.norms, one.norms, strict=True)),
@@ -208,19 +213,20 @@ def _largest(a: list[float], b: list[float]) -> float:
 
 
 def _tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> tuple[float, str]:
-    """Raises `KeyError` where not all tensors are in both."""
+    """Return the largest relative difference of two tensors, and its name. Raise `KeyError` if the names are not the same."""
     if a.keys() != b.keys():
         raise KeyError(f"tensors in one only: {sorted(a.keys() ^ b.keys())[:5]}")
     return max((float((a[n] - b[n]).norm() / b[n].norm().clamp(min=1e-12)), n) for n in b)
 
 
 def _by_ranks(names: Iterable[str]) -> list[str]:
-    """Those of as many ranks together, whose processes the pool keeps."""
+    """Sort layouts by their number of ranks, so that the pool can reuse its processes."""
     return sorted(names, key=lambda name: LAYOUTS[name][1])
 
 
 def compared(pool: Pool, root: Path, names: Iterable[str]) -> Iterator[tuple[str, int, Difference, Limits]]:
-    """Name, ranks, difference and limits of each layout, as soon as it is known; one rank of each model is trained once."""
+    """Yield the name, ranks, difference and limits of each layout as soon as they are known. The reference on one rank is trained once
+    per model."""
     reference: dict[str, tuple[Run, Run]] = {}
     for name in _by_ranks(names):
         model, ranks, _ = LAYOUTS[name]
@@ -233,7 +239,8 @@ def compared(pool: Pool, root: Path, names: Iterable[str]) -> Iterator[tuple[str
 
 
 def compared_bf16(pool: Pool, root: Path, names: Iterable[str]) -> Iterator[tuple[str, int, Difference, Limits]]:
-    """As `compared`, in bf16 and without the recipe's own Adam; each model's one rank comes first, beside fp32."""
+    """Yield what `compared` yields, in bf16 and without the recipe's own Adam. For each model, first compare one rank in bf16 with
+    fp32."""
     reference: dict[str, Run] = {}
     for name in _by_ranks(names):
         model, ranks, _ = LAYOUTS[name]
@@ -246,22 +253,22 @@ def compared_bf16(pool: Pool, root: Path, names: Iterable[str]) -> Iterator[tupl
         yield name, ranks, difference(run, run, one, one), limits
 
 
-def show(_: Recipe, console: Console) -> None:
-    """Prints both tables as they come. Raises `TrainError` where a layout differs too much."""
+def show(console: Console) -> None:
+    """Print both tables row by row. Raise `TrainError` if a layout differs by more than its limits."""
     with tempfile.TemporaryDirectory() as folder, Pool() as pool:
         root = Path(folder)
         failed = _table(console, "layout", True, compared(pool, root, LAYOUTS))
         failed += _table(console, "bf16", False, compared_bf16(pool, root, BF16_LAYOUTS))
     if failed:
-        raise TrainError(f"{len(failed)} layouts do not train as one rank does: {'; '.join(failed)}")
+        raise TrainError(f"{len(failed)} layouts train differently from one rank: {'; '.join(failed)}")
 
 
-def _table(console: Console, title: str, own: bool, found: Iterator[tuple[str, int, Difference, Limits]]) -> list[str]:
-    """What failed. own: with the losses under the recipe's own Adam."""
+def _table(console: Console, title: str, own: bool, rows: Iterator[tuple[str, int, Difference, Limits]]) -> list[str]:
+    """Print a table. Return the layouts that failed. own: whether to show the losses with the recipe's own Adam."""
     head = f"| {title} | ranks | loss | gradient norm | gradients | weights |{' loss, own Adam |' if own else ''}"
     console.print(f"{head}\n{'|---' * (head.count('|') - 1)}|")
     failed = []
-    for name, ranks, d, limits in found:
+    for name, ranks, d, limits in rows:
         figures = [d.loss, d.norm, d.gradient[0], d.weight[0], *([d.own_loss] if own else [])]
         console.print(f"| {name} | {ranks} | {' | '.join(f'{x:.1e}' for x in figures)} |")
         if not d.within(limits):

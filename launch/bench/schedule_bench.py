@@ -1,8 +1,9 @@
-"""`make bench`, the assignment inside a step: ours beside slime's three modes, on LIMI's lengths and Qwen3-32B's costs.
+"""`make bench` for the assignment inside a step: this project's compared with slime's three modes, on LIMI's lengths and Qwen3-32B's
+costs.
 
-Time of a step: the exact 1F1B simulation, a backward pass twice a forward pass; the bound is the larger of a stage's share
-of the work and the longest sequence, which no assignment can beat. Lengths are log-normal (median 36,000, sigma 0.55),
-between 13,000 and 152,000 tokens.
+The time of a step comes from an exact 1F1B simulation, in which a backward pass takes twice as long as a forward pass. No assignment
+can beat the bound: the larger of one stage's share of the work and the longest sequence. Lengths are log-normal (median 36,000, sigma
+0.55), limited to 13,000 to 152,000 tokens.
 """
 
 import itertools
@@ -25,23 +26,25 @@ from recipes.schedule.pipeline import Pipeline
 from recipes.schedule.schedule import Schedule
 from recipes.schedule.slime_packing import divided, first_fit
 
-CAP = 155_648  # tokens of a micro-batch: LIMI's longest trajectory fits
-STEPS = {1: (39,), 4: (64, 71, 78)}  # sequences of a step, by pipeline stages
+CAP = 155_648  # most tokens in a micro-batch; LIMI's longest trajectory fits
+STEPS = {1: (39,), 4: (64, 71, 78)}  # pipeline stages: numbers of sequences in a step
 Ranks = Sequence[Sequence[Sequence[int]]]
 
 
 @cache
 def model_cost() -> Flops:
+    """Return Qwen3-32B's costs."""
     return flops(compose_recipe(["model=qwen3-32b"]).model)
 
 
 def bound(lengths: Sequence[int], dp: int, stages: int) -> float:
+    """Return a lower bound of a step's makespan."""
     costs = [3 * model_cost().sequence(n) for n in lengths]
     return max(sum(costs) / dp / stages, *costs)
 
 
 def makespan(ranks: Ranks, lengths: Sequence[int], stages: int) -> float:
-    """Of the slowest rank."""
+    """Return the makespan of the slowest rank."""
     forward = np.zeros((len(ranks), max(map(len, ranks))))
     for row, rank in zip(forward, ranks, strict=True):
         row[: len(rank)] = [model_cost().batch([lengths[s] for s in b]) for b in rank]
@@ -49,6 +52,7 @@ def makespan(ranks: Ranks, lengths: Sequence[int], stages: int) -> float:
 
 
 def schedule_of(lengths: Sequence[int], dp: int, stages: int, batch_size: int) -> Schedule:
+    """Return this project's schedule of one epoch."""
     return Schedule(
         trajectory=range(len(lengths)), lengths=lengths, costs=[model_cost().sequence(n) for n in lengths], batch_size=batch_size,
         epochs=1, seed=0, dp=dp, max_tokens=CAP, pipeline=Pipeline(stages),
@@ -56,13 +60,13 @@ def schedule_of(lengths: Sequence[int], dp: int, stages: int, batch_size: int) -
 
 
 def seconds_of(lengths: Sequence[int], dp: int, stages: int) -> float:
-    """Makespan of a step of these lengths as this project assigns it."""
+    """Return the makespan of one step with these lengths under this project's assignment."""
     step = schedule_of(lengths, dp, stages, len(lengths)).step(0)
     return makespan(step.ranks, lengths, stages)
 
 
 def assignment_rows(seeds: int = 20) -> Iterator[tuple[str, ...]]:
-    """One row a layout: makespan over the bound, mean and worst; micro-batches over the cap."""
+    """Yield one row per layout: the mean and the worst ratio of makespan to bound, and the number of micro-batches over the cap."""
     for stages, dps in ((1, (2, 4, 8)), (4, (1, 2, 4))):
         for dp in dps:
             steps = [drawn(n, seed) for n in STEPS[stages] for seed in range(seeds)]
@@ -86,6 +90,7 @@ def assignment_rows(seeds: int = 20) -> Iterator[tuple[str, ...]]:
 
 
 def planning_rows() -> Iterator[tuple[str, str]]:
+    """Yield the seconds to plan all steps of an epoch of 10,000 sequences."""
     lengths = drawn(10_000, 0)
     for batch_size in (64, 256):
         for stages, dp in ((1, 8), (4, 4)):
@@ -100,7 +105,8 @@ def planning_rows() -> Iterator[tuple[str, str]]:
 
 
 def command_rows() -> Iterator[tuple[str, str]]:
-    """Whole `make plan` commands, of the six real models on every cluster of GPUs; one that cannot fit ends early."""
+    """Yield the seconds of whole `make plan` commands, for the six real models on every GPU cluster. A command ends early if its model
+    cannot fit."""
     models = [model for model in choices("model") if "tiny" not in model]
     clusters = [cluster for cluster in choices("cluster") if cluster != "local"]
     seconds: dict[str, float] = {}
@@ -128,11 +134,12 @@ SLIME = ("default", "balance_data", "balance_by_flops")
 
 
 def slime(lengths: Sequence[int], dp: int, mode: str) -> list[list[list[int]]]:
-    """slime's rules at 624b824 (`dp_schedule.py`): pack, split to a multiple of the ranks, then deal in turn or by cost.
+    """Assign sequences to ranks and micro-batches by slime's rules (`dp_schedule.py` at 624b824): pack into bins, split bins until
+    their number is a multiple of the ranks, then distribute.
 
-    default: first fit in order of arrival under the cap, dealt in turn. balance_data: dealt by Karmarkar-Karp on cost, as
-    many on each rank. balance_by_flops: as many bins as the tokens need, filled by Karmarkar-Karp on cost; it looks at no
-    cap.
+    default: first fit under the cap in order of arrival, distributed round-robin. balance_data: the same bins, distributed by
+    Karmarkar-Karp on cost, equally many per rank. balance_by_flops: as many bins as the tokens need, filled by Karmarkar-Karp on cost
+    without any cap.
     """
     costs = [model_cost().sequence(n) for n in lengths]
     if mode == "balance_by_flops":
@@ -147,7 +154,7 @@ def slime(lengths: Sequence[int], dp: int, mode: str) -> list[list[list[int]]]:
 
 
 def _karmarkar_karp(values: Sequence[float], parts: int, equal: bool) -> list[list[int]]:
-    """The largest differencing method (Karmarkar and Karp 1982) for several parts, with as many in each where `equal`."""
+    """Partition indices by the largest differencing method (Karmarkar and Karp 1982). equal: every part gets as many."""
     order = sorted(range(len(values)), key=lambda i: values[i])
     groups = [order[i : i + parts] for i in range(0, len(order), parts)] if equal else [[i] for i in order]
     states: list[list[tuple[float, list[int]]]] = []

@@ -1,4 +1,4 @@
-"""From sequences of the packed data set to the tensors of one micro-batch on this rank."""
+"""Conversion of packed sequences to the tensors of one micro-batch on this rank."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from recipes.layout import batch_multiple, sequence_multiple
 
 @dataclass(frozen=True)
 class Batch:
-    """One packed micro-batch on one context-parallel rank; t is its tokens here.
+    """One packed micro-batch on one context-parallel rank. t: its tokens on this rank.
 
-    tokens, labels [1, t] int64: the label of a token is the one after it. supervised [1, t] bool: whether the label
-    counts. packed: where the padded sequences lie.
+    tokens, labels: [1, t] int64; the label of a token is the next token. supervised: [1, t] bool; whether the label counts.
+    packed: the boundaries of the padded sequences.
     """
 
     tokens: Tensor
@@ -28,14 +28,14 @@ class Batch:
 
 
 def pack(data: Dataset, sequences: Sequence[int], r: Recipe, cp_rank: int, device: torch.device) -> Batch:
-    """Concatenates the sequences, each padded at its end, and keeps this rank's zigzag part of every one.
+    """Pad each sequence at its end, concatenate the sequences, and return this rank's zigzag part of each.
 
-    Padding is token 0 without supervision; it comes after a sequence's tokens, so causal attention never sees it.
+    Padding is token 0 without supervision. It follows a sequence's tokens, so causal attention never sees it.
     """
     layout, multiple = r.layout, sequence_multiple(r.layout)
     lengths = [-(-data.lengths[s] // multiple) * multiple for s in sequences]
     lengths[-1] += -sum(lengths) % batch_multiple(layout, EngineName.megatron)
-    kept: list[tuple[Tensor, Tensor, Tensor]] = []
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for sequence, length in zip(sequences, lengths, strict=True):
         tokens = torch.zeros(length, dtype=torch.long)
         labels = torch.zeros(length, dtype=torch.long)
@@ -46,8 +46,8 @@ def pack(data: Dataset, sequences: Sequence[int], r: Recipe, cp_rank: int, devic
         for start, end in data.spans(sequence):
             supervised[start - 1 : end - 1] = True
         if layout.cp > 1:
-            here = zigzag_positions(length, layout.cp, cp_rank)
-            tokens, labels, supervised = tokens[here], labels[here], supervised[here]
-        kept.append((tokens, labels, supervised))
-    tokens, labels, supervised = (onto(device, torch.cat(parts).unsqueeze(0)) for parts in zip(*kept, strict=True))
+            positions = zigzag_positions(length, layout.cp, cp_rank)
+            tokens, labels, supervised = tokens[positions], labels[positions], supervised[positions]
+        parts.append((tokens, labels, supervised))
+    tokens, labels, supervised = (onto(device, torch.cat(column).unsqueeze(0)) for column in zip(*parts, strict=True))
     return Batch(tokens, labels, supervised, packed_of(r.model, lengths, device, layout.cp, cp_rank))

@@ -1,6 +1,6 @@
 """torch_dist checkpoints of one rank: model, optimizer and step, written and read by Megatron's dist_checkpointing.
 
-Every rank calls `save` and `load` together. Which checkpoints exist and when one becomes visible is `run_folder.py`'s.
+All ranks call `save` and `load` together. `run_folder.py` decides which checkpoints exist and when one becomes visible.
 """
 
 import queue
@@ -19,15 +19,15 @@ from launch.megatron import optimizer_state
 
 
 def save(folder: Path, chunks: list[Any], optimizer: Any, step: int) -> None:
-    """Writes the state after `step` completed steps into an existing, empty folder."""
-    # Each rank writes its share of the weights that all of a group hold.
+    """Write the state after `step` completed steps into an existing, empty folder."""
+    # All ranks of this group hold the same weights; each writes a share of them.
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     shared = FullyParallelSaveStrategyWrapper(get_default_save_sharded_strategy(), group)
     dist_checkpointing.save(_state(chunks, optimizer, step, is_loading=False), str(folder), shared)
 
 
 def load(folder: Path, chunks: list[Any], optimizer: Any) -> int:
-    """Sets model and optimizer from a checkpoint of any layout; returns its number of completed steps."""
+    """Set the model and the optimizer from a checkpoint of any layout. Return its number of completed steps."""
     state = dist_checkpointing.load(_state(chunks, optimizer, 0, is_loading=True), str(folder))
     for name, chunk in _named(chunks):
         chunk.load_state_dict(state[name])
@@ -36,7 +36,7 @@ def load(folder: Path, chunks: list[Any], optimizer: Any) -> int:
 
 
 def _state(chunks: list[Any], optimizer: Any, step: int, *, is_loading: bool) -> dict[str, Any]:
-    # Replicas are told apart over these ranks.
+    # Megatron distinguishes replicas by their rank in this group.
     metadata = {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
     model = {name: chunk.sharded_state_dict(metadata=metadata) for name, chunk in _named(chunks)}
     return {**model, **optimizer_state.sharded(optimizer, model, is_loading=is_loading), "step": step}
@@ -46,12 +46,15 @@ def _named(chunks: list[Any]) -> list[tuple[str, Any]]:
     return [("model" if len(chunks) == 1 else f"model{i}", chunk) for i, chunk in enumerate(chunks)]
 
 
-# Faults of megatron-core 0.16.1 without Transformer Engine and Apex, fixed once for this process.
+# Workarounds for megatron-core 0.16.1 without Transformer Engine and Apex, applied once per process.
 
 
 def _write_in_this_process() -> None:
-    """The writer forks a process for each file and spawns a manager that imports the main module anew: seconds a
-    save, and forking under a running gloo is not safe. Write the same buckets here, each in a thread."""
+    """Make Megatron write its buckets in threads of this process.
+
+    Its own writer forks a process per file, and spawns a manager that re-imports the main module. That takes seconds per save, and
+    forking while gloo runs is not safe.
+    """
     writer = filesystem_async.FileSystemWriterAsync
 
     def write_one(transforms: Any, number: int, bucket: Any) -> Any:
@@ -72,5 +75,5 @@ def _write_in_this_process() -> None:
     filesystem_async._get_write_results_queue = lambda: results
 
 
-torch.serialization.set_crc32_options(False)  # of no use beside the SHA-256 of the files
+torch.serialization.set_crc32_options(False)  # redundant: every file has a SHA-256
 _write_in_this_process()

@@ -1,10 +1,10 @@
-"""Lets Megatron run on a CPU, megatron-core 0.16.1 and the Megatron-LM that slime pins: an import hook that rewrites the device
-names in its source.
+"""An import hook that lets Megatron run on a CPU. It rewrites device names in the source of megatron-core 0.16.1 and of the
+Megatron-LM that slime pins.
 
-Megatron writes `torch.cuda.…`, `device='cuda'` and `Tensor.type() == 'torch.cuda.FloatTensor'` into its code. The
-hook changes these words in its modules alone, and in one of slime's, as they are imported; torch and everything else in the
-process stay as they are. Line numbers are kept, so tracebacks point at the installed files. Call `install()` before
-the first import of megatron; a module imported earlier is an error.
+Megatron hard-codes `torch.cuda.…`, `device='cuda'` and `Tensor.type() == 'torch.cuda.FloatTensor'`. The hook replaces these words
+only in Megatron's modules and in one module of slime, while they are imported. torch and the rest of the process are unchanged.
+Line numbers are unchanged, so tracebacks point at the installed files. Call `install()` before the first import of megatron; it
+raises if a module of megatron is already imported.
 """
 
 import contextlib
@@ -22,22 +22,22 @@ import torch
 
 CPU = torch.device("cpu")
 _REWRITES = (
-    (re.compile(r"torch\.cuda\.(\w+Tensor)"), r"torch.\1"),  # names of types, compared with Tensor.type()
+    (re.compile(r"torch\.cuda\.(\w+Tensor)"), r"torch.\1"),  # type names that are compared with Tensor.type()
     (re.compile(r"^import torch\.cuda$", re.M), "import torch"),
     (re.compile(r"(?<!from )\btorch\.cuda\b(?!\.amp)"), "_cpu_device"),
     (re.compile(r"""(["'])cuda\1"""), '"cpu"'),
     (re.compile(r"\.cuda\(\)"), ".cpu()"),
     (re.compile(r"\.cuda\("), ".to("),
     (re.compile(r"\bpin_memory=True\b"), "pin_memory=False"),
-    # Optional to Megatron, and installed with SGLang's dependencies: without a driver its import ends with an OSError.
+    # An optional dependency of Megatron, installed with SGLang's dependencies. Its import raises OSError without a driver.
     (re.compile(r"\bfrom flash_mla import\b"), "from _no_flash_mla import"),
 )
 
 _REWRITTEN = ("megatron.", "slime.utils.tensor_backper")
 
 
-class _Done:
-    """A CUDA stream or event on a CPU, where every operation has already happened: all methods do nothing."""
+class _CompletedStream:
+    """A CUDA stream or event on a CPU. All its methods do nothing, because every operation is already complete."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
@@ -48,7 +48,7 @@ class _Done:
         return lambda *_, **__: self
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Done)
+        return isinstance(other, _CompletedStream)
 
     __hash__ = object.__hash__
 
@@ -57,12 +57,12 @@ def _nothing(*_: Any, **__: Any) -> None:
     pass
 
 
-# What Megatron asks of torch.cuda, answered for a CPU. Any other name stays torch.cuda's own and fails there.
+# The names that Megatron uses of torch.cuda, answered for a CPU. Any other name is torch.cuda's own and fails there.
 _cpu_device = types.ModuleType("_cpu_device")
 _cpu_device.__dict__.update(
     current_device=lambda: CPU,
     is_available=lambda: False,
-    get_device_capability=lambda *_: (9, 0),  # asked for before a kernel that is then not used
+    get_device_capability=lambda *_: (9, 0),  # queried before a kernel that is then not used
     get_device_properties=lambda *_: types.SimpleNamespace(major=9, minor=0, name="cpu", total_memory=0),
     manual_seed_all=_nothing,
     reset_peak_memory_stats=_nothing,
@@ -70,10 +70,10 @@ _cpu_device.__dict__.update(
     max_memory_allocated=lambda *_: 0,
     synchronize=_nothing,
     empty_cache=_nothing,
-    Stream=_Done,
-    Event=_Done,
-    current_stream=_Done,
-    default_stream=_Done,
+    Stream=_CompletedStream,
+    Event=_CompletedStream,
+    current_stream=_CompletedStream,
+    default_stream=_CompletedStream,
     stream=lambda _: contextlib.nullcontext(),
     get_rng_state=lambda *_, **__: torch.get_rng_state(),
     set_rng_state=lambda state, *_, **__: torch.set_rng_state(state),
@@ -83,7 +83,7 @@ _cpu_device.__dict__.update(
 
 
 class _Loader(importlib.machinery.SourceFileLoader):
-    """Loads one module of Megatron with its device names rewritten; no bytecode is cached."""
+    """Load one module with its device names rewritten. No bytecode is cached."""
 
     def get_code(self, fullname: str) -> types.CodeType:
         source = self.get_source(fullname)
@@ -95,8 +95,8 @@ class _Loader(importlib.machinery.SourceFileLoader):
     def exec_module(self, module: types.ModuleType) -> None:
         module.__dict__["_cpu_device"] = _cpu_device
         super().exec_module(module)
-        if fix := _MENDS.get(module.__name__):
-            fix(module)
+        if change := _CHANGES.get(module.__name__):
+            change(module)
 
 
 class _Finder(importlib.abc.MetaPathFinder):
@@ -111,45 +111,50 @@ class _Finder(importlib.abc.MetaPathFinder):
         return spec
 
 
-def _mend_random(module: Any) -> None:
-    # Recompute saves and restores the device's generator by a private path of torch.cuda.
+def _change_random(module: Any) -> None:
+    # Recomputation saves and restores the device's random generator through private functions of torch.cuda.
     module._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
     module._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
 
 
-def _mend_moe_utils(module: Any) -> None:
-    # Bound only where Transformer Engine is installed, read without it (moe_utils.py:1192).
+def _change_moe_utils(module: Any) -> None:
+    # Bound only if Transformer Engine is installed, but read without it (moe_utils.py:1192).
     module.__dict__.setdefault("te_general_gemm", None)
 
 
-def _mend_token_dispatcher(module: Any) -> None:
-    # Split sizes become numpy only on their way off a GPU.
+def _change_token_dispatcher(module: Any) -> None:
+    # Megatron converts split sizes to numpy only when it moves them off a GPU.
     def maybe_move(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
         return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
 
     module.maybe_move_tensor_to_cpu = maybe_move
 
 
-_MENDS: dict[str, Callable[[Any], None]] = {
-    "megatron.core.tensor_parallel.random": _mend_random,
-    "megatron.core.transformer.moe.moe_utils": _mend_moe_utils,
-    "megatron.core.transformer.moe.token_dispatcher": _mend_token_dispatcher,
+_CHANGES: dict[str, Callable[[Any], None]] = {
+    "megatron.core.tensor_parallel.random": _change_random,
+    "megatron.core.transformer.moe.moe_utils": _change_moe_utils,
+    "megatron.core.transformer.moe.token_dispatcher": _change_token_dispatcher,
 }
 
 
-def fix(module: str, change: Callable[[Any], None]) -> None:
-    """Calls `change` with a module of Megatron once it has been imported."""
-    _MENDS[module] = change
+def after_import(module: str, change: Callable[[Any], None]) -> None:
+    """Call `change` with a module of Megatron as soon as it is imported."""
+    _CHANGES[module] = change
 
 
 def install() -> None:
-    """Makes later imports of megatron run on the CPU; where CUDA is available, does nothing."""
-    # Megatron warns of missing Transformer Engine and Apex, which this project does without.
+    """Make later imports of megatron run on the CPU. Do nothing if CUDA is available.
+
+    Raise `RuntimeError` if a module of megatron is already imported.
+    """
+    # Megatron warns that Transformer Engine and Apex are missing; this project does not need them.
     warnings.filterwarnings("ignore", module=r"megatron\.")
     if torch.cuda.is_available() or any(isinstance(f, _Finder) for f in sys.meta_path):
         return
     early = [name for name in sys.modules if name.startswith("megatron.")]
     if early:
         raise RuntimeError(f"megatron was imported before launch.megatron.cpu.install(): {early[0]}")
-    os.environ["TORCHDYNAMO_DISABLE"] = "1"  # megatron.core.jit compiles small functions, slower here than running them
+    os.environ["TORCHDYNAMO_DISABLE"] = (
+        "1"  # megatron.core.jit would compile small functions, which takes longer than running them
+    )
     sys.meta_path.insert(0, _Finder())

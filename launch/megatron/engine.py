@@ -1,4 +1,4 @@
-"""The embedded engine's driver: every step of the schedule on all ranks, and checkpoints."""
+"""Driver of the embedded engine: runs every step of the schedule on all ranks, and saves checkpoints."""
 
 import collections
 import contextlib
@@ -22,14 +22,14 @@ from recipes.compose import commands
 from recipes.errors import DivergedError
 
 
-def train_embedded(plan: Plan, run: RunFolder, console: Console) -> bool:
-    """Trains from the last whole checkpoint (or the base) to the last step; whether it came so far.
+def train(plan: Plan, run: RunFolder, console: Console) -> bool:
+    """Train from the last complete checkpoint (or the base) to the last step. Return whether the last step is reached.
 
-    After a rank died or hung it starts again from the last checkpoint, `engine.max_retries` times at most, and not where the
-    same step failed in the same way twice. SIGTERM, by which a scheduler takes its machines back, and SIGHUP of a closed
-    terminal let the step end, save, and leave the rest to the next start.
+    After a rank dies or hangs, training restarts from the last checkpoint. It restarts at most `engine.max_retries` times, and not
+    if the same step failed in the same way twice. SIGTERM (a scheduler takes its machines back) and SIGHUP (the terminal closes) let
+    the current step end and save; the next start of the same command continues from there.
 
-    Raises `TrainError` where it cannot go on; the checkpoints stay.
+    Raise `TrainError` if training cannot continue. The checkpoints are not removed.
     """
     return retrying(lambda: _attempt(plan, run, console), plan.recipe, run.root, console)
 
@@ -47,13 +47,13 @@ def _attempt(plan: Plan, run: RunFolder, console: Console) -> bool:
         with contextlib.closing(log), progress.training(console, total, completed) as advance:
             done, signalled = _steps(plan, run, ranks, log, completed, advance)
     if done < total:
-        console.print(f"{signalled}: saved after step {done} of {total}; the same command goes on")
+        console.print(f"{signalled}: saved after step {done} of {total}; run the same command to continue")
     return done == total
 
 
 @contextlib.contextmanager
 def started(plan: Plan, checkpoint: Path | None, console: Console) -> Iterator[Ranks]:
-    """All ranks with the base's weights, or a checkpoint's state."""
+    """Start all ranks with the base's weights, or with a checkpoint's state."""
     with Ranks(plan.recipe) as ranks:
         with console.status(f"Starting {plan.world_size} ranks"):
             ranks.build(plan)
@@ -62,28 +62,30 @@ def started(plan: Plan, checkpoint: Path | None, console: Console) -> Iterator[R
         yield ranks
 
 
-class _Ending:
-    """A context in which SIGTERM and SIGHUP end nothing. came: the name of the last that came, None where none did."""
+class _DeferredSignals:
+    """A context in which SIGTERM and SIGHUP do not end the process. received: the name of the last signal, or None."""
 
-    def __enter__(self) -> "_Ending":
-        self.came: str | None = None
+    def __enter__(self) -> "_DeferredSignals":
+        self.received: str | None = None
         numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
-        self._before = {number: signal.signal(number, self._note) for number in numbers}
+        self._previous_handlers = {number: signal.signal(number, self._record) for number in numbers}
         return self
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.came = signal.Signals(number).name
+    def _record(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number).name
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
 
 def _steps(
     plan: Plan, run: RunFolder, ranks: Ranks, log: metrics.Metrics, completed: int, advance: Any
 ) -> tuple[int, str | None]:
-    """Runs the steps that are left, or up to SIGTERM or SIGHUP; returns the number of those completed, the last of them saved, and
-    the signal."""
+    """Run the remaining steps, or stop after the current one on SIGTERM or SIGHUP.
+
+    Return the number of completed steps, the last of which is saved, and the name of the signal if there was one.
+    """
     recipe, total = plan.recipe, plan.schedule.num_steps
     recent = collections.deque(metrics.losses(run.root), maxlen=10)
 
@@ -94,7 +96,7 @@ def _steps(
 
     if completed == 0:
         evaluate(0)
-    with _Ending() as ending:
+    with _DeferredSignals() as signals:
         for step in range(completed, total):
             limit = recipe.engine.spike * max(recent) if recipe.engine.spike and recent else math.inf
             try:
@@ -106,11 +108,11 @@ def _steps(
             done = step + 1
             if done % recipe.optim.eval_steps == 0 or done == total:
                 evaluate(done)
-            if done % recipe.engine.save_steps == 0 or done == total or ending.came:
+            if done % recipe.engine.save_steps == 0 or done == total or signals.received:
                 _save(run, ranks, done)
             advance(line)
-            if ending.came:
-                return done, ending.came
+            if signals.received:
+                return done, signals.received
     return total, None
 
 
@@ -120,7 +122,7 @@ def _save(run: RunFolder, ranks: Ranks, done: int) -> None:
 
 
 def _diverged(plan: Plan, run: RunFolder, ranks: Ranks, step: int, error: DivergedError) -> DivergedError:
-    """Saves the state before the step and what the step was, for `make replay`; returns what to raise."""
+    """Save the state before the step and a record of the step, for `make replay`. Return the error to raise."""
     if step and not run.checkpoint(step):
         _save(run, ranks, step)
     of_step = plan.schedule.step(step).sequences
@@ -129,6 +131,7 @@ def _diverged(plan: Plan, run: RunFolder, ranks: Ranks, step: int, error: Diverg
     write_text(run.root / "diverged.json", json.dumps(record, indent=2) + "\n")
     names = ", ".join(dict.fromkeys(plan.data.ids[s] for s in of_step))
     return DivergedError(
-        f"step {step + 1}: {error.problem}. Nothing was updated, and the state before the step is saved. It trained on {names}",
-        f"see it sequence by sequence with `{commands.of_run('replay', plan.recipe, f'STEP={step + 1}')}`, or {error.fix}",
+        f"step {step + 1}: {error.problem}. No weight was updated, and the state before the step is saved. Trajectories of the step: "
+        f"{names}",
+        f"inspect each sequence with `{commands.of_run('replay', plan.recipe, f'STEP={step + 1}')}`, or {error.fix}",
     )

@@ -1,7 +1,7 @@
-"""Adam whose fp32 weights and moments stay in the host's memory between steps, and are updated on the GPU piece by piece.
+"""Adam with its fp32 weights and moments in host memory between steps. It updates them on the GPU, piece by piece.
 
-Megatron's `HybridDeviceOptimizer` updates on the host instead: 28 bytes of its memory's bandwidth a parameter, where this moves 12
-each way over PCIe at once; and it does not run without a GPU.
+Megatron's `HybridDeviceOptimizer` updates on the host instead. That moves 28 bytes of host memory per parameter; this optimizer
+moves 12 bytes per parameter over PCIe in each direction, both at the same time. Megatron's also does not run without a GPU.
 """
 
 from collections.abc import Iterator
@@ -11,23 +11,24 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from launch.model.offload_streams import Coming, Lane
+from launch.model.offload_streams import CopyStreams, PendingCopy
 
 STATES = ("param", "exp_avg", "exp_avg_sq")  # fp32 weights and moments
-PIECE = 2**26  # elements that are updated at a time; three pieces are on the GPU
+PIECE = 2**26  # elements per update; three pieces are on the GPU at once
 
 
 class HostAdam:
-    """What Megatron uses of an optimizer. Takes its groups of flat parameters, whose fp32 gradients are in `decoupled_grad`.
+    """The interface that Megatron uses of an optimizer.
 
-    state: of each parameter the `STATES` in the host's memory and `step`, the number of updates.
+    groups: Megatron's groups of flat parameters; their fp32 gradients are in `decoupled_grad`. state: for each parameter, the
+    `STATES` in host memory, and `step`, the number of updates.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], lane: Lane) -> None:
-        self.param_groups, self._lane = groups, lane
+    def __init__(self, groups: list[dict[str, Any]], copies: CopyStreams) -> None:
+        self.param_groups, self._copies = groups, copies
         self.state: dict[Tensor, dict[str, Any]] = {}
         for parameter in self._parameters():
-            states = {name: lane.empty_like(parameter.detach().float()) for name in STATES}
+            states = {name: copies.empty_like(parameter.detach().float()) for name in STATES}
             states["param"].copy_(parameter.detach())
             states["exp_avg"].zero_()
             states["exp_avg_sq"].zero_()
@@ -38,34 +39,34 @@ class HostAdam:
 
     @torch.no_grad()
     def step(self) -> None:
-        """One update of every parameter, of which the next piece comes while one is updated and the one before it leaves."""
+        """Update every parameter once. While one piece is updated, the next is copied in and the previous is copied out."""
         pieces = [
             (group, parameter, slice(start, start + PIECE))
             for group in self.param_groups
             for parameter in group["params"]
             for start in range(0, parameter.numel(), PIECE)
         ]
-        coming: Coming | None = None
+        pending: PendingCopy | None = None
         for number, (group, parameter, piece) in enumerate(pieces):
-            tensors = self._lane.wait(coming or self._come(parameter, piece))
+            tensors = self._copies.wait(pending or self._start_copy_in(parameter, piece))
             if number + 1 < len(pieces):
-                coming = self._come(*pieces[number + 1][1:])
+                pending = self._start_copy_in(*pieces[number + 1][1:])
             _update(group, self.state[parameter]["step"], tensors, parameter.decoupled_grad[piece])
             parameter[piece].copy_(tensors[0])
-            self._lane.leave(tensors, self._hosts(parameter, piece))
-        self._lane.arrive()
+            self._copies.copy_to_host(tensors, self._hosts(parameter, piece))
+        self._copies.wait_for_host_copies()
         for parameter in self._parameters():
             self.state[parameter]["step"] += 1
 
     def finish(self) -> None:
-        """Waits until the state is in the host's memory, where a checkpoint reads it."""
-        self._lane.finish()
+        """Block until the state is complete in host memory, so that a checkpoint can read it."""
+        self._copies.synchronize()
 
     def _hosts(self, parameter: Tensor, piece: slice) -> list[Tensor]:
         return [self.state[parameter][name][piece] for name in STATES]
 
-    def _come(self, parameter: Tensor, piece: slice) -> Coming:
-        return self._lane.come(self._hosts(parameter, piece))
+    def _start_copy_in(self, parameter: Tensor, piece: slice) -> PendingCopy:
+        return self._copies.copy_to_device(self._hosts(parameter, piece))
 
 
 def _update(group: dict[str, Any], step: int, tensors: list[Tensor], gradient: Tensor) -> None:
@@ -80,5 +81,5 @@ def _update(group: dict[str, Any], step: int, tensors: list[Tensor], gradient: T
 
 
 def parts_of(optimizer: Any) -> list[Any]:
-    """Megatron's distributed optimizers: that of the experts apart, where their ranks are not those of the attention."""
+    """Return Megatron's distributed optimizers. Experts have their own if their data-parallel ranks differ from attention's."""
     return [part for part in getattr(optimizer, "chained_optimizers", [optimizer]) if not part.is_stub_optimizer]

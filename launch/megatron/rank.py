@@ -1,6 +1,6 @@
 """One rank of the embedded engine: Megatron's model, optimizer and schedule over the recipe's steps.
 
-Imported by `worker.py` after `cpu.install()`, so that megatron.core runs on a CPU where there is no GPU.
+`rank_actor.py` imports this module after `cpu.install()`, so that megatron.core also runs on a machine without a GPU.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ from launch.megatron.host_adam import HostAdam, parts_of
 from launch.megatron.rank_export import write_shard
 from launch.megatron.rank_place import Place
 from launch.model.gpt import build_chunks, transformer_config
-from launch.model.offload_streams import Lane
+from launch.model.offload_streams import CopyStreams
 from launch.run.metrics import shown
 from launch.weights import hf_names
 from recipes.config import Dtype, Layout, OptimizerState, Recipe
@@ -49,7 +49,7 @@ from recipes.schedule.schedule import MicroBatch, Schedule
 
 
 class Rank:
-    """Holds one rank's state between calls; every method is called on all ranks together."""
+    """The state of one rank between calls. Every method is called on all ranks together."""
 
     def __init__(
         self,
@@ -59,15 +59,15 @@ class Rank:
         heldout: tuple[Dataset, Schedule] | None,
         read: Callable[[str], Tensor],
     ) -> None:
-        """read: gives a tensor of the base by its Hugging Face name."""
+        """Join the process group and build the model. read: returns a tensor of the base by its Hugging Face name."""
         self.recipe, self.place = recipe, place
         (self.train, self.schedule), self.heldout = train, heldout
-        self.device = torch.device("cuda", 0) if torch.cuda.is_available() else CPU  # the only one that Ray shows it
-        self._meet()
+        self.device = torch.device("cuda", 0) if torch.cuda.is_available() else CPU  # Ray makes only one GPU visible
+        self._join()
         self._build(read)
-        gc.freeze()  # Megatron collects garbage at every checkpoint: not among all that imports have made
+        gc.freeze()  # Megatron collects garbage at every checkpoint; this excludes all objects that imports created
 
-    def _meet(self) -> None:
+    def _join(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         else:
@@ -86,7 +86,7 @@ class Rank:
     def _build(self, read: Callable[[str], Tensor]) -> None:
         r = self.recipe
         torch.manual_seed(r.seed)
-        # The tracker for inference does nothing: there is no dropout, and no weight is drawn at random.
+        # The inference tracker does nothing. That suffices: there is no dropout, and no weight is initialised at random.
         tensor_parallel.model_parallel_cuda_manual_seed(r.seed, inference_rng_tracker=True)
         self.config = transformer_config(r)
         self.chunks = build_chunks(r, self.config)
@@ -96,19 +96,20 @@ class Rank:
         self.config.grad_scale_func = self.optimizer.scale_loss
 
     def leave(self) -> None:
-        """Undoes what building the rank did to its process, in which another can then be built."""
+        """Undo what building the rank did to its process, so that another rank can be built there."""
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
         gc.unfreeze()
 
     def peak_memory(self) -> int:
-        """Bytes of the largest allocation on the GPU so far; on a CPU of this process's resident set, its libraries included."""
+        """Return the peak memory so far in bytes: allocated memory on a GPU, or on a CPU the resident set of this process with its
+        libraries."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def load(self, folder: str) -> int:
-        """Goes on from a checkpoint of any layout; returns its number of completed steps."""
+        """Load a checkpoint of any layout. Return its number of completed steps."""
         return checkpoint.load(Path(folder), self.chunks, self.optimizer)
 
     def save(self, folder: str, step: int) -> None:
@@ -116,19 +117,19 @@ class Rank:
             checkpoint.save(Path(folder), self.chunks, self.optimizer, step)
 
     def export(self, folder: str) -> dict[str, str]:
-        """Writes this rank's Hugging Face tensors; returns {tensor: file} of those it wrote."""
+        """Write this rank's Hugging Face tensors. Return {tensor: file} for the tensors it wrote."""
         with self._writing():
             return write_shard(Path(folder), self.chunks, self.recipe.model, self.place.rank)
 
     def write_gradients(self, folder: str) -> None:
-        """Writes the last step's gradients under their Hugging Face names. The distributed optimizer leaves each rank a part of
-        the reduced ones: they are gathered first."""
+        """Write the last step's gradients under their Hugging Face names. Gather them first: the distributed optimizer leaves each
+        rank only its part of the reduced gradients."""
         for chunk in self.model:
             for buffer in chunk.buffers + chunk.expert_parallel_buffers:
                 group = buffer.data_parallel_group
                 for bucket in buffer.buckets:
-                    mine = bucket.grad_data.chunk(group.size())[group.rank()].clone()
-                    dist.all_gather_into_tensor(bucket.grad_data, mine, group=group)
+                    shard = bucket.grad_data.chunk(group.size())[group.rank()].clone()
+                    dist.all_gather_into_tensor(bucket.grad_data, shard, group=group)
 
         def gradient(weight: Tensor) -> Tensor:
             return getattr(weight, "main_grad", weight)  # the expert bias has none
@@ -137,17 +138,18 @@ class Rank:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Names as `CheckpointError` what torch and safetensors make of the system's error."""
+        """Convert errors of the system, torch and safetensors to `CheckpointError`."""
         try:
             yield
         except (OSError, RuntimeError, CheckpointException, SafetensorError) as error:
             raise CheckpointError(f"rank {self.place.rank}: {error}") from error
 
     def train_step(self, step: int, limit: float = math.inf) -> dict[str, Any]:
-        """Runs optimizer step `step`, from 0. Returns its metrics: `loss` a supervised token, `grad_norm` before
-        clipping, `step` the number of steps then completed.
+        """Run optimizer step `step` (from 0) and return its metrics.
 
-        Raises `DivergedError` on every rank, with nothing updated, where the loss is over `limit` or a figure not finite.
+        `loss` is the mean per supervised token, `grad_norm` is the norm before clipping, and `step` is the number of steps completed
+        after this one. Raise `DivergedError` on every rank, before any update, if the loss is above `limit` or a number is not
+        finite.
         """
         started = time.perf_counter()
         figures = self.gradient(step)
@@ -155,9 +157,9 @@ class Rank:
             raise DivergedError(f"{shown(figures)}, which is not finite", "try a smaller optim.lr with run=OTHER")
         if figures["loss"] > limit:
             raise DivergedError(
-                f"{shown(figures)}, over {limit:.4g}, engine.spike={self.recipe.engine.spike} times the largest loss of the ten steps "
-                "before",
-                "write engine.spike=null to go on all the same",
+                f"{shown(figures)}, above {limit:.4g}: engine.spike={self.recipe.engine.spike} times the largest loss of the previous "
+                "ten steps",
+                "write engine.spike=null to continue anyway",
             )
         lr = learning_rate(self.recipe.optim, step, self.schedule.num_steps)
         for group in self.optimizer.param_groups:
@@ -166,11 +168,12 @@ class Rank:
         return {"step": step + 1, "lr": lr, **figures, "time": {"step_s": time.perf_counter() - started}}
 
     def gradient(self, step: int) -> dict[str, Any]:
-        """The gradient of step `step` without an update: loss, norm and tokens."""
+        """Compute the gradient of step `step` without an update. Return loss, gradient norm and token counts."""
         return self._gradient(self.schedule.step(step).ranks[parallel_state.get_data_parallel_rank()])
 
     def sequence_gradient(self, sequence: int) -> dict[str, Any]:
-        """As `gradient`, of one sequence of the training data alone, which all data-parallel ranks run."""
+        """Compute the gradient of one training sequence, as `gradient` does for a step. All data-parallel ranks run the same
+        sequence."""
         return self._gradient(((sequence,),) * self.schedule.micro_batch_multiple)
 
     def _gradient(self, micro_batches: tuple[MicroBatch, ...]) -> dict[str, Any]:
@@ -184,7 +187,7 @@ class Rank:
         return {"loss": loss, "grad_norm": grad_norm, "tokens": tokens, "supervised_tokens": supervised}
 
     def heldout_loss(self) -> float:
-        """Mean loss a supervised token over the whole held-out data set, without dropout or gradients."""
+        """Return the mean loss per supervised token over the whole held-out data set, without dropout or gradients."""
         assert self.heldout is not None
         for chunk in self.model:
             chunk.eval()
@@ -196,9 +199,12 @@ class Rank:
     def _run(
         self, data: Dataset, micro_batches: tuple[MicroBatch, ...], *, forward_only: bool
     ) -> tuple[float, int, int]:
-        """Forward (and backward) over this rank's micro-batches: mean loss, supervised tokens and tokens of the step."""
+        """Run the forward pass (and the backward pass) over this rank's micro-batches.
+
+        Return the step's mean loss per supervised token, its supervised tokens, and its tokens.
+        """
         cp_rank = parallel_state.get_context_parallel_rank()
-        # Packed as they are run: the angles of a long one are many. Every chunk of the model takes each.
+        # Pack lazily, because the rotary angles of a long micro-batch are large. Every model chunk reads every micro-batch.
         packed = (pack(data, m, self.recipe, cp_rank, self.device) for m in micro_batches)
         batches = itertools.tee(packed, len(self.model))
         outputs = get_forward_backward_func()(
@@ -206,7 +212,7 @@ class Rank:
             data_iterator=list(batches) if len(self.model) > 1 else batches[0],
             model=self.model if len(self.model) > 1 else self.model[0],
             num_microbatches=len(micro_batches),
-            seq_length=0,  # not read: lengths vary
+            seq_length=0,  # unused, because lengths vary
             micro_batch_size=1,
             forward_only=forward_only,
         )
@@ -226,7 +232,7 @@ class Rank:
 
 
 def initialize_parallel(p: Layout) -> None:
-    """Megatron's process groups for a layout, over the process group that all ranks have joined."""
+    """Create Megatron's process groups for a layout. All ranks must have joined the default process group."""
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=p.tp,
         pipeline_model_parallel_size=p.pp,
@@ -238,17 +244,17 @@ def initialize_parallel(p: Layout) -> None:
 
 
 def _in_bf16(config: TransformerConfig, chunk: GPTModel) -> Float16Module:
-    """Parameters in bf16. The router's frozen bias stays the base's fp32: Megatron rounds it with the rest."""
-    kept = {name: bias.clone() for name, bias in chunk.named_buffers() if name.endswith("expert_bias")}
+    """Convert the chunk to bf16, but restore the router's frozen bias to the base's fp32 values: Megatron rounds it with the rest."""
+    fp32_biases = {name: bias.clone() for name, bias in chunk.named_buffers() if name.endswith("expert_bias")}
     wrapped = Float16Module(config, chunk)
     for name, bias in chunk.named_buffers():
-        if name in kept:
-            bias.data = kept[name]
+        if name in fp32_biases:
+            bias.data = fp32_biases[name]
     return wrapped
 
 
 def wrap(r: Recipe, config: TransformerConfig, chunks: list[GPTModel]) -> tuple[list[DistributedDataParallel], Any]:
-    """The chunks with Megatron's data parallelism around them, and its distributed optimizer."""
+    """Return the chunks wrapped in Megatron's data parallelism, and Megatron's distributed optimizer."""
     bf16 = r.engine.dtype is Dtype.bf16
     wrapped = [_in_bf16(config, c) if bf16 else c for c in chunks]
     ddp = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True)
@@ -267,18 +273,16 @@ def wrap(r: Recipe, config: TransformerConfig, chunks: list[GPTModel]) -> tuple[
         params_dtype=config.params_dtype,
         use_distributed_optimizer=True,
     )
-    # Whether Megatron leaves fp32 weights to the optimizer. Not by its own field, for which it wants Transformer Engine.
+    # Let the optimizer hold the fp32 weights. Megatron's public field for this requires Transformer Engine.
     adam.use_precision_aware_optimizer_no_fp8_or_ds_fp8 = offloaded
     optimizer = get_megatron_optimizer(adam, model, get_standard_config_overrides(adam))
     for part in parts_of(optimizer):
         groups = part.optimizer.param_groups
         if offloaded:
-            part.optimizer = HostAdam(groups, Lane(next(chunks[0].parameters()).device))
+            part.optimizer = HostAdam(groups, CopyStreams(next(chunks[0].parameters()).device))
         for group in groups:
-            group["fused"], group["foreach"] = (
-                True,
-                False,
-            )  # as a list it would hold a second copy of all moments' roots
+            # foreach would hold the square roots of all second moments at once.
+            group["fused"], group["foreach"] = True, False
     return model, optimizer
 
 
@@ -289,7 +293,7 @@ def _forward_step(batches: Any, model: Any) -> tuple[Tensor, Any]:
 
 
 def _loss(supervised: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Sum over supervised tokens and their number: Megatron divides gradients by the number in the whole step."""
+    """Return the loss summed over supervised tokens, and their number. Megatron divides gradients by the number in the whole step."""
     total = (losses.float() * supervised).sum()
     count = supervised.sum(dtype=torch.int)
     return total, count, (total.detach(), count)

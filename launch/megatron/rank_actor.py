@@ -1,4 +1,4 @@
-"""The Ray actor around one rank: cheap to start, it imports torch and Megatron when the rank is built."""
+"""The Ray actor that holds one rank. It starts fast, because it imports torch and Megatron only when it builds the rank."""
 
 from pathlib import Path
 from typing import Any
@@ -9,20 +9,23 @@ from launch.megatron.rank_place import Place
 from recipes.config import Recipe
 from recipes.schedule.schedule import Schedule
 
-Source = tuple[str, Schedule]  # folder of a data set, and what comes of it in each step
+Source = tuple[str, Schedule]  # the folder of a data set, and its sequences in each step
 
 
 class Worker:
+    """The actor's class: builds a `Rank` and forwards calls to it."""
+
     def __init__(self) -> None:
         self._rank: Any = None
         self._store: Any = None
 
     def open_store(self, host: str) -> int:
-        """Opens, on a free port of this node, the store where all ranks meet; returns the port."""
+        """Open the rendezvous store of all ranks on a free port of this node. Return the port."""
         self._store, port = open_store(host)
         return port
 
     def build(self, recipe: Recipe, place: Place, train: Source, heldout: Source | None) -> None:
+        """Build the rank, in place of any earlier one. train, heldout: the training and the held-out data."""
         if self._rank is not None:
             self._rank.leave()
         from launch.megatron import cpu
@@ -35,6 +38,7 @@ class Worker:
         self._rank = Rank(recipe, place, _opened(train), heldout and _opened(heldout), read)
 
     def call(self, method: str, *arguments: Any) -> Any:
+        """Call a method of the rank and return its result."""
         return getattr(self._rank, method)(*arguments)
 
 

@@ -1,4 +1,4 @@
-"""Hugging Face export of one rank: its tensors, gathered over tensor parallelism, in safetensors files."""
+"""Hugging Face export of one rank. Tensors are gathered over tensor parallelism and written to safetensors files."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -22,10 +22,10 @@ from recipes.config import Model, Mtp
 def write_shard(
     folder: Path, chunks: list[Any], m: Model, rank: int, value: Callable[[Tensor], Tensor] = lambda weight: weight
 ) -> dict[str, str]:
-    """Writes the tensors this rank is the one to write, each in its base's dtype; returns {tensor: file}.
+    """Write the tensors for which this rank is responsible, each in its base's dtype. Return {tensor: file}.
 
-    Every rank calls it: tensor-parallel parts are gathered on all ranks of their group. value: what is written of a weight,
-    itself or another tensor of its shape.
+    All ranks call this together, because tensor-parallel parts are gathered on all ranks of their group. value: maps a weight to the
+    tensor that is written for it, which has the weight's shape; by default the weight itself.
     """
     base = SafetensorsFolder(Path(m.checkpoint))
     written: dict[str, str] = {}
@@ -50,11 +50,11 @@ def _tensors(chunks: list[Any], m: Model, value: Callable[[Tensor], Tensor]) -> 
     table = links(m)
     for name, tensor in hf_names.global_tensors(chunks, m):
         if name == "output_layer.weight" and m.tied:
-            continue  # a copy of the embedding on the last pipeline stage
-        link, cut = table[name], hf_names.tensor_parallel(name, tensor)
+            continue  # the last pipeline stage's copy of the embedding
+        link, sharding = table[name], hf_names.tensor_parallel(name, tensor)
         tensor = value(tensor)
-        if cut is not None and cut[0].size() > 1:
-            group, axis = cut
+        if sharding is not None and sharding[0].size() > 1:
+            group, axis = sharding
             parts = [torch.empty_like(tensor) for _ in range(group.size())]
             dist.all_gather(parts, tensor.contiguous(), group=group)
             tensor = hf_names.unshard(link, parts, axis)
@@ -63,13 +63,13 @@ def _tensors(chunks: list[Any], m: Model, value: Callable[[Tensor], Tensor]) -> 
 
 
 def _mtp(base: SafetensorsFolder, m: Model) -> Iterator[tuple[str, Tensor]]:
-    """The base's multi-token-prediction layers, as they are, where the recipe keeps them."""
+    """Yield the base's multi-token-prediction layers unchanged, if the recipe copies them."""
     if m.mtp is Mtp.copy:
         yield from ((name, base.read(name)) for name in base.files if is_mtp(name, m))
 
 
 def _writes(name: str) -> bool:
-    """Whether this rank is the first of those that hold the same gathered tensor."""
+    """Return whether this rank writes the tensor: it is the first of the ranks that hold the same gathered tensor."""
     if ".experts." in name:
         replicas = parallel_state.get_expert_data_parallel_group()
         parts = parallel_state.get_expert_tensor_parallel_group()

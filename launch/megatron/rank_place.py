@@ -1,11 +1,11 @@
-"""Where a rank stands. Its own file, so that the driver need not import torch."""
+"""The identity of a rank. It has its own file so that the driver does not import torch."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Place:
-    """Its number, its number on its node (a GPU or a share of the cores), and where all ranks meet."""
+    """A rank's global number, its number on its node (a GPU or a share of the cores), and the address of the rendezvous store."""
 
     rank: int
     local_rank: int

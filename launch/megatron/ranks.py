@@ -1,4 +1,4 @@
-"""All ranks of a run as Ray actors: started, called together, watched and ended together."""
+"""All ranks of a run as Ray actors. They are started, called, monitored and stopped together."""
 
 import contextlib
 import os
@@ -21,12 +21,11 @@ from recipes.errors import LimiError, PreflightError, TrainError
 from recipes.layout import world_size
 from recipes.paths import REPO
 
-DEATH_S = 5.0  # within which Ray reports a rank's death
+DEATH_S = 5.0  # seconds within which Ray reports that a rank died
 
 
 class Ranks:
-    """A context in which the ranks live. On leaving, by whatever way, the actors are gone, and Ray too where it was
-    started here."""
+    """A context in which the ranks run. However it is left, the actors are stopped, and so is Ray if it was started here."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -49,10 +48,10 @@ class Ranks:
 
     def _start_workers(self) -> None:
         chosen = self.recipe.cluster.interface
-        if self._local and chosen and chosen not in (found := sorted(os.listdir("/sys/class/net"))):
+        if self._local and chosen and chosen not in (interfaces := sorted(os.listdir("/sys/class/net"))):
             raise PreflightError(
-                f"cluster.interface={chosen} is not on this machine, which has {', '.join(found)}",
-                "write cluster.interface=NAME, one of these, or cluster.interface=null",
+                f"cluster.interface={chosen} is not on this machine, which has {', '.join(interfaces)}",
+                "write cluster.interface=NAME with one of these names, or cluster.interface=null",
             )
         env = {
             **({"GLOO_SOCKET_IFNAME": "lo"} if self._local else {}),
@@ -64,12 +63,12 @@ class Ranks:
             **self.recipe.cluster.env,
         }
         gpus = 1 if self.recipe.gpu.memory_mib else 0
-        if gpus and (there := int(ray.cluster_resources().get("GPU", 0))) < world_size(self.recipe):
-            raise too_few_gpus(self.recipe, there)
+        if gpus and (available := int(ray.cluster_resources().get("GPU", 0))) < world_size(self.recipe):
+            raise too_few_gpus(self.recipe, available)
         if gpus:
-            # Sequences of unlike length leave holes otherwise.
+            # Without this, sequences of different lengths fragment the memory.
             env = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", **env}
-            if self.recipe.layout.tp > 1:  # Megatron overlaps its messages with what was launched before them
+            if self.recipe.layout.tp > 1:  # Megatron's overlap of communication and computation relies on launch order
                 env = {"CUDA_DEVICE_MAX_CONNECTIONS": "1", **env}
         actor = ray.remote(Worker).options(num_cpus=1, num_gpus=gpus, max_restarts=0, runtime_env={"env_vars": env})
         self._workers = [actor.remote() for _ in range(world_size(self.recipe))]
@@ -80,7 +79,7 @@ class Ranks:
         return self.recipe.cluster.nodes == 1
 
     def build(self, plan: Plan) -> None:
-        """Builds every rank with the base's weights; those built before, of another recipe for as many ranks, are left."""
+        """Build every rank with the base's weights. Replace ranks built earlier from another recipe with the same number of ranks."""
         self.recipe = plan.recipe
         train = str(plan.data.folder), plan.schedule
         heldout = (str(plan.heldout.folder), plan.heldout_schedule) if plan.heldout else None
@@ -94,9 +93,10 @@ class Ranks:
         )
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
-        """Calls a method of `Rank` on all ranks; their results in rank order.
+        """Call a method of `Rank` on all ranks. Return their results in rank order.
 
-        Raises what a rank raised, or `TrainError` where one died or `engine.timeout` passed.
+        Raise the project's errors as a rank raised them. Raise `TrainError` for any other error, if a rank died, or after
+        `engine.timeout`.
         """
         return self._gather([w.call.remote(method, *arguments) for w in self._workers], method)
 
@@ -110,13 +110,13 @@ class Ranks:
                 raise TrainError(
                     f"rank {', '.join(map(str, stuck))} did not finish '{what}' within engine.timeout="
                     f"{self.recipe.engine.timeout} s",
-                    f"raise it, or look at the ranks' logs in {logs()}",
+                    f"raise engine.timeout, or read the ranks' logs in {logs()}",
                 )
             self._check(calls, done[0], pending, what)
         return [ray.get(c) for c in calls]
 
     def _check(self, calls: list[Any], call: Any, pending: list[Any], what: str) -> None:
-        """Raises what a finished call raised."""
+        """Raise the error of a finished call, if it failed. what: the name of the call, for the message."""
         rank = calls.index(call)
         try:
             ray.get(call)
@@ -127,21 +127,22 @@ class Ranks:
                 raise error.cause from None
             if type(error.cause).__name__ == "OutOfMemoryError":  # torch's
                 raise TrainError(
-                    f"rank {rank} ran out of the GPU's memory in '{what}': {_last_line(error)}",
+                    f"rank {rank} ran out of GPU memory in '{what}': {_last_line(error)}",
                     f"write {leaner(self.recipe)}",
                 ) from error
-            # Another rank's death shows here as a broken connection, and often sooner than Ray reports it.
+            # The death of another rank breaks this rank's connection, often before Ray reports the death.
             if pending:
                 others, _ = ray.wait(pending, num_returns=len(pending), timeout=DEATH_S)
                 for dead in filter(_died, others):
                     raise TrainError(f"rank {calls.index(dead)} died in '{what}'") from error
             raise TrainError(f"rank {rank} failed in '{what}': {_last_line(error)}\n{error}") from error
         except RayError as error:
-            raise TrainError(f"Ray ended in '{what}': {_last_line(error)}") from error
+            raise TrainError(f"Ray failed in '{what}': {_last_line(error)}") from error
 
 
 class Pool:
-    """Ranks one recipe after the other, whose processes stay where the next takes as many. A context."""
+    """A context that builds ranks for one plan after another. It reuses their processes if the next plan needs as many, with the same
+    environment."""
 
     def __init__(self) -> None:
         self._ranks: Ranks | None = None
@@ -160,7 +161,7 @@ class Pool:
 
     @contextlib.contextmanager
     def ranks(self, plan: Plan) -> Iterator[Ranks]:
-        """Ranks built for a plan. After an error their processes end."""
+        """Build ranks for a plan and yield them. After an error their processes are stopped."""
         key = plan.world_size, plan.recipe.cluster.env, Worker
         try:
             if key != self._key:
@@ -174,26 +175,28 @@ class Pool:
             raise
 
 
-def too_few_gpus(r: Recipe, there: int) -> PreflightError:
-    """Ray would wait for those that are missing."""
-    fix = f"write cluster.gpus_per_node={there}, or" if there else "write"
+def too_few_gpus(r: Recipe, available: int) -> PreflightError:
+    """Return the error for missing GPUs. Without it, Ray would wait for them forever."""
+    fix = f"write cluster.gpus_per_node={available}, or" if available else "write"
     return PreflightError(
-        f"cluster={r.cluster.name} is {world_size(r)} GPUs, and Ray finds {there} on this machine",
+        f"cluster={r.cluster.name} needs {world_size(r)} GPUs, but Ray finds {available} on this machine",
         f"{fix} cluster=local for a tiny model on the CPU",
     )
 
 
 def leaner(r: Recipe) -> str:
-    """What to type for less memory on the GPU, the cheapest first."""
+    """Return the override that reduces GPU memory at the lowest cost in speed."""
     p = r.layout
-    words = {
+    applies = {
         "layout.loss_chunk=4096": p.loss_chunk is None,
         "layout.recompute=linear": p.recompute in (Recompute.none, Recompute.selective),
         "layout.offload=true": p.recompute in (Recompute.linear, Recompute.full) and not p.offload,
         "layout.optimizer_state=offloaded": p.optimizer_state is OptimizerState.resident,
         "layout.recompute=full": p.recompute is Recompute.linear,
     }
-    return next((word for word, helps in words.items() if helps), f"layout.tp={2 * p.tp}, or a smaller data.max_tokens")
+    return next(
+        (word for word, helps in applies.items() if helps), f"layout.tp={2 * p.tp}, or a smaller data.max_tokens"
+    )
 
 
 def _died(call: Any) -> bool:

@@ -1,4 +1,5 @@
-"""One step of a run again, whole and sequence by sequence: what made it diverge, and whether it does so again."""
+"""Repetition of one step of a run, as a whole and sequence by sequence. It shows why the step diverged, and whether it is
+reproducible."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,11 +17,11 @@ from launch.run.run_plan import Plan
 from recipes import json_file
 
 
-def replay_step(plan: Plan, run: RunFolder, step: int, console: Console) -> None:
-    """Goes from the last checkpoint before step `step` (the first is 1) up to it, and shows its figures beside those of the
-    run, then the loss and gradient norm of each of its sequences alone. Nothing is updated or written.
+def replay(plan: Plan, run: RunFolder, step: int, console: Console) -> None:
+    """Train from the last checkpoint before step `step` (the first is 1) up to that step, and compare its figures with the run's.
+    Then show the loss and gradient norm of each of its sequences alone.
 
-    Raises `ConfigError` where the run is of another recipe.
+    The step itself updates no weights, and nothing is written. Raise `ConfigError` if the run has another recipe.
     """
     completed, checkpoint = run.before(step)
     console.print(f"from {checkpoint or plan.recipe.model.checkpoint}, {step - 1 - completed} steps before step {step}")
@@ -38,26 +39,26 @@ def _track(numbers: Sequence[int], what: str, console: Console) -> Iterable[int]
     return track(numbers, what, console=console, transient=True, disable=not console.is_terminal)
 
 
-def _compared(root: Path, step: int, found: dict[str, Any]) -> str:
-    recorded = {m["step"]: metrics.shown(m) for m in metrics.read(root / "metrics.jsonl") if "loss" in m}
+def _compared(root: Path, step: int, figures: dict[str, Any]) -> str:
+    recorded = {line["step"]: metrics.shown(line) for line in metrics.read(root / "metrics.jsonl") if "loss" in line}
     if (root / "diverged.json").exists():
         path, away = root / "diverged.json", "move that file away"
         diverged = json_file.read(path, away)
         with json_file.shape(path, away):
             recorded.setdefault(int(diverged["step"]), str(diverged["problem"]))
     if step not in recorded:
-        return "the run has no figures of it"
-    # After the figures of a step that diverged stands what was wrong with them.
-    same = f"{recorded[step]}, ".startswith(f"{metrics.shown(found)}, ")
+        return "the run recorded no figures of this step"
+    # The record of a diverged step has its figures first, and then what is wrong with them.
+    same = f"{recorded[step]}, ".startswith(f"{metrics.shown(figures)}, ")
     return "the same in the run, bit for bit" if same else f"{recorded[step]} in the run"
 
 
 def _table(plan: Plan, rows: list[tuple[int, dict[str, Any]]]) -> Table:
-    """Sequences, those with the largest gradient first."""
+    """Build the table of sequences, with the largest gradient norm first."""
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("id", "segment", "tokens", "supervised", "loss", "gradient norm"):
         table.add_column(column, justify="left" if column == "id" else "right")
-    for s, found in sorted(rows, key=lambda row: -row[1]["grad_norm"]):
+    for s, figures in sorted(rows, key=lambda row: -row[1]["grad_norm"]):
         counts = f"{plan.data.segments[s]}", f"{plan.data.lengths[s]:,}", f"{plan.data.supervised[s]:,}"
-        table.add_row(plan.data.ids[s], *counts, f"{found['loss']:.4f}", f"{found['grad_norm']:.4g}")
+        table.add_row(plan.data.ids[s], *counts, f"{figures['loss']:.4f}", f"{figures['grad_norm']:.4g}")
     return table

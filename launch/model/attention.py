@@ -1,8 +1,8 @@
-"""Packed attention: block-diagonal and causal over the sequences of one micro-batch, with zigzag context parallelism. PyTorch's
-varlen flash attention on a GPU, sequence by sequence its SDPA on a CPU.
+"""Packed attention: block-diagonal and causal over the sequences of one micro-batch, with zigzag context parallelism. It uses
+PyTorch's varlen flash attention on a GPU. On a CPU it uses PyTorch's SDPA, one sequence at a time.
 
-With context parallelism of n, a sequence is cut into 2n equal chunks and rank r holds chunks r and 2n-1-r: every
-rank then has the same share of the causal triangle. Keys and values are gathered, queries stay where they are.
+With context parallelism of size n, each sequence is split into 2n equal chunks. Rank r holds chunks r and 2n-1-r, so every rank has
+the same share of the causal triangle. Keys and values are gathered; queries are not moved.
 """
 
 import inspect
@@ -22,7 +22,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from launch.model.attention_reuse import Kept
+from launch.model.attention_reuse import CachedCall
 from launch.model.offload_streams import onto
 from launch.model.rotary import Rotation, rotate, rotation
 from recipes.config import Model
@@ -30,12 +30,12 @@ from recipes.config import Model
 
 @dataclass
 class Packed(PackedSeqParams):
-    """What Megatron hands to every layer of a micro-batch, and the embedded engine's two additions to it. The layers take either:
-    slime hands them Megatron's own.
+    """Megatron's description of a packed micro-batch, with two fields that the embedded engine adds. Layers accept both: slime
+    passes Megatron's own class.
 
-    cu_seqlens_q [sequences + 1] int32, Megatron's: where the padded sequences begin and end, over all context-parallel ranks.
-    lengths: of each, on the host, where reading them makes no GPU wait. rotation: of this rank's tokens, by which `PackedAttention`
-    rotates in Megatron's place.
+    cu_seqlens_q: Megatron's, [sequences + 1] int32; boundaries of the padded sequences, over all context-parallel ranks.
+    lengths: padded tokens of each sequence, on the host, so that reading them does not wait for the GPU.
+    rotation: rotary angles of this rank's tokens; `PackedAttention` applies them in place of Megatron.
     """
 
     lengths: tuple[int, ...] = ()
@@ -43,7 +43,10 @@ class Packed(PackedSeqParams):
 
 
 def packed_of(m: Model, lengths: Sequence[int], device: torch.device, ranks: int = 1, rank: int = 0) -> Packed:
-    """Of sequences with so many padded tokens, of which `rank` of `ranks` context-parallel ones holds its part."""
+    """Describe a micro-batch on one context-parallel rank.
+
+    lengths: padded tokens of each sequence, over all `ranks` context-parallel ranks. rank: which of them this one is.
+    """
     positions = torch.cat([zigzag_positions(n, ranks, rank) if ranks > 1 else torch.arange(n) for n in lengths])
     boundaries = onto(device, torch.tensor([0, *lengths]).cumsum(0).int())
     return Packed(
@@ -58,41 +61,44 @@ def packed_of(m: Model, lengths: Sequence[int], device: torch.device, ranks: int
 
 
 def lengths_of(packed: PackedSeqParams) -> tuple[int, ...]:
-    """Padded tokens of each sequence, over all context-parallel ranks."""
+    """Return the padded tokens of each sequence, over all context-parallel ranks."""
     if isinstance(packed, Packed):
         return packed.lengths
     return tuple(packed.cu_seqlens_q.diff().tolist())
 
 
 def zigzag_positions(length: int, ranks: int, rank: int) -> Tensor:
-    """Positions, in order, that `rank` of `ranks` holds of a sequence of `length` tokens, a multiple of 2 x ranks."""
+    """Return the positions of a sequence that `rank` of `ranks` holds, in order. length: tokens, a multiple of 2 x ranks."""
     chunk = length // (2 * ranks)
     first, second = rank * chunk, (2 * ranks - 1 - rank) * chunk
     return torch.cat([torch.arange(first, first + chunk), torch.arange(second, second + chunk)])
 
 
 class RotatedOnce(SelfAttention):
-    """Megatron's self attention. Raises `ValueError` where queries and keys would be rotated twice, or not at all: Megatron rotates
-    by the positions of its model, `PackedAttention` by those of a `Packed`."""
+    """Megatron's self attention, with a check that queries and keys are rotated exactly once.
+
+    Megatron rotates by its model's positions; `PackedAttention` rotates by those of a `Packed`. `forward` raises `ValueError` if
+    both would rotate, or neither.
+    """
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None, **others: Any
     ) -> tuple[Tensor, Tensor | None]:
         by_megatron = others.get("rotary_pos_emb") is not None
-        here = isinstance(others.get("packed_seq_params"), Packed)
-        if by_megatron == here:
-            raise ValueError(
-                f"attention is rotated {'twice' if here else 'by nobody'}: by Megatron, or by launch.model.rotary"
-            )
+        by_engine = isinstance(others.get("packed_seq_params"), Packed)
+        if by_megatron and by_engine:
+            raise ValueError("queries and keys are rotated twice: by Megatron and by launch.model.rotary")
+        if not by_megatron and not by_engine:
+            raise ValueError("queries and keys are not rotated: neither by Megatron nor by launch.model.rotary")
         out: tuple[Tensor, Tensor | None] = super().forward(hidden_states, attention_mask, **others)
         return out
 
 
 class PackedAttention(MegatronModule):
-    """Core attention of Megatron's `SelfAttention` for packed (thd) batches, and the rotation before it where the batch brings its
-    own; no parameters.
+    """Core attention of Megatron's `SelfAttention` for packed (thd) batches. If the batch is a `Packed`, it also applies the batch's
+    rotation. It has no parameters.
 
-    kept: set while a layer keeps its kernel's result from one pass to the next.
+    cached: set by a recomputed layer that reuses the kernel's result in its second pass; None otherwise.
     """
 
     def __init__(self, config: TransformerConfig, *_: Any, softmax_scale: float | None = None, **kwargs: Any) -> None:
@@ -100,7 +106,7 @@ class PackedAttention(MegatronModule):
         self.scale = softmax_scale or 1 / math.sqrt(config.kv_channels)
         groups = kwargs.get("pg_collection")
         self.cp_group = groups.cp if groups is not None else parallel_state.get_context_parallel_group()
-        self.kept: Kept | None = None
+        self.cached: CachedCall | None = None
 
     def forward(
         self,
@@ -112,18 +118,21 @@ class PackedAttention(MegatronModule):
         packed_seq_params: PackedSeqParams,
         **_: Any,
     ) -> Tensor:
-        """query [t, heads, d], key and value [t, kv_heads, d], t this rank's tokens -> [t, heads x d]."""
+        """Attend over the packed sequences: query [t, heads, d], key and value [t, kv_heads, d] -> [t, heads x d].
+
+        t: this rank's tokens. d: head dimension.
+        """
         if isinstance(packed_seq_params, Packed):
             query, key = (rotate(x, packed_seq_params.rotation) for x in (query, key))
         kernel = partial(self._kernel, packed_seq_params)
-        out = self.kept.run(kernel, query, key, value) if self.kept else kernel(query, key, value)
+        out = self.cached.run(kernel, query, key, value) if self.cached else kernel(query, key, value)
         return out.flatten(1)
 
     def _kernel(self, packed: PackedSeqParams, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         ranks = self.cp_group.size()
         if ranks == 1:
             return attend(query, key, value, packed, self.scale)
-        # [ranks, t, kv_heads, d]; the backward of this gather sums over ranks and returns each its own part.
+        # [ranks, t, kv_heads, d]; the gather's backward pass sums over the ranks and returns each rank its own part.
         key, value = (
             gather_from_sequence_parallel_region(x.contiguous(), group=self.cp_group).unflatten(0, (ranks, -1))
             for x in (key, value)
@@ -133,14 +142,15 @@ class PackedAttention(MegatronModule):
         return torch.cat([self._zigzag(q, k.flatten(0, 1), v.flatten(0, 1)) for q, k, v in parts])
 
     def _zigzag(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q holds this rank's two chunks of a sequence, k and v all ranks' chunks, rank after rank."""
+        """Attend within one sequence. q: this rank's two chunks. k, v: the chunks of all ranks, rank after rank."""
         ranks = self.cp_group.size()
-        held = [zigzag_positions(len(k), ranks, rank).to(q.device) for rank in range(ranks)]
-        return _causal(q, k, v, self.scale, held[self.cp_group.rank()][:, None] >= torch.cat(held)[None])
+        positions = [zigzag_positions(len(k), ranks, rank).to(q.device) for rank in range(ranks)]
+        mask = positions[self.cp_group.rank()][:, None] >= torch.cat(positions)[None]
+        return _causal(q, k, v, self.scale, mask)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, packed: PackedSeqParams, scale: float) -> Tensor:
-    """Of whole sequences: query [t, heads, d], key and value [t, kv_heads, d] -> [t, heads, d]."""
+    """Attend over whole sequences: query [t, heads, d], key and value [t, kv_heads, d] -> [t, heads, d]."""
     if query.is_cuda:
         return varlen(query, key, value, packed, scale)
     lengths = lengths_of(packed)
@@ -157,7 +167,7 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None =
 
 
 def varlen(query: Tensor, key: Tensor, value: Tensor, packed: PackedSeqParams, scale: float) -> Tensor:
-    """PyTorch's flash attention over packed sequences, from 2.11 on: bf16 or fp16, on a GPU."""
+    """Run PyTorch's flash attention over packed sequences (PyTorch 2.11 or newer, bf16 or fp16, on a GPU)."""
     from torch.nn.attention.varlen import varlen_attn
 
     grouped: dict[str, Any] = {"enable_gqa": True} if query.size(1) != key.size(1) and _asks_for_gqa() else {}
@@ -170,7 +180,7 @@ def varlen(query: Tensor, key: Tensor, value: Tensor, packed: PackedSeqParams, s
 
 @cache
 def _asks_for_gqa() -> bool:
-    """torch 2.11 takes fewer key heads than query heads without being told."""
+    """Return whether `varlen_attn` needs `enable_gqa`. torch 2.11 accepts fewer key heads than query heads without it."""
     from torch.nn.attention.varlen import varlen_attn
 
     return "enable_gqa" in inspect.signature(varlen_attn).parameters

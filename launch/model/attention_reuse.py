@@ -1,7 +1,7 @@
-"""A function's result, kept from a first pass to a second one that computes its inputs again but not itself.
+"""Reuse of a function's result: a second pass recomputes the function's inputs, but not the function itself.
 
-For attention's kernel under recomputation: of all that a layer does, its cost alone grows with the square of the length. Whatever
-kernel it is, autograd's graph of the first pass is kept without the inputs, and reads the second pass's in their place.
+It serves attention's kernel under recomputation, because only the kernel's cost grows with the square of the length. It works for
+any kernel: autograd's graph of the first pass is saved without the inputs, and reads the second pass's inputs instead.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_
 
 
 class _View(NamedTuple):
-    """A saved tensor that is a view of an input: of which, and how it lies in its storage."""
+    """A saved tensor that is a view of input `number`, with its layout in the input's storage."""
 
     number: int
     size: tuple[int, ...]
@@ -21,34 +21,35 @@ class _View(NamedTuple):
     offset: int
 
 
-class Kept:
-    """One call of a function of tensors with one result, and the same call again.
+class CachedCall:
+    """One call of a function that maps tensors to one tensor, and its repetition in a second pass.
 
-    tensors: what waits in between, the result among them; may be moved elsewhere until `run` is called again.
+    tensors: what must be saved between the two passes, including the result. The caller may move them elsewhere, and must put them
+    back before the second `run`.
     """
 
     def __init__(self) -> None:
         self.tensors: list[Tensor] = []
         self._inputs: tuple[Tensor, ...] = ()
-        self._entries: list[GradientEdge] = []
-        self._exit: GradientEdge | None = None
+        self._input_edges: list[GradientEdge] = []
+        self._result_edge: GradientEdge | None = None
 
     def run(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """First the function's result, without a graph; then the same with one to these inputs, which must lie in memory as the
-        first ones did and must hold the same numbers."""
-        if self._exit is None:
+        """Return the function's result. The first call returns it without a graph; the second returns it with a graph to the new
+        inputs. The second inputs must have the memory layout and the values of the first."""
+        if self._result_edge is None:
             return self._first(function, inputs)
-        out: Tensor = _Again.apply(self, *inputs)
+        out: Tensor = _Reused.apply(self, *inputs)
         return out
 
     def _first(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
-        number = {x.untyped_storage().data_ptr(): i for i, x in enumerate(inputs)}
+        input_of_storage = {x.untyped_storage().data_ptr(): i for i, x in enumerate(inputs)}
 
         def pack(tensor: Tensor) -> int | _View:
-            place = number.get(tensor.untyped_storage().data_ptr())
-            if place is not None:
-                return _View(place, tuple(tensor.size()), tensor.stride(), int(tensor.storage_offset()))
-            return self._keep(tensor)
+            number = input_of_storage.get(tensor.untyped_storage().data_ptr())
+            if number is not None:
+                return _View(number, tuple(tensor.size()), tensor.stride(), int(tensor.storage_offset()))
+            return self._save(tensor)
 
         def unpack(packed: int | _View) -> Tensor:
             if isinstance(packed, _View):
@@ -56,15 +57,16 @@ class Kept:
             return self.tensors[packed]
 
         with torch.enable_grad(), saved_tensors_hooks(pack, unpack):
-            entered = _Enter.apply(torch.empty(0, requires_grad=True), *inputs)
+            entered = _InputBoundary.apply(torch.empty(0, requires_grad=True), *inputs)
             out = function(*entered)
-        self._entries, self._exit = [get_gradient_edge(x) for x in entered], get_gradient_edge(out)
+        self._input_edges, self._result_edge = [get_gradient_edge(x) for x in entered], get_gradient_edge(out)
         result = out.detach()
-        self._place = self._keep(result)
+        self._result_number = self._save(result)
         return result
 
-    def _keep(self, tensor: Tensor) -> int:
-        """Its number among the tensors, where each is once however many operations save it."""
+    def _save(self, tensor: Tensor) -> int:
+        """Add a tensor to `tensors` unless it is already there, and return its index. Several operations may save the same
+        tensor."""
         for number, other in enumerate(self.tensors):
             if _same(tensor, other):
                 return number
@@ -72,15 +74,16 @@ class Kept:
         return len(self.tensors) - 1
 
     def result(self) -> Tensor:
-        return self.tensors[self._place]
+        """Return the saved result."""
+        return self.tensors[self._result_number]
 
     def gradients(self, inputs: tuple[Tensor, ...], gradient: Tensor) -> tuple[Tensor, ...]:
-        """Of the inputs."""
-        assert self._exit is not None
+        """Return the gradients of the inputs, given the result's gradient. Saved tensors are released."""
+        assert self._result_edge is not None
         self._inputs = inputs
-        found = torch.autograd.grad([self._exit], self._entries, [gradient])
+        of_inputs = torch.autograd.grad([self._result_edge], self._input_edges, [gradient])
         self._inputs, self.tensors = (), []
-        return found
+        return of_inputs
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -88,8 +91,8 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return alike and a.data_ptr() == b.data_ptr()
 
 
-class _Enter(torch.autograd.Function):
-    """A place in the graph at which the inputs' gradients are taken out; unlike leaves, it holds no tensor."""
+class _InputBoundary(torch.autograd.Function):
+    """A node in the graph at which the gradients of the inputs are read. Unlike leaves, it holds no tensor."""
 
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -97,16 +100,18 @@ class _Enter(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        raise AssertionError("gradients are taken out before")
+        raise AssertionError("gradients are read before this node")
 
 
-class _Again(torch.autograd.Function):
+class _Reused(torch.autograd.Function):
+    """The second pass: the saved result in the forward pass, the first pass's graph in the backward pass."""
+
     @staticmethod
-    def forward(ctx: Any, kept: Kept, *inputs: Tensor) -> Tensor:
-        ctx.kept = kept
+    def forward(ctx: Any, call: CachedCall, *inputs: Tensor) -> Tensor:
+        ctx.call = call
         ctx.save_for_backward(*inputs)
-        return kept.result().detach()
+        return call.result().detach()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *ctx.kept.gradients(ctx.saved_tensors, gradient)
+        return None, *ctx.call.gradients(ctx.saved_tensors, gradient)

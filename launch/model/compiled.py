@@ -1,4 +1,4 @@
-"""Several operations on a tensor as one kernel on a GPU, where each of them alone would read and write all of it."""
+"""Fusion of several elementwise operations into one GPU kernel. Unfused, each operation would read and write the whole tensor."""
 
 import functools
 from collections.abc import Callable
@@ -9,10 +9,11 @@ from torch import Tensor
 
 
 def fused(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, compiled where its first tensor is on a GPU; on a CPU, where compiling takes longer than it saves, as it is.
+    """Return a function that runs compiled if its first tensor is on a GPU. On a CPU it runs uncompiled: compiling takes longer than
+    it saves.
 
-    Compiled once for any number of tokens, the first tensor's first dimension, and once for every other size: kernels that know how
-    many numbers they sum are faster.
+    The first dimension of the first tensor (tokens) is dynamic: one compilation serves any number of tokens. All other sizes are
+    static, one compilation each, because kernels are faster if they know how many numbers they sum.
     """
     compiled = torch.compile(function)
 
@@ -29,9 +30,9 @@ def fused(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _mark(tensor: Tensor, tokens: int) -> None:
-    """Says which dimensions differ from call to call."""
+    """Tell the compiler which dimensions differ between calls."""
     for dimension, size in enumerate(tensor.shape):
         if dimension == 0 and size == tokens:
-            torch._dynamo.maybe_mark_dynamic(tensor, 0)  # not a must: a weight may have as many rows
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)  # "maybe": a weight may happen to have as many rows
         else:
             torch._dynamo.mark_static(tensor, dimension)

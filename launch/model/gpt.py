@@ -1,4 +1,4 @@
-"""Megatron's `GPTModel` for a recipe: its configuration and its chunks on this rank."""
+"""Megatron's `GPTModel` for a recipe: its configuration, and its chunks on this rank."""
 
 import torch
 import torch.nn.functional as F
@@ -9,14 +9,14 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from launch.model.layers import PLAIN_LAYER, block_spec
 from launch.model.loss import ChunkedLossGPT
-from launch.model.offload_streams import Lane
-from launch.model.recompute import RecomputedLayer, Stays
+from launch.model.offload_streams import CopyStreams
+from launch.model.recompute import HostStore, RecomputedLayer
 from recipes.config import Dtype, Layout, Recipe, Recompute
 from recipes.families import facts
 
 
 def transformer_config(r: Recipe) -> TransformerConfig:
-    """Every argument Megatron needs, from the recipe; fused is only what wants no Transformer Engine."""
+    """Build Megatron's configuration from the recipe. Only fusions that do not need Transformer Engine are on."""
     m, p = r.model, r.layout
     dtype = torch.bfloat16 if r.engine.dtype is Dtype.bf16 else torch.float32
     arguments = dict(
@@ -39,15 +39,15 @@ def transformer_config(r: Recipe) -> TransformerConfig:
         pipeline_dtype=dtype,
         bf16=dtype is torch.bfloat16,
         use_cpu_initialization=not torch.cuda.is_available(),
-        # Every weight comes from the checkpoint. Not perform_initialization=False: Megatron marks which parameters are
-        # cut over tensor parallelism while it initialises them.
+        # Every weight comes from the checkpoint. perform_initialization=False would not do: Megatron marks the parameters that
+        # tensor parallelism shards while it initialises them.
         init_method=_leave_unset,
         output_layer_init_method=_leave_unset,
         embedding_init_method=_leave_unset,
         gradient_accumulation_fusion=False,
         masked_softmax_fusion=False,
         bias_dropout_fusion=False,
-        bias_activation_fusion=True,  # Megatron's own SwiGLU in torch, which keeps its input alone
+        bias_activation_fusion=True,  # Megatron's own SwiGLU in torch, which saves only its input
         apply_rope_fusion=False,
         tensor_model_parallel_size=p.tp,
         sequence_parallel=p.sp,
@@ -58,10 +58,10 @@ def transformer_config(r: Recipe) -> TransformerConfig:
         context_parallel_size=p.cp,
         expert_model_parallel_size=p.ep,
         expert_tensor_parallel_size=p.etp,
-        variable_seq_lengths=True,  # micro-batches of a packed data set differ in length
-        moe_token_dispatcher_type="alltoall",  # noqa: S106 - what variable lengths ask for, dense models included
+        variable_seq_lengths=True,  # packed micro-batches differ in length
+        moe_token_dispatcher_type="alltoall",  # noqa: S106 - variable lengths require it, even for dense models
         calculate_per_token_loss=True,
-        # With batched p2p, interleaved pipelines train wrongly on gloo: without an error where all micro-batches have one length.
+        # Batched p2p makes interleaved pipelines train wrongly on gloo, without an error if all micro-batches have the same length.
         overlap_p2p_comm=p.vpp > 1,
         batch_p2p_comm=p.vpp == 1,
         microbatch_group_size_per_vp_stage=p.pp,
@@ -77,7 +77,7 @@ def transformer_config(r: Recipe) -> TransformerConfig:
             moe_shared_expert_intermediate_size=m.shared_experts * m.expert_ffn or None,
             moe_router_score_function=router.score_function,
             moe_router_enable_expert_bias=router.expert_bias,
-            moe_router_bias_update_rate=0.0,  # fine-tuning leaves the release's routing balance as it is
+            moe_router_bias_update_rate=0.0,  # fine-tuning keeps the released model's routing balance
             moe_router_pre_softmax=router.pre_softmax,
             moe_router_topk_scaling_factor=m.router_scaling,
             moe_router_dtype="fp32",
@@ -93,7 +93,7 @@ def _leave_unset(weight: torch.Tensor) -> torch.Tensor:
 
 
 def build_chunks(r: Recipe, config: TransformerConfig) -> list[GPTModel]:
-    """The model's chunks on this rank: one, or `vpp` of them. Weights are not set yet (`hf.load`)."""
+    """Build the model's chunks on this rank: one, or `vpp` of them. `hf_names.load` sets their weights later."""
     stages: list[int | None] = list(range(r.layout.vpp)) if r.layout.vpp > 1 else [None]
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     layer, chunks = layer_module(r.layout, device), []
@@ -107,7 +107,7 @@ def build_chunks(r: Recipe, config: TransformerConfig) -> list[GPTModel]:
             pre_process=parallel_state.is_pipeline_first_stage(**placed),
             post_process=parallel_state.is_pipeline_last_stage(**placed),
             share_embeddings_and_output_weights=r.model.tied,
-            position_embedding_type="none",  # attention rotates (`rotary.py`)
+            position_embedding_type="none",  # `PackedAttention` rotates (`rotary.py`)
             vp_stage=stage,
         )
         if r.layout.loss_chunk:
@@ -117,10 +117,11 @@ def build_chunks(r: Recipe, config: TransformerConfig) -> list[GPTModel]:
 
 
 def layer_module(p: Layout, device: torch.device) -> ModuleSpec:
-    """The transformer layer, which recomputation replaces."""
+    """Return the spec of a transformer layer: Megatron's plain one, or the recomputed one for `linear` and `full`."""
     if p.recompute not in (Recompute.linear, Recompute.full):
         return PLAIN_LAYER
-    stays = Stays(Lane(device)) if p.offload else None
+    host_store = HostStore(CopyStreams(device)) if p.offload else None
     return ModuleSpec(
-        module=RecomputedLayer, params={"keep_attention": p.recompute is Recompute.linear, "stays": stays}
+        module=RecomputedLayer,
+        params={"reuse_attention": p.recompute is Recompute.linear, "host_store": host_store},
     )

@@ -1,7 +1,8 @@
-"""Megatron's layer spec from plain torch modules, with Transformer Engine's parameter names.
+"""Megatron's layer spec built from plain torch modules, with Transformer Engine's parameter names.
 
-So a checkpoint of this engine, one of slime's and the one mapping to Hugging Face names (`weights/hf_names.py`) all fit together:
-`linear_qkv.layer_norm_weight`, `linear_fc1.layer_norm_weight`, `experts.linear_fc1.weight{i}`.
+These names make checkpoints of this engine and of slime compatible, and let one mapping to Hugging Face names
+(`weights/hf_names.py`) serve both. Examples: `linear_qkv.layer_norm_weight`, `linear_fc1.layer_norm_weight`,
+`experts.linear_fc1.weight{i}`.
 """
 
 from typing import Any
@@ -36,19 +37,21 @@ from torch.nn import Parameter
 from launch.model.attention import PackedAttention, RotatedOnce
 from launch.model.compiled import fused
 
-PLAIN_LAYER = ModuleSpec(module=TransformerLayer)  # keeps what it computes for the backward pass
+PLAIN_LAYER = ModuleSpec(module=TransformerLayer)  # saves its activations for the backward pass
 
 
 def _norm_weight(config: TransformerConfig, size: int) -> Parameter:
     weight = Parameter(torch.ones(size, dtype=config.params_dtype))
-    # Under sequence parallelism each rank normalises its part of the tokens: Megatron then sums this gradient over tp.
+    # Under sequence parallelism each rank normalises its part of the tokens. The mark makes Megatron sum this gradient over tp.
     weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
     return weight
 
 
 class _Normalise(torch.autograd.Function):
-    """Root mean square norm that keeps its input and one number a row for the backward pass, as Transformer Engine's does;
-    torch's own keeps two fp32 copies of the input where it has no fused kernel."""
+    """Root mean square norm that saves its input and one number per row for the backward pass, as Transformer Engine's does.
+
+    Without a fused kernel, torch's own norm saves two fp32 copies of the input.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -63,14 +66,14 @@ class _Normalise(torch.autograd.Function):
 
 @fused
 def _normalised(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The result, and what each row was multiplied by."""
+    """Return the normalised x, and the factor of each row."""
     scale = x.float().square().mean(-1, keepdim=True).add(eps).rsqrt()
     return (x * scale * weight).to(x.dtype), scale
 
 
 @fused
 def _normalised_backward(gradient: Tensor, x: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of x and of the weight."""
+    """Return the gradients of x and of the weight."""
     unit = x * scale
     inner = gradient * weight
     of_x = scale * (inner - unit * (inner * unit).mean(-1, keepdim=True))
@@ -79,7 +82,7 @@ def _normalised_backward(gradient: Tensor, x: Tensor, weight: Tensor, scale: Ten
 
 
 class RMSNorm(torch.nn.Module):
-    """Root mean square norm over the last dimension (arXiv 1910.07467), in fp32; accepts sequence parallelism."""
+    """Root mean square norm over the last dimension (arXiv 1910.07467), computed in fp32. It supports sequence parallelism."""
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
         super().__init__()
@@ -91,7 +94,7 @@ class RMSNorm(torch.nn.Module):
 
 
 class NormColumnParallelLinear(ColumnParallelLinear):
-    """Norm, then a column-parallel linear layer, in one module as Transformer Engine has it."""
+    """A norm and a column-parallel linear layer in one module, as in Transformer Engine."""
 
     def __init__(self, input_size: int, output_size: int, *, config: TransformerConfig, **kwargs: Any) -> None:
         super().__init__(input_size, output_size, config=config, **kwargs)
@@ -103,8 +106,10 @@ class NormColumnParallelLinear(ColumnParallelLinear):
 
 
 class GroupedLinear(torch.nn.Module):
-    """One linear layer for each local expert, parameters `weight0`, `weight1`, …; `axis` is the one that expert
-    tensor parallelism cuts (0 column, 1 row). The token dispatcher does all communication."""
+    """One linear layer per local expert, with parameters `weight0`, `weight1`, …
+
+    axis: the dimension that expert tensor parallelism shards (0 column, 1 row). The token dispatcher does all communication.
+    """
 
     axis: int
 
@@ -125,25 +130,25 @@ class GroupedLinear(torch.nn.Module):
         for i in range(num_gemms):
             weight = Parameter(torch.empty(*shape, dtype=config.params_dtype))
             set_tensor_model_parallel_attributes(weight, True, self.axis, 1)
-            # False: reduced over the ranks that hold the same experts, where these are others than those that hold the same
-            # attention. Reduced over the latter, losses drift by 2e-3 to 4e-3 without an error.
-            same_cut = config.expert_tensor_parallel_size == config.tensor_model_parallel_size
-            alike = config.expert_model_parallel_size == 1 and same_cut
-            weight.allreduce = alike  # type: ignore[attr-defined]
+            # allreduce=False makes Megatron reduce the gradient over the ranks that hold the same experts. It is needed if these
+            # are not the ranks that hold the same attention: reduced over those, losses drift by 2e-3 to 4e-3 without an error.
+            same_sharding = config.expert_tensor_parallel_size == config.tensor_model_parallel_size
+            same_ranks = config.expert_model_parallel_size == 1 and same_sharding
+            weight.allreduce = same_ranks  # type: ignore[attr-defined]
             self.register_parameter(f"weight{i}", weight)
 
     def forward(self, x: Tensor, tokens_per_expert: list[int]) -> tuple[Tensor, None]:
-        """x [tokens sorted by expert, in] -> [tokens, out]."""
+        """Apply each expert's layer to its tokens: x [tokens sorted by expert, in] -> [tokens, out]."""
         parts = x.split(tokens_per_expert)
         return torch.cat([F.linear(part, getattr(self, f"weight{i}")) for i, part in enumerate(parts)]), None
 
     def backward_dw(self) -> None:
-        """Weight gradients come with the backward pass; nothing is delayed."""
+        """Do nothing: the backward pass has already computed the weight gradients."""
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """All experts under one key, the expert's global number as the leading dimension (as TEGroupedLinear)."""
+        """Return all experts under one key, with the expert's global number as the leading dimension (as TEGroupedLinear)."""
         assert metadata is not None
         first, total = self.groups.ep.rank() * self.count, self.groups.ep.size() * self.count
         out: dict[str, Any] = {}
@@ -172,8 +177,10 @@ class RowGroupedLinear(GroupedLinear):
 def block_spec(
     config: TransformerConfig, *, vp_stage: int | None, module: ModuleSpec = PLAIN_LAYER
 ) -> TransformerBlockSubmodules:
-    """The layers that this pipeline stage builds, for both engines: dense ones, and expert ones where `moe_layer_freq` says so.
-    module: the class of a layer, with its own parameters."""
+    """Return the layer specs of this pipeline stage, for both engines. `moe_layer_freq` says which layers have experts.
+
+    module: the class of a layer, with its own parameters.
+    """
     qk_norm = RMSNorm if config.qk_layernorm else IdentityOp
     attention = ModuleSpec(
         module=RotatedOnce,

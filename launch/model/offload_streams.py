@@ -1,4 +1,4 @@
-"""Copies between a GPU and the host's pinned memory, beside the computation. On a CPU they are made at once."""
+"""Copies between a GPU and pinned host memory that overlap with computation. On a CPU the copies are synchronous."""
 
 import contextlib
 from collections import deque
@@ -8,72 +8,78 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BESIDE = 1  # copies to the host that may be under way while the computation goes on
+MAX_OVERLAPPING_COPIES = 1  # copies to the host that may run while the computation goes on
 
 
 def onto(device: torch.device, tensor: Tensor) -> Tensor:
-    """A tensor of the CPU on a device, without waiting for what the device was asked for before."""
+    """Return a CPU tensor on `device`, without waiting for work that the device has already queued."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 @dataclass
-class Coming:
-    """Tensors on their way from the host."""
+class PendingCopy:
+    """Device tensors that a copy from the host is filling."""
 
     tensors: list[Tensor]
-    done: Any  # a CUDA event; None on a CPU
+    event: Any  # a CUDA event recorded after the copy; None on a CPU
 
 
-class Lane:
-    """CUDA streams of copies, one each way, as PCIe moves both at once. The computation's stream allocates and frees all memory, and
-    waits for copies where it must: so how much is held does not depend on how far ahead of the GPU the process is."""
+class CopyStreams:
+    """Two CUDA streams for copies, one in each direction, because PCIe transfers both ways at once.
+
+    The compute stream allocates and frees all device memory, and waits for a copy before it frees or uses the memory. So peak
+    memory does not depend on how far the host process runs ahead of the GPU.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._out, self._back = (torch.cuda.Stream(device) if device.type == "cuda" else None for _ in range(2))
-        self._leaving: deque[tuple[Any, list[Tensor]]] = deque()
+        self._to_host, self._to_device = (
+            torch.cuda.Stream(device) if device.type == "cuda" else None for _ in range(2)
+        )
+        self._unfinished: deque[tuple[Any, list[Tensor]]] = deque()  # events, and the device tensors they keep alive
 
     def empty_like(self, tensor: Tensor) -> Tensor:
-        """Memory of the host for a tensor of this size and layout."""
-        return torch.empty_like(tensor, device="cpu", pin_memory=self._out is not None)
+        """Allocate host memory with the tensor's size and layout."""
+        return torch.empty_like(tensor, device="cpu", pin_memory=self._to_host is not None)
 
-    def leave(self, tensors: list[Tensor], hosts: list[Tensor]) -> None:
-        """Starts to copy the tensors, which nobody may change any more, and lets go of those copied before."""
-        with self._after_computation(self._out):
+    def copy_to_host(self, tensors: list[Tensor], hosts: list[Tensor]) -> None:
+        """Start to copy `tensors` into `hosts`, and release the device tensors of earlier copies. Nobody may change `tensors` any
+        more."""
+        with self._after_computation(self._to_host):
             for tensor, host in zip(tensors, hosts, strict=True):
                 host.copy_(tensor, non_blocking=True)
-        self._leaving.append((_event(self._out), tensors))
-        self._let_go(BESIDE)
+        self._unfinished.append((_event(self._to_host), tensors))
+        self._wait_until_at_most(MAX_OVERLAPPING_COPIES)
 
-    def arrive(self) -> None:
-        """Makes the computation wait for all that left."""
-        self._let_go(0)
+    def wait_for_host_copies(self) -> None:
+        """Make the compute stream wait for all copies to the host."""
+        self._wait_until_at_most(0)
 
-    def finish(self) -> None:
-        """Waits on the host for all copies: it may then read and write its memory."""
-        for stream in (self._out, self._back):
+    def synchronize(self) -> None:
+        """Block the host until all copies are complete. After that it may read and write the host memory."""
+        for stream in (self._to_host, self._to_device):
             if stream is not None:
                 stream.synchronize()
 
-    def come(self, hosts: list[Tensor]) -> Coming:
-        """Starts to copy back, once all that the computation was asked for before is done."""
+    def copy_to_device(self, hosts: list[Tensor]) -> PendingCopy:
+        """Start to copy `hosts` back to the device, after all computation queued so far."""
         tensors = [torch.empty_like(host, device=self.device) for host in hosts]
-        with self._after_computation(self._back):
+        with self._after_computation(self._to_device):
             for tensor, host in zip(tensors, hosts, strict=True):
                 tensor.copy_(host, non_blocking=True)
-        return Coming(tensors, _event(self._back))
+        return PendingCopy(tensors, _event(self._to_device))
 
-    def wait(self, coming: Coming) -> list[Tensor]:
-        """The tensors, for which the computation waits."""
-        if coming.done is not None:
-            torch.cuda.current_stream(self.device).wait_event(coming.done)
-        return coming.tensors
+    def wait(self, pending: PendingCopy) -> list[Tensor]:
+        """Return the device tensors of a pending copy, and make the compute stream wait for it."""
+        if pending.event is not None:
+            torch.cuda.current_stream(self.device).wait_event(pending.event)
+        return pending.tensors
 
-    def _let_go(self, most: int) -> None:
-        while len(self._leaving) > most:
-            done, _ = self._leaving.popleft()
-            if done is not None:
-                torch.cuda.current_stream(self.device).wait_event(done)
+    def _wait_until_at_most(self, unfinished: int) -> None:
+        while len(self._unfinished) > unfinished:
+            event, _ = self._unfinished.popleft()
+            if event is not None:
+                torch.cuda.current_stream(self.device).wait_event(event)
 
     @contextlib.contextmanager
     def _after_computation(self, stream: Any) -> Any:

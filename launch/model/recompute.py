@@ -1,8 +1,8 @@
-"""A transformer layer that keeps its input alone and is computed again in the backward pass; attention's result may be kept with
-it, and both may wait in the host's memory.
+"""A transformer layer that saves only its input and is recomputed in the backward pass. It may also save attention's result, and it
+may offload what it saves to host memory.
 
-Megatron's own recomputation (`tensor_parallel.checkpoint`) keeps the input on the GPU and repeats attention. Random numbers are not
-restored: there is no dropout.
+Megatron's own recomputation (`tensor_parallel.checkpoint`) keeps the input on the GPU and repeats attention. Random-number states
+are not restored, because the model has no dropout.
 """
 
 from typing import Any
@@ -13,91 +13,107 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from launch.model.attention_reuse import Kept
-from launch.model.offload_streams import Coming, Lane
+from launch.model.attention_reuse import CachedCall
+from launch.model.offload_streams import CopyStreams, PendingCopy
 
 
 class RecomputedLayer(TransformerLayer):
-    """keep_attention: its kernel runs once. stays: where what is kept waits; on the GPU where None."""
+    """Megatron's layer, recomputed in the backward pass.
+
+    reuse_attention: attention's kernel runs only once, and its result is saved. host_store: where saved tensors are offloaded; None
+    leaves them on the GPU.
+    """
 
     def __init__(
-        self, config: TransformerConfig, *args: Any, keep_attention: bool, stays: "Stays | None", **kwargs: Any
+        self,
+        config: TransformerConfig,
+        *args: Any,
+        reuse_attention: bool,
+        host_store: "HostStore | None",
+        **kwargs: Any,
     ) -> None:
         super().__init__(config, *args, **kwargs)
-        self.keep_attention, self.stays = keep_attention, stays
+        self.reuse_attention, self.host_store = reuse_attention, host_store
 
     def forward(self, hidden_states: Tensor, **others: Any) -> tuple[Tensor, None]:
-        """hidden_states [t, 1, hidden] -> the same, and None, as Megatron's layer without cross attention."""
+        """Map hidden_states [t, 1, hidden] to the same shape. The second result is None, as in Megatron's layer without cross
+        attention."""
         if not (self.training and torch.is_grad_enabled()):
             out: tuple[Tensor, None] = super().forward(hidden_states, **others)
             return out
         return _Recomputed.apply(hidden_states, self, others), None
 
-    def run(self, hidden_states: Tensor, kept: Kept | None, others: dict[str, Any]) -> Tensor:
-        """One of the two passes."""
+    def run(self, hidden_states: Tensor, cached: CachedCall | None, others: dict[str, Any]) -> Tensor:
+        """Run Megatron's forward pass, either the first time or as the recomputation."""
         attention = self.self_attention.core_attention
-        attention.kept = kept
+        attention.cached = cached
         try:
             out: Tensor = super().forward(hidden_states, **others)[0]
         finally:
-            attention.kept = None
+            attention.cached = None
         return out
 
 
 class _Recomputed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, layer: RecomputedLayer, others: dict[str, Any]) -> Tensor:
-        ctx.layer, ctx.others, ctx.stay = layer, others, None
-        ctx.kept = Kept() if layer.keep_attention else None
+        ctx.layer, ctx.others, ctx.offloaded = layer, others, None
+        ctx.cached = CachedCall() if layer.reuse_attention else None
         with torch.no_grad():
-            out = layer.run(hidden, ctx.kept, others)
-        waiting = [hidden, *(ctx.kept.tensors if ctx.kept else ())]
-        if ctx.kept:
-            ctx.kept.tensors = []
-        if layer.stays:
-            ctx.stay = layer.stays.put(waiting)
+            out = layer.run(hidden, ctx.cached, others)
+        saved = [hidden, *(ctx.cached.tensors if ctx.cached else ())]
+        if ctx.cached:
+            ctx.cached.tensors = []
+        if layer.host_store:
+            ctx.offloaded = layer.host_store.save(saved)
         else:
-            ctx.save_for_backward(*waiting)
+            ctx.save_for_backward(*saved)
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None]:
-        hidden, *tensors = ctx.layer.stays.take(ctx.stay) if ctx.stay else ctx.saved_tensors
-        if ctx.kept:
-            ctx.kept.tensors = tensors
+        hidden, *tensors = ctx.layer.host_store.restore(ctx.offloaded) if ctx.offloaded else ctx.saved_tensors
+        if ctx.cached:
+            ctx.cached.tensors = tensors
         hidden = hidden.detach().requires_grad_()
-        with torch.enable_grad():  # of the result, which the next layer has used, only its place in the graph is wanted
-            end = get_gradient_edge(ctx.layer.run(hidden, ctx.kept, ctx.others))
-        torch.autograd.backward(end, gradient)
+        with torch.enable_grad():  # the next layer has already used the result: only its gradient edge is needed
+            edge = get_gradient_edge(ctx.layer.run(hidden, ctx.cached, ctx.others))
+        torch.autograd.backward(edge, gradient)
         return hidden.grad, None, None
 
 
-class Stay:
-    """Tensors in the host's memory; before: those that left before them in the same forward pass, and are wanted after them."""
+class OffloadedTensors:
+    """The saved tensors of one layer, in host memory.
 
-    def __init__(self, hosts: list[Tensor], before: "Stay | None") -> None:
-        self.hosts, self.before = hosts, before
-        self.coming: Coming | None = None
+    previous: the layer saved before this one in the same forward pass, whose tensors the backward pass needs next.
+    """
+
+    def __init__(self, hosts: list[Tensor], previous: "OffloadedTensors | None") -> None:
+        self.hosts, self.previous = hosts, previous
+        self.pending: PendingCopy | None = None
 
 
-class Stays:
-    """What the layers of a rank keep, in the host's memory. A layer's backward pass starts the way back of the layer before it."""
+class HostStore:
+    """Host memory for what the layers of a rank save. The backward pass of a layer prefetches the tensors of the previous layer."""
 
-    def __init__(self, lane: Lane) -> None:
-        self._lane = lane
-        self._last: Stay | None = None
+    def __init__(self, copies: CopyStreams) -> None:
+        self._copies = copies
+        self._last: OffloadedTensors | None = None
 
-    def put(self, tensors: list[Tensor]) -> Stay:
-        hosts = [self._lane.empty_like(tensor) for tensor in tensors]
-        self._lane.leave(tensors, hosts)
-        self._last = Stay(hosts, self._last)
+    def save(self, tensors: list[Tensor]) -> OffloadedTensors:
+        """Start to copy the tensors of one layer to the host."""
+        hosts = [self._copies.empty_like(tensor) for tensor in tensors]
+        self._copies.copy_to_host(tensors, hosts)
+        self._last = OffloadedTensors(hosts, self._last)
         return self._last
 
-    def take(self, stay: Stay) -> list[Tensor]:
-        self._lane.arrive()
-        coming = stay.coming or self._lane.come(stay.hosts)
-        tensors = self._lane.wait(coming)
-        if stay.before and stay.before.hosts and not stay.before.coming:
-            stay.before.coming = self._lane.come(stay.before.hosts)
-        stay.hosts, stay.coming, stay.before = [], None, None
+    def restore(self, offloaded: OffloadedTensors) -> list[Tensor]:
+        """Return the tensors of one layer on the device, free their host memory, and prefetch the previous layer."""
+        self._copies.wait_for_host_copies()
+        pending = offloaded.pending or self._copies.copy_to_device(offloaded.hosts)
+        tensors = self._copies.wait(pending)
+        previous = offloaded.previous
+        if previous and previous.hosts and not previous.pending:
+            previous.pending = self._copies.copy_to_device(previous.hosts)
+        offloaded.hosts, offloaded.pending, offloaded.previous = [], None, None
         return tensors

@@ -1,4 +1,4 @@
-"""Rotary positions (arXiv 2104.09864), computed once for a micro-batch: every layer turns queries and keys by the same angles."""
+"""Rotary position embeddings (arXiv 2104.09864). The angles are computed once per micro-batch, because every layer uses the same."""
 
 import math
 from typing import Any, NamedTuple
@@ -15,36 +15,37 @@ from recipes.config import Model, Rope
 
 
 class Rotation(NamedTuple):
-    """cosine, sine: of every token and rotated pair, [t, 1, head_dim x rope_fraction / 2] fp32, with YaRN's magnitude in them."""
+    """Cosine and sine of every token and rotated pair, [t, 1, head_dim x rope_fraction / 2] fp32, multiplied by YaRN's magnitude."""
 
     cosine: Tensor
     sine: Tensor
 
 
 def rotation(m: Model, positions: Tensor) -> Rotation:
-    """positions [t]: of the tokens in their sequences."""
+    """Return the rotation of tokens. positions: [t], each token's position in its sequence."""
     frequencies = (yarn_frequencies(m) if m.rope is Rope.yarn else plain_frequencies(m)).to(positions.device)
-    # 0.1 ln(factor) + 1: attention is sharper the longer the context (YaRN, equation 22).
+    # 0.1 ln(factor) + 1 makes attention sharper as the context grows (YaRN, equation 22).
     magnitude = 0.1 * math.log(m.rope_factor) + 1 if m.rope is Rope.yarn else 1.0
     angles = positions.float()[:, None, None] * frequencies
     return Rotation(angles.cos() * magnitude, angles.sin() * magnitude)
 
 
 def plain_frequencies(m: Model) -> Tensor:
-    """Radians a position of each rotated pair, [head_dim x rope_fraction / 2] fp32."""
+    """Return the radians per position of each rotated pair, [head_dim x rope_fraction / 2] fp32."""
     return 1 / _periods(m)
 
 
 def yarn_frequencies(m: Model) -> Tensor:
-    """As `plain_frequencies`, by YaRN (arXiv 2309.00071), bit for bit as transformers has it.
+    """Return YaRN's frequencies (arXiv 2309.00071) in the shape of `plain_frequencies`, equal to transformers' bit for bit.
 
-    Megatron's `YarnRotaryEmbedding` rotates whole heads whatever the fraction.
+    Megatron's `YarnRotaryEmbedding` is not used: it ignores the fraction and rotates whole heads.
     """
     rotated = int(m.head_dim * m.rope_fraction)
     low, high = _yarn_find_correction_range(32, 1, rotated, m.rope_base, m.native_context)
     periods = _periods(m)
-    kept = 1 - _yarn_linear_ramp_mask(low, high, rotated // 2, periods.device)
-    return 1 / (m.rope_factor * periods) * (1 - kept) + 1 / periods * kept
+    # Share of the plain frequency in each pair; the rest is the frequency divided by the factor.
+    plain_share = 1 - _yarn_linear_ramp_mask(low, high, rotated // 2, periods.device)
+    return 1 / (m.rope_factor * periods) * (1 - plain_share) + 1 / periods * plain_share
 
 
 def _periods(m: Model) -> Tensor:
@@ -53,13 +54,14 @@ def _periods(m: Model) -> Tensor:
 
 
 def rotate(x: Tensor, by: Rotation) -> Tensor:
-    """x [t, heads, d], its first dimensions turned; of a pair, one number is in the first half of these and one in the second."""
+    """Rotate the first head dimensions of x [t, heads, d] and return the same shape. Each pair has one number in the first half of
+    the rotated dimensions and one in the second half."""
     out: Tensor = _Rotate.apply(x, *by)
     return out
 
 
 class _Rotate(torch.autograd.Function):
-    """Keeps the angles alone, which all layers share: the gradient is turned back."""
+    """Rotation that saves only the angles, which all layers share. The backward pass rotates the gradient back."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
@@ -74,7 +76,7 @@ class _Rotate(torch.autograd.Function):
 
 @fused
 def _turned(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    # Rounded to the model's precision first, as transformers does.
+    # Round the angles to the model's precision first, as transformers does.
     cosine, sine = cosine.to(x.dtype), sine.to(x.dtype)
     half = cosine.size(-1)
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]

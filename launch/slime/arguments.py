@@ -1,7 +1,7 @@
-"""slime's argument list of a recipe: one function a group, every value the recipe's.
+"""slime's argument list for a recipe. One function yields each group of flags, and every value comes from the recipe.
 
-Flags are slime's at 624b824 and Megatron-LM's at 1dcf0da; `flags.txt` holds the names of all. slime takes an unknown flag without a
-word, so that a list with one is refused here.
+The flags are those of slime 624b824 and Megatron-LM 1dcf0da; `flags.txt` lists all names. slime silently ignores unknown flags, so
+this module refuses them.
 """
 
 import math
@@ -24,10 +24,10 @@ Group = Iterator[tuple[Argument, ...]]
 
 
 def arguments(r: Recipe, num_steps: int, load: str, *, save: bool = True) -> list[str]:
-    """What follows `train_async.py`. num_steps: optimizer steps of the run. load: a Hugging Face folder, or a run's checkpoints.
-    save: whether checkpoints are written.
+    """Return the arguments of `train_async.py`.
 
-    Raises `ConfigError` where `engine.args` names what slime does not know, or what the recipe decides.
+    num_steps: optimizer steps of the run. load: a Hugging Face folder, or the checkpoints folder of a run. save: whether to write
+    checkpoints. Raise `ConfigError` if `engine.args` names a flag that slime does not know, or one that the recipe sets.
     """
     groups = (
         model(r), data(r, num_steps), layout(r), memory(r), optimizer(r, num_steps), loss(), checkpoint(r, load, save), logging(r),
@@ -37,7 +37,7 @@ def arguments(r: Recipe, num_steps: int, load: str, *, save: bool = True) -> lis
     given = [str(words[0]) for words in rendered]
     unknown = sorted(set(given) - _FLAGS)
     if unknown:
-        raise AssertionError(f"flags that slime does not know: {unknown}")
+        raise AssertionError(f"slime does not know the flags {unknown}")
     for name, value in r.engine.args.items():
         rendered.append(_passed_on(name, value, given))
     return [_text(word) for words in rendered for word in words]
@@ -49,12 +49,12 @@ def _passed_on(name: str, value: str, given: list[str]) -> tuple[Argument, ...]:
         near = nearest(flag, _FLAGS)
         fix = f"the nearest is {near}: {write(f'engine.args.{near[2:]}={value}')}" if near else as_here(name, value)
         raise ConfigError(
-            f"engine.args.{name}: slime has no {flag}", fix or "leave it out; launch/slime/flags.txt has all"
+            f"engine.args.{name}: slime has no {flag}", fix or "leave it out; launch/slime/flags.txt lists all flags"
         )
     if flag in given:
         raise ConfigError(
-            f"engine.args.{name}={value}: {flag} is the recipe's to say",
-            as_here(name, value) or "change it there, as `make help` shows",
+            f"engine.args.{name}={value}: the recipe sets {flag}",
+            as_here(name, value) or "change it in the recipe, as `make help` shows",
         )
     return (flag,) if value == "true" else (flag, *value.split())
 
@@ -64,7 +64,7 @@ def _text(word: Argument) -> str:
 
 
 def model(r: Recipe) -> Group:
-    """The architecture. MTP layers are not trained and not loaded; the export has them from the base."""
+    """Yield the flags of the architecture. MTP layers are neither loaded nor trained; the export copies them from the base."""
     m = r.model
     yield "--num-layers", m.layers
     yield "--hidden-size", m.hidden
@@ -92,7 +92,7 @@ def model(r: Recipe) -> Group:
     if m.rope is Rope.yarn:
         yield "--custom-model-provider-path", "launch.slime.hooks.yarn.provider"
     if m.rope is Rope.yarn or on_cpu(r):
-        yield ("--no-rope-fusion",)  # the fused kernel leaves out YaRN's attention factor for packed sequences
+        yield ("--no-rope-fusion",)  # for packed sequences, the fused kernel omits YaRN's attention factor
     if m.experts and (router := facts(m.family).router):
         yield from _experts(r, router)
 
@@ -111,7 +111,7 @@ def _experts(r: Recipe, router: Router) -> Group:
     yield "--moe-router-score-function", router.score_function
     if router.expert_bias:
         yield ("--moe-router-enable-expert-bias",)
-        yield "--moe-router-bias-update-rate", 0.0  # fine-tuning leaves the release's routing balance as it is
+        yield "--moe-router-bias-update-rate", 0.0  # fine-tuning keeps the released model's routing balance
     yield "--moe-router-load-balancing-type", "none"
     yield "--moe-aux-loss-coeff", 0.0
     yield "--moe-router-dtype", "fp32"
@@ -122,11 +122,11 @@ def _experts(r: Recipe, router: Router) -> Group:
 
 
 def data(r: Recipe, num_steps: int) -> Group:
-    """Steps come from `rollout.py`: each of its steps carries as many rollout ids as there are data-parallel ranks, however
-    many sequences it has, so that slime counts one optimizer step."""
-    yield "--rollout-function-path", "launch.slime.hooks.rollout.generate"
-    yield "--rollout-data-postprocess-path", "launch.slime.hooks.rollout.verify"
-    yield "--custom-megatron-before-train-step-hook-path", "launch.slime.hooks.steps.before"
+    """Yield the flags of the data. `rollout.py` provides the steps. Each step has as many rollout ids as data-parallel ranks, however
+    many sequences it has, so slime counts it as one optimizer step."""
+    yield "--rollout-function-path", "launch.slime.rollout.generate"
+    yield "--rollout-data-postprocess-path", "launch.slime.rollout.verify"
+    yield "--custom-megatron-before-train-step-hook-path", "launch.slime.steps.before"
     yield ("--disable-rollout-global-dataset",)
     yield "--num-rollout", num_steps
     yield "--rollout-batch-size", data_parallel(r)
@@ -135,6 +135,7 @@ def data(r: Recipe, num_steps: int) -> Group:
 
 
 def layout(r: Recipe) -> Group:
+    """Yield the flags of the parallel layout."""
     p = r.layout
     yield "--actor-num-nodes", r.cluster.nodes
     yield "--actor-num-gpus-per-node", r.cluster.gpus_per_node
@@ -159,6 +160,7 @@ def layout(r: Recipe) -> Group:
 
 
 def memory(r: Recipe) -> Group:
+    """Yield the flags of micro-batch size, recomputation, loss chunks and optimizer state."""
     p = r.layout
     yield ("--use-dynamic-batch-size",)
     yield "--max-tokens-per-gpu", p.max_tokens_per_gpu
@@ -170,7 +172,7 @@ def memory(r: Recipe) -> Group:
         yield "--recompute-granularity", "selective"
         yield ("--recompute-modules", *(("mlp", "moe") if r.model.experts else ("mlp",)))
     if p.loss_chunk is not None:
-        # The chunk alone saves nothing: backward would keep every chunk's softmax.
+        # Chunks alone save no memory: without recomputation, every chunk's softmax is saved for the backward pass.
         yield ("--recompute-loss-function",)
         yield "--log-probs-chunk-size", p.loss_chunk
     if p.optimizer_state is not OptimizerState.resident:
@@ -181,7 +183,8 @@ def memory(r: Recipe) -> Group:
 
 
 def optimizer(r: Recipe, num_steps: int) -> Group:
-    """Adam, and a rate that is `recipes.schedule.learning_rate`'s in every step: Megatron counts the steps taken before this one."""
+    """Yield the flags of Adam and its schedule. In every step the rate equals `recipes.schedule.learning_rate`'s; Megatron counts the
+    steps before the current one."""
     o = r.optim
     yield "--optimizer", "adam"
     yield "--lr", o.lr
@@ -194,7 +197,7 @@ def optimizer(r: Recipe, num_steps: int) -> Group:
         yield "--lr-warmup-iters", o.warmup_steps
         yield "--lr-warmup-init", o.lr / (o.warmup_steps + 1)
         yield "--lr-decay-iters", max(num_steps - 1, o.warmup_steps + 1)
-    yield ("--override-opt-param-scheduler",)  # over a checkpoint's, which counts in units of its data parallelism
+    yield ("--override-opt-param-scheduler",)  # a checkpoint's scheduler counts in units of its own data parallelism
     yield "--weight-decay", o.weight_decay
     yield "--adam-beta1", o.beta1
     yield "--adam-beta2", o.beta2
@@ -204,7 +207,7 @@ def optimizer(r: Recipe, num_steps: int) -> Group:
 
 
 def loss() -> Group:
-    """The sum over the supervised tokens of a step, divided by their number."""
+    """Yield the flags of the loss: the sum over the supervised tokens of a step, divided by their number."""
     yield "--loss-type", "sft_loss"
     yield ("--calculate-per-token-loss",)
     yield ("--disable-compute-advantages-and-returns",)
@@ -212,6 +215,7 @@ def loss() -> Group:
 
 
 def checkpoint(r: Recipe, load: str, save: bool) -> Group:
+    """Yield the flags of loading and saving checkpoints. load, save: see `arguments`."""
     yield "--hf-checkpoint", r.model.checkpoint
     yield "--load", load
     if save:
@@ -220,7 +224,8 @@ def checkpoint(r: Recipe, load: str, save: bool) -> Group:
 
 
 def logging(r: Recipe) -> Group:
-    """TensorBoard's folder is `job.json`'s TENSORBOARD_DIR; W&B's key is in the environment that Ray was started in."""
+    """Yield the flags of TensorBoard and W&B. TensorBoard's folder is TENSORBOARD_DIR in `job.json`. W&B's key must be in the
+    environment in which Ray was started."""
     yield ("--use-tensorboard",)
     yield "--tb-project-name", "limi"
     yield "--tb-experiment-name", r.run
@@ -233,12 +238,12 @@ def logging(r: Recipe) -> Group:
 
 
 def on_cpu(r: Recipe) -> bool:
-    """Whether the ranks are cores of this machine, for a check of the contract with slime."""
+    """Return whether the ranks are CPU cores of this machine. Such runs test the contract with slime."""
     return r.gpu.name == "cpu"
 
 
 def device(r: Recipe) -> Group:
-    """On a CPU the project's own layers, and none of the kernels that Transformer Engine and Apex bring."""
+    """Yield the flags for a CPU: the project's own layers, and no kernels of Transformer Engine or Apex."""
     if not on_cpu(r):
         return
     yield "--distributed-backend", "gloo"

@@ -1,7 +1,7 @@
-"""The checkpoints that Megatron-LM writes under slime, `iter_0000099` after a hundred steps, as the run folder counts them.
+"""Bookkeeping of the checkpoints that Megatron-LM writes under slime. Megatron counts from 0: `iter_0000099` holds 100 steps.
 
-Megatron writes into the folder by its final name and then that name's number into `latest_checkpointed_iteration.txt`. The files of
-a large model are terabytes: their sizes are recorded, not their hashes.
+Megatron writes into the folder under its final name. Afterwards it writes the folder's number to
+`latest_checkpointed_iteration.txt`. The files of a large model are terabytes, so their sizes are recorded, not their hashes.
 """
 
 import json
@@ -15,7 +15,7 @@ from recipes import json_file
 
 
 def settle(run: RunFolder) -> None:
-    """Records what has been written whole since the last call, and removes what is older than `engine.keep_last`."""
+    """Record the checkpoints completed since the last call, and remove those beyond `engine.keep_last`."""
     latest = latest_iteration(run.root / "checkpoints")
     for folder in _folders(run):
         if _iteration(folder) <= latest and not (folder / RECORD).exists():
@@ -24,15 +24,15 @@ def settle(run: RunFolder) -> None:
 
 
 def remove_parts(run: RunFolder) -> None:
-    """Records what a killed job wrote whole at its end, and removes what it had half written.
+    """Record the checkpoints that a killed job completed, and remove those it left incomplete.
 
-    Raises `ConfigError` where that job was of another recipe.
+    Raise `ConfigError` if that job had another recipe.
     """
     latest = latest_iteration(run.root / "checkpoints")
     unrecorded = [folder for folder in _folders(run) if not (folder / RECORD).exists()]
     if any(_iteration(folder) <= latest for folder in unrecorded):
-        if (begun := run.root / "checkpoints" / RECORD).exists():
-            run.compare(json_file.read(begun, f"move '{begun.parent}' away to start anew"))
+        if (record := run.root / "checkpoints" / RECORD).exists():
+            run.compare(json_file.read(record, f"move '{record.parent}' away to start anew"))
         settle(run)
     for folder in unrecorded:
         if folder.exists() and not (folder / RECORD).exists():
@@ -40,9 +40,10 @@ def remove_parts(run: RunFolder) -> None:
 
 
 def go_on_from(run: RunFolder, checkpoint: Path | None) -> str:
-    """Makes `checkpoint` the one that Megatron loads; what slime's `--load` gets: the base where there is none.
+    """Make Megatron load `checkpoint`, and return the value of slime's `--load`: the checkpoints folder, or the base if there is no
+    checkpoint.
 
-    What the run must keep is written beside them, for a start after this one.
+    Also record the settings that the run must not change, so that a later start can compare its recipe with them.
     """
     write_text(run.root / "checkpoints" / RECORD, json.dumps(run.fixed, indent=2) + "\n")
     tracker = run.root / "checkpoints" / TRACKER

@@ -1,8 +1,8 @@
-"""Everything of slime and Megatron-LM that this project touches, as data: where it lies, what it must be, and what for.
+"""Everything of slime and Megatron-LM that this project relies on, as data: its file, what it must be, and its purpose.
 
-`installed.broken` holds a checkout against it. The names of all flags are in `flags.txt`. Written for slime 624b824 and Megatron-LM
-1dcf0da with slime's patches. What a model's layers take from Megatron is tested by `make test` and `make test-contract`; here are the
-names that they import.
+`installed.broken` compares a checkout with this data. `flags.txt` lists the names of all flags. The data is for slime 624b824 and
+Megatron-LM 1dcf0da with slime's patches. `make test` and `make test-contract` test how a model's layers use Megatron; only the names
+that they import are listed here.
 """
 
 from enum import StrEnum
@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 
 class Kind(StrEnum):
+    """What is required of a name."""
+
     exists = "exists"  # a class, function, field or name of the module; `Class.attribute` of a class or its instances
     takes = "takes"  # a function with exactly these parameters
     calls = "calls"  # code that calls the name with exactly these arguments
@@ -17,7 +19,7 @@ class Kind(StrEnum):
 
 
 class Touch(NamedTuple):
-    """One thing that is touched. root: `slime` or `megatron`, whose checkout `path` lies in. wanted: as `kind` says."""
+    """One requirement. root: `slime` or `megatron`, the checkout that contains `path`. wanted: its meaning depends on `kind`."""
 
     root: str
     path: str

@@ -1,4 +1,4 @@
-"""The cluster engine's driver: slime's own script as a process, watched until the last step."""
+"""Driver of the cluster engine: starts slime's own script as a process and monitors it until the last step."""
 
 import contextlib
 import json
@@ -25,14 +25,15 @@ from recipes.config import Recipe
 from recipes.errors import TrainError
 from recipes.paths import REPO, in_ray_job
 
-LOG = "train.log"  # everything that slime and its processes say, start after start
+LOG = "train.log"  # output of slime and its processes; every start appends
 _POLL_S = 0.5
 
 
-def train_through_slime(plan: Plan, run: RunFolder, console: Console) -> Path:
-    """Trains from the last whole checkpoint (or the base) to the last step; returns the last checkpoint.
+def train(plan: Plan, run: RunFolder, console: Console) -> Path:
+    """Train from the last complete checkpoint (or the base) to the last step. Return the last checkpoint.
 
-    After a failure it starts again from the last checkpoint, as `launch.run.retries` says. Raises `TrainError` where it cannot go on.
+    After a failure, training restarts from the last checkpoint, by the rules of `launch.run.retries`. Raise `TrainError` if it cannot
+    continue.
     """
     return retrying(lambda: _attempt(plan, run, console), plan.recipe, run.root, console)
 
@@ -54,31 +55,33 @@ def _attempt(plan: Plan, run: RunFolder, console: Console) -> Path:
 
 
 def start(recipe: Recipe, run: RunFolder, completed: int, total: int, console: Console) -> None:
-    """One start of slime on the `job.json` that was written, from `completed` steps to `total`. Raises `TrainError` where it does
-    not come so far, `CheckpointError` where the disk is full."""
+    """Start slime once on the `job.json` in the run folder, and wait for it. It trains from `completed` steps to `total`.
+
+    Raise `TrainError` if slime does not reach `total`, and `CheckpointError` if the disk is full.
+    """
     path = run.root / metrics.NAME
     metrics.keep(path, completed)
-    (run.root / FAILURE).unlink(missing_ok=True)  # of an earlier start
+    (run.root / FAILURE).unlink(missing_ok=True)  # from an earlier start
     console.print(f"slime's log: {run.root / LOG}")
     lines = Lines(path)
     with Slime(run) as slime, progress.training(console, total, completed) as advance:
-        heard, said = time.monotonic(), slime.logged
+        last_output, log_size = time.monotonic(), slime.logged
         while True:
             status = slime.status()
             for line in lines.read():
-                heard = time.monotonic()
+                last_output = time.monotonic()
                 if "loss" in line:
                     advance(line)
             checkpoints.settle(run)
             if status is not None:
                 break
-            # Not by when the log was written: a file server's clock may be off by more than the limit.
-            if (size := (run.root / LOG).stat().st_size) != said:
-                heard, said = time.monotonic(), size
-            if time.monotonic() - heard > recipe.engine.timeout:
+            # Compare sizes, not modification times: a file server's clock may be off by more than the limit.
+            if (size := (run.root / LOG).stat().st_size) != log_size:
+                last_output, log_size = time.monotonic(), size
+            if time.monotonic() - last_output > recipe.engine.timeout:
                 raise TrainError(
                     f"slime said nothing for engine.timeout={recipe.engine.timeout} s",
-                    f"raise it, or read {run.root / LOG}",
+                    f"raise engine.timeout, or read {run.root / LOG}",
                 )
             time.sleep(_POLL_S)
     reached = metrics.completed(run.root)
@@ -89,48 +92,46 @@ def start(recipe: Recipe, run: RunFolder, completed: int, total: int, console: C
 
 
 class Lines:
-    """The lines of a metrics file from here on, as they are written."""
+    """The lines that are added to a metrics file from now on."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.seen = path.stat().st_size if path.exists() else 0
 
     def read(self) -> list[dict[str, Any]]:
-        """Whole lines since the last call. What another node has half written is left for the next."""
+        """Return the complete lines added since the last call. A line that another node has not finished is left for the next call."""
         if not self.path.exists():
             return []
         with self.path.open("rb") as file:
             file.seek(self.seen)
             new = file.read()
-        found = []
+        parsed = []
         for line in new[: new.rfind(b"\n") + 1].splitlines(keepends=True):
             try:
-                found.append(json.loads(line))
-            except ValueError:  # a network file system may show zeros where a line will be
+                parsed.append(json.loads(line))
+            except ValueError:  # a network file system may show zeros before it shows the line
                 break
             self.seen += len(line)
-        return found
+        return parsed
 
 
 class Slime:
-    """slime's driver, as a context: on leaving, by whatever way, it and every process that it started here are gone."""
+    """A context that runs slime's driver. However it is left, the driver and all processes that it started here are ended."""
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run
-        self.logged = 0  # bytes of the log before this start
+        self.logged = 0  # size of the log in bytes before this start
         self._started: set[psutil.Process] = set()
 
     def __enter__(self) -> "Slime":
-        python, given = (
-            str(self.run.recipe.engine.python),
-            json.loads((self.run.root / "job.json").read_text(encoding="utf-8")),
-        )
+        python = str(self.run.recipe.engine.python)
+        job_json = json.loads((self.run.root / "job.json").read_text(encoding="utf-8"))
         own = {} if in_ray_job() else own_ray()
         with (self.run.root / LOG).open("ab") as log:
             self.logged = log.tell()
             self._process = subprocess.Popen(
                 [python, str(REPO / "launch" / "slime" / "driver.py"), str(self.run.root)],
-                env={**own, **os.environ, **given["env_vars"]},
+                env={**own, **os.environ, **job_json["env_vars"]},
                 cwd=self.run.root,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -141,13 +142,13 @@ class Slime:
         return self
 
     def status(self) -> int | None:
-        """Its exit status; None while it runs."""
+        """Return the driver's exit status, or None while it runs."""
         if self._process.poll() is None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 self._started.update(psutil.Process(self._process.pid).children(recursive=True))
         return self._process.returncode
 
     def __exit__(self, *_: object) -> None:
-        # By SIGTERM Ray's driver takes Ray's own processes along.
+        # On SIGTERM, Ray's driver also ends Ray's own processes.
         end_session(self._process, patience=15.0)
         end(self._started, patience=10.0)

@@ -1,4 +1,4 @@
-"""What a start of slime ended by: an error of the project's own as it was raised, others as the log tells them."""
+"""The cause of a failed start of slime: one of the project's own errors as it was raised, or else an error found in the log."""
 
 import json
 import re
@@ -11,30 +11,31 @@ from recipes import errors
 from recipes.errors import CheckpointError, DivergedError, LimiError, TrainError
 
 NAME = "failure.json"
-_READ = 4 << 20  # bytes of the log's end that are read
-_LINES = 400  # of them in which an error without a name of its own is taken for the cause
-_NAMED = ("OutOfMemoryError",)
-# Of Megatron, before it updates anything: `found NaN in local grad norm for bucket #0 …`.
+_READ = 4 << 20  # bytes read from the end of the log
+_LINES = 400  # last lines in which any error counts as the cause
+_NAMED = ("OutOfMemoryError",)  # errors that count as the cause anywhere in the bytes read
+# Megatron's message before it updates anything: `found NaN in local grad norm for bucket #0 …`.
 _NOT_FINITE = re.compile(r"found (?:NaN|Inf) in local [\w ]+?(?= for | in |'|$)", re.MULTILINE)
 _NO_ROOM = re.compile(r"OSError: \[Errno (?:28|30|122)\] .+")  # no space, read-only, over quota
-_FULL = 1 << 20  # free bytes under which the log itself may not hold its last lines
+_FULL = 1 << 20  # with fewer free bytes, the log may have lost its last lines
 
 
 def leave(run: Path, error: BaseException) -> None:
-    """In slime's driver: writes an error of the project's own where `failure` finds it."""
+    """Write one of the project's own errors to the run folder, for `failure`. Ignore other errors. Called by slime's driver."""
     if isinstance(error, LimiError):
-        said = {"kind": type(error).__name__, "problem": error.problem, "fix": error.fix}
-        write_text(run / NAME, json.dumps(said, indent=2) + "\n")
+        record = {"kind": type(error).__name__, "problem": error.problem, "fix": error.fix}
+        write_text(run / NAME, json.dumps(record, indent=2) + "\n")
 
 
 def failure(run: RunFolder, log: Path, since: int, status: int, step: int) -> LimiError:
-    """since: bytes that the log had before this start. status: slime's. step: the one it was at, from 1.
+    """Return the error that describes a failed start of slime.
 
-    A `TrainError` where another start may come further; another `LimiError` where it would not.
+    since: size of the log in bytes before this start. status: slime's exit status. step: the step that failed, from 1. Return a
+    `TrainError` if another start may get further, and another `LimiError` if it would not.
     """
-    if (left := run.root / NAME).exists():
-        said = json.loads(left.read_text(encoding="utf-8"))
-        raised: LimiError = getattr(errors, said["kind"])(said["problem"], said["fix"])
+    if (path := run.root / NAME).exists():
+        record = json.loads(path.read_text(encoding="utf-8"))
+        raised: LimiError = getattr(errors, record["kind"])(record["problem"], record["fix"])
         return raised
     text = _end(log, since)
     lines = text.splitlines()
@@ -52,7 +53,7 @@ def failure(run: RunFolder, log: Path, since: int, status: int, step: int) -> Li
 
 
 def _raised(lines: list[str], status: int, log: Path, where: str) -> LimiError:
-    """By the last error that the lines name."""
+    """Return a `TrainError` for the last error named in the lines. where: the end of the log, for the message."""
     causes = [(n, m) for n, line in enumerate(lines) if (m := re.search(r"\b(\w*(?:Error|Exception)): (.+)", line))]
     named = [m for _, m in causes if m[1] in _NAMED]
     late = [m for n, m in causes if n >= len(lines) - _LINES]
@@ -63,7 +64,7 @@ def _raised(lines: list[str], status: int, log: Path, where: str) -> LimiError:
 
 
 def _end(log: Path, since: int) -> str:
-    """What this start wrote, or the last of it: a long run's log has gigabytes."""
+    """Return this start's part of the log, at most the last `_READ` bytes: the log of a long run has gigabytes."""
     with log.open("rb") as file:
         file.seek(max(since, log.stat().st_size - _READ))
         return file.read().decode(errors="replace")

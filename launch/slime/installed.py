@@ -1,5 +1,8 @@
-"""An installed slime and Megatron-LM against the contract: their sources are read, nothing of them is imported, so that a node answers
-in a second and without a GPU. What only slime itself can tell, its flags, is asked of it."""
+"""Comparison of an installed slime and Megatron-LM with the contract.
+
+Their sources are parsed, not imported, so a node answers within a second and without a GPU. Only the flags need slime itself:
+`flags` reads them from slime's parser.
+"""
 
 import ast
 import functools
@@ -12,7 +15,7 @@ from launch.slime.contract import Kind, Touch
 
 
 def broken(roots: dict[str, str], touches: Sequence[Touch]) -> list[str]:
-    """What of the contract a checkout does not keep, a line each. roots: the folders of `slime` and `megatron`."""
+    """Return one line for each requirement that the checkouts do not meet. roots: the folders of `slime` and `megatron`."""
     missing = [name for name, folder in roots.items() if not Path(folder).is_dir()]
     return [f"no folder {roots[name]}" for name in missing] + [
         f"{touch.path}: {fault} ({touch.purpose})"
@@ -37,15 +40,16 @@ def _fault(touch: Touch, tree: ast.Module | None) -> str:
             return "" if _exists(tree, touch.name) else f"has no {touch.name}"
         case Kind.takes:
             found = [_parameters(node) for node in _named(tree, touch.name) if isinstance(node, ast.FunctionDef)]
-            return _unlike(f"function {touch.name}", "takes", touch.wanted, found)
+            return _mismatch(f"function {touch.name}", "takes", touch.wanted, found)
         case Kind.calls:
             found = [_arguments(node) for node in _calls(tree) if ast.unparse(node.func) == touch.name]
-            return _unlike(f"call of {touch.name}", "hands it", touch.wanted, found)
+            return _mismatch(f"call of {touch.name}", "hands it", touch.wanted, found)
         case Kind.says:
             return "" if any(touch.wanted in text for text in _texts(tree)) else f"does not say '{touch.wanted}'"
 
 
-def _unlike(what: str, does: str, wanted: str, found: list[str]) -> str:
+def _mismatch(what: str, does: str, wanted: str, found: list[str]) -> str:
+    """Return why none of the found parameter or argument lists is the wanted one, or an empty text if one is."""
     if wanted in found:
         return ""
     return f"the {what} {does} ({found[-1]}), not ({wanted})" if found else f"has no {what}"
@@ -54,7 +58,7 @@ def _unlike(what: str, does: str, wanted: str, found: list[str]) -> str:
 def _exists(tree: ast.Module, dotted: str) -> bool:
     if [*_named(tree, dotted)]:
         return True
-    # An attribute that methods of the class set.
+    # Otherwise it may be an attribute that the class's methods set.
     owner, _, name = dotted.rpartition(".")
     return any(
         isinstance(node, ast.Attribute)
@@ -67,7 +71,7 @@ def _exists(tree: ast.Module, dotted: str) -> bool:
 
 
 def _named(tree: ast.AST, dotted: str) -> Iterator[ast.AST]:
-    """Definitions of a dotted name, those under `if` and `try` included."""
+    """Yield the definitions of a dotted name, including those inside `if` and `try`."""
     first, _, rest = dotted.partition(".")
     for node in _body(tree):
         if first in _names(node):
@@ -85,7 +89,7 @@ def _body(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _names(node: ast.AST) -> list[str]:
-    """What a statement gives a name to."""
+    """Return the names that a statement defines."""
     if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
         return [node.name]
     if isinstance(node, ast.Import | ast.ImportFrom):
@@ -95,7 +99,7 @@ def _names(node: ast.AST) -> list[str]:
 
 
 def _parameters(node: ast.FunctionDef) -> str:
-    """As a signature shows them, without `self`, annotations and defaults."""
+    """Return the parameters as a signature shows them, without `self`, annotations and defaults."""
     a = node.args
     plain = [p.arg for p in (*a.posonlyargs, *a.args) if p.arg != "self"]
     star = [f"*{a.vararg.arg}"] if a.vararg else ["*"] if a.kwonlyargs else []
@@ -119,12 +123,12 @@ def _texts(tree: ast.Module) -> Iterator[str]:
             yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
 
 
-class _Asked(Exception):
-    """slime has made its parser; what it would do next is not wanted."""
+class _ParserComplete(Exception):
+    """Stops slime as soon as its parser is complete."""
 
 
 def flags(on_cpu: bool) -> list[str]:
-    """Every flag that slime and Megatron-LM take, asked of slime's own parser. Runs in slime's Python."""
+    """Return every flag that slime and Megatron-LM accept, read from slime's own parser. Call this in slime's Python."""
     import argparse
     from unittest import mock
 
@@ -137,19 +141,19 @@ def flags(on_cpu: bool) -> list[str]:
     found: set[str] = set()
     parse_known_args = argparse.ArgumentParser.parse_known_args
 
-    def noted(self: argparse.ArgumentParser, *given: Any, **named: Any) -> Any:
+    def record_flags(self: argparse.ArgumentParser, *given: Any, **named: Any) -> Any:
         names = {name for action in self._actions for name in action.option_strings}
         found.update(names)
         if "--tensor-model-parallel-size" in names:
-            raise _Asked
+            raise _ParserComplete
         return parse_known_args(self, *given, **named)
 
     with (
-        mock.patch.object(argparse.ArgumentParser, "parse_known_args", noted),
+        mock.patch.object(argparse.ArgumentParser, "parse_known_args", record_flags),
         mock.patch.object(sys, "argv", ["train_async.py", "--debug-train-only"]),
     ):
         try:
             parse_args()
-        except _Asked:
+        except _ParserComplete:
             return sorted(found)
-    raise RuntimeError("slime's parse_args parsed no flag of Megatron-LM's")
+    raise RuntimeError("slime's parse_args parsed no flags of Megatron-LM")

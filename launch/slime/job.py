@@ -1,4 +1,4 @@
-"""What is submitted to Ray: `runs/NAME/job.json` holds the entry point, its argument list and the environment of every process."""
+"""The job that is submitted to Ray. `runs/NAME/job.json` holds its entry point, its arguments and the environment of all processes."""
 
 import json
 import os
@@ -13,19 +13,19 @@ from recipes.config import Recipe
 from recipes.layout import world_size
 from recipes.paths import REPO, run_folder
 
-RUN = "LIMI_RUN"  # names the run folder to the project's functions inside slime
-# What every process gets, by the job's runtime environment; `cluster.env` goes over them.
+RUN = "LIMI_RUN"  # the variable that tells the project's functions inside slime the run folder
+# Variables of every process, set by the job's runtime environment; `cluster.env` overrides them.
 DEFAULTS = {
-    "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # Megatron asserts it where tensor or context parallelism overlaps communication
-    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",  # sequences of unlike length leave holes otherwise
-    "NCCL_NVLS_ENABLE": "1",  # sums in the NVLink switch, where there is one
+    "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # Megatron asserts it if tensor or context parallelism overlaps communication
+    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",  # without it, sequences of different lengths fragment the memory
+    "NCCL_NVLS_ENABLE": "1",  # reduce in the NVLink switch, if there is one
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
 }
 
 
 def environment(r: Recipe) -> dict[str, str]:
-    """Of every process of the job. slime itself adds, on its trainers, NCCL_CUMEM_ENABLE=0 and
+    """Return the environment of every process of the job. On its trainers, slime adds NCCL_CUMEM_ENABLE=0 and
     NVTE_FP8_BLOCK_SCALING_FP32_SCALES=1 (`actor_group.py` at 624b824)."""
     own = {
         "PYTHONPATH": ":".join([str(REPO), str(r.engine.megatron_root), str(r.engine.slime_root)]),
@@ -37,14 +37,18 @@ def environment(r: Recipe) -> dict[str, str]:
 
 
 def own_resources(r: Recipe) -> dict[str, int]:
-    """Of a Ray of this machine alone: slime places a core beside every GPU and some more, however many there are, and a core in a
-    GPU's place on a CPU."""
+    """Return the resources for a Ray that runs on this machine only.
+
+    slime reserves one core for each GPU and a few more, so the number of cores is raised if the machine has fewer. On a CPU, each
+    rank counts as one GPU.
+    """
     ranks = world_size(r)
     return {"num_cpus": max(os.cpu_count() or 1, ranks + 4), **({"num_gpus": ranks} if on_cpu(r) else {})}
 
 
 def job(r: Recipe, num_steps: int, load: str, save: bool) -> dict[str, Any]:
-    """entrypoint: the script that Ray runs. argv: what follows it. env_vars: of every process."""
+    """Return the content of `job.json`. entrypoint: the script that Ray runs. argv: its arguments. env_vars: the environment of every
+    process."""
     return {
         "entrypoint": f"{r.engine.slime_root}/train_async.py",
         "argv": arguments(r, num_steps, load, save=save),
@@ -53,7 +57,7 @@ def job(r: Recipe, num_steps: int, load: str, save: bool) -> dict[str, Any]:
 
 
 def write(r: Recipe, num_steps: int, load: str, *, save: bool = True) -> Path:
-    """Writes `job.json` and the resolved recipe beside it; returns its path. load, save: as `arguments` takes them."""
+    """Write `job.json`, and the resolved recipe next to it. Return the path of `job.json`. load, save: see `arguments`."""
     root = run_folder(r)
     root.mkdir(parents=True, exist_ok=True)
     write_text(root / "config.yaml", to_yaml(r))

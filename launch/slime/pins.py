@@ -1,10 +1,10 @@
-"""What the project was checked with, of slime's Dockerfile; and its own packages that slime's processes import."""
+"""The versions from slime's Dockerfile that the project was checked with, and the project's packages that slime's processes import."""
 
 SLIME = "624b824a898ab0ec1fcb4d373004c7f3852bf515"
 MEGATRON = "1dcf0dafa884ad52ffb243625717a3471643e087"
 NUMPY = "1.26.4"
 TRANSFORMER_ENGINE = "2.16.1"
-# By the name they are imported by, as pip knows them.
+# Import name: the name for pip.
 PACKAGES = {
     "hydra": "hydra-core", "omegaconf": "omegaconf", "pydantic": "pydantic", "rich": "rich", "pyarrow": "pyarrow",
     "psutil": "psutil", "jinja2": "jinja2", "jsonschema": "jsonschema", "safetensors": "safetensors",

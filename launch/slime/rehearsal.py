@@ -1,5 +1,5 @@
-"""`make rehearse`: a step that holds the longest sequence, a save, a reload and a step after it, on the real cluster: what would
-otherwise show in hour three."""
+"""`make rehearse`: one step with the longest sequence, a save, a reload and one more step, on the real cluster. It reveals failures
+that would otherwise appear hours into the run."""
 
 import json
 import shutil
@@ -22,16 +22,16 @@ from recipes.paths import run_folder
 from recipes.plan.memory import Load, gpu_memory, memory_limit
 
 NAME = "rehearsal.json"
-BAND = 1.05  # of the plan's memory, within which the plan holds
+BAND = 1.05  # the measured peak may be this multiple of the planned one
 
 
 @dataclass(frozen=True)
 class Rehearsed:
-    """Bytes and seconds."""
+    """Measurements and the plan's figures, in bytes and seconds unless a comment says otherwise."""
 
-    longest: int  # tokens of a sequence
-    fullest: int  # tokens of a micro-batch, padding counted
-    micro_batches: int  # of each rank
+    longest: int  # tokens of the longest sequence
+    fullest: int  # tokens of the largest micro-batch, including padding
+    micro_batches: int  # per rank and step
     planned_peak: float
     peak: float
     limit: float
@@ -42,9 +42,9 @@ class Rehearsed:
 
 
 def rehearse(plan: Plan, console: Console) -> Rehearsed:
-    """Runs it as `runs/NAME-rehearsal`, whose checkpoint is removed at the end.
+    """Rehearse in the folder `runs/NAME-rehearsal`. Its checkpoint is removed at the end.
 
-    Raises `TrainError` where it fails, with what makes room where memory ran out.
+    Raise `TrainError` if it fails. If memory ran out, the message names overrides that save memory.
     """
     root = run_folder(plan.recipe).with_name(f"{plan.recipe.run}-rehearsal")
     recipe = replace(plan.recipe, run=root.name, engine=replace(plan.recipe.engine, save_steps=1, max_retries=0))
@@ -61,7 +61,7 @@ def rehearse(plan: Plan, console: Console) -> Rehearsed:
         if "OutOfMemory" in str(error) or "out of memory" in str(error):
             raise TrainError(
                 f"{error}\nIt does not fit: write layout.recompute=full, layout.cp={2 * recipe.layout.cp}, or "
-                "layout.optimizer_state=offloaded, and plan again"
+                "layout.optimizer_state=offloaded, and rerun `make plan`"
             ) from error
         raise
     finally:
@@ -69,11 +69,11 @@ def rehearse(plan: Plan, console: Console) -> Rehearsed:
 
 
 def _refuse_a_run(root: Path) -> None:
-    """Raises `ConfigError` where what would be removed is no rehearsal's."""
+    """Raise `ConfigError` if the folder that would be removed belongs to a run, not to a rehearsal."""
     path = root / "plan.json"
     if path.is_file() and not json.loads(path.read_text(encoding="utf-8"))["rehearsal"]:
         raise ConfigError(
-            f"'{root}' holds a run, and a rehearsal of run={root.name.removesuffix('-rehearsal')} is written there",
+            f"'{root}' holds a run, but a rehearsal of run={root.name.removesuffix('-rehearsal')} needs that folder",
             "write run=OTHER for the rehearsal",
         )
 
@@ -86,7 +86,7 @@ def _rehearsed(plan: Plan, run: RunFolder, console: Console) -> Rehearsed:
     saved = run.checkpoint(1)
     if saved is None:
         raise TrainError("no checkpoint was written", f"see {run.root / engine.LOG}")
-    # The step's figures are written before its save, Megatron's number of the checkpoint after it.
+    # The step's metrics are written before the save; Megatron writes the checkpoint's number after it.
     save_s = (saved.parent / TRACKER).stat().st_mtime - (run.root / metrics.NAME).stat().st_mtime
     job.write(recipe, 2, checkpoints.go_on_from(run, saved), save=False)
     engine.start(recipe, run, 1, 2, console)
@@ -110,6 +110,7 @@ def _rehearsed(plan: Plan, run: RunFolder, console: Console) -> Rehearsed:
 
 
 def table(done: Rehearsed, plan: Plan) -> Table:
+    """Build the table of measured and planned figures."""
     out = Table(box=box.SIMPLE_HEAD)
     for column in ("rehearsal", "measured", "planned", "limit"):
         out.add_column(column)
@@ -127,12 +128,12 @@ def table(done: Rehearsed, plan: Plan) -> Table:
 
 
 def remark(done: Rehearsed, plan: Plan) -> str:
-    """What the peak says of the plan."""
+    """Return one sentence that compares the peak memory with the plan's."""
     if on_cpu(plan.recipe):
-        return "Saved, loaded and went on. Memory is that of a process on a CPU."
+        return "Saving, loading and continuing worked. The memory shown is that of a process on a CPU."
     if done.peak > BAND * done.planned_peak:
         return (
-            f"Saved, loaded and went on; but the peak is {done.peak / done.planned_peak:.0%} of the plan's. The run's steps hold no "
-            f"more than this one; {done.limit / 1e9 - done.peak / 1e9:,.1f} GB are left."
+            f"Saving, loading and continuing worked, but the peak is {done.peak / done.planned_peak:.0%} of the planned one. No step "
+            f"of the run needs more than this one; {done.limit / 1e9 - done.peak / 1e9:,.1f} GB are left."
         )
-    return "Saved, loaded and went on, within the plan's memory."
+    return "Saving, loading and continuing worked, within the planned memory."

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from launch.model.offload_streams import Lane
+from launch.model.offload_streams import CopyStreams
 
 Moment = tuple[str, int]  # a stream and the number of an operation on it
 
@@ -57,11 +57,11 @@ class Streams(TorchDispatchMode):
         self._hosts: set[int] = set()
         self._accesses: dict[int, list[tuple[Moment, bool, range]]] = {}
 
-    def lane(self) -> Lane:
-        """A lane whose GPU is the CPU."""
-        lane = Lane(torch.device("cpu"))
-        lane._out, lane._back = self.out, self.back  # type: ignore[assignment]
-        return lane
+    def copy_streams(self) -> CopyStreams:
+        """Copy streams whose GPU is the CPU."""
+        copies = CopyStreams(torch.device("cpu"))
+        copies._to_host, copies._to_device = self.out, self.back  # type: ignore[assignment]
+        return copies
 
     def under_way(self, kind: str) -> int:
         """Copies that were asked for and that the computation has not waited for."""
@@ -74,14 +74,14 @@ class Streams(TorchDispatchMode):
 
     @contextlib.contextmanager
     def at_work(self, monkeypatch: Any) -> Iterator["Streams"]:
-        def empty_like(_: Lane, tensor: Tensor) -> Tensor:
+        def empty_like(_: CopyStreams, tensor: Tensor) -> Tensor:
             host = torch.empty_like(tensor)
             self._hosts.add(id(host.untyped_storage()))
             return host
 
         monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: self.current)
         monkeypatch.setattr(torch.cuda, "stream", self.on)
-        monkeypatch.setattr(Lane, "empty_like", empty_like)
+        monkeypatch.setattr(CopyStreams, "empty_like", empty_like)
         with self:
             yield self
 

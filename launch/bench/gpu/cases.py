@@ -1,4 +1,4 @@
-"""What `make bench-gpu` trains, in which order, and what the plan says of it."""
+"""The cases that `make bench-gpu` trains, in their order, and the plan's figures for them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,19 +20,22 @@ SHAPES = {
     "1.7B": f"{_SMALL} model.hidden=2048 model.ffn=6144",
     "0.6B": f"{_SMALL} model.hidden=1024 model.ffn=3072",
 }
-PACK = 155_648  # tokens that a LIMI-like pack holds at most
+PACK = 155_648  # most tokens of a LIMI-like pack
 PARTS = ("roofline", "ours", "transformers")
 BAND = 6e-3  # nats that bf16 may move the loss (`make parity`)
-# Allowances, by which a call decides what still fits into it.
-START_S = 60.0  # a process, its weights, and compiling
-SLOWER = 1.6  # transformers' step over ours
+# Estimates by which a call decides whether it has time for another measurement.
+START_S = 60.0  # for starting a process, its weights, and compiling
+SLOWER = 1.6  # ratio of transformers' step time to ours
 _ROOFLINE_S = 30.0
 
 
 @dataclass(frozen=True)
 class Case:
-    """A row. sequences: tokens of those of a step. steps: that are timed. words: of the recipe, beside those of all rows. parts:
-    what is measured, each in a process of its own."""
+    """A row of the table.
+
+    sequences: tokens of each sequence of a step. steps: the number of timed steps. words: overrides of the recipe, in addition to
+    those of all rows. parts: what is measured, each in its own process.
+    """
 
     shape: str
     label: str
@@ -47,22 +50,22 @@ class Case:
 
     @property
     def key(self) -> str:
-        """Name of its folder."""
+        """The name of the case's folder."""
         return self.name.replace(", ", "-").replace(" ", "-")
 
     @property
     def tokens(self) -> int:
-        """Of a step."""
+        """The tokens of a step."""
         return sum(self.sequences)
 
 
 def _pack() -> tuple[int, ...]:
-    """As many of LIMI's lengths, drawn at random, as a pack holds."""
+    """Return as many randomly drawn LIMI lengths as fit into a pack."""
     drawn = lengths.drawn(lengths.COUNT, 0)
     return tuple(n for n, end in zip(drawn, accumulate(drawn), strict=True) if end <= PACK)
 
 
-# A step has about as many tokens whatever the length; what says most comes first.
+# All lengths have about as many tokens per step. The most informative cases come first.
 CASES = (
     Case("4B", "32k", (32_768,) * 4),
     Case("4B", "152k", (PACK,)),
@@ -78,7 +81,7 @@ CASES = (
 
 @dataclass(frozen=True)
 class Planned:
-    """A case on a machine."""
+    """A case with its plan on a machine."""
 
     case: Case
     plan: RunPlan
@@ -89,21 +92,21 @@ class Planned:
 
     @property
     def batches(self) -> list[list[int]]:
-        """Lengths of the sequences of each micro-batch of a step."""
+        """The sequence lengths of each micro-batch of a step."""
         return [[self.case.sequences[s] for s in batch] for batch in self.plan.schedule.step(0).ranks[0]]
 
     @property
     def allocated(self) -> float:
-        """Bytes that tensors take at most, by the plan; PyTorch's `max_memory_allocated` counts the same."""
+        """The planned peak bytes of tensors; PyTorch's `max_memory_allocated` counts the same."""
         return self.plan.memory[0].allocated
 
     @cached_property
     def step_seconds(self) -> float:
-        """By the plan, before any calibration by what was published."""
+        """The planned seconds of a step, without the calibration by published figures."""
         return sum(self.plan.step_seconds[0].values()) * calibration(self.recipe.gpu).factor
 
     def part_seconds(self, part: str) -> float:
-        """About how long measuring a part takes."""
+        """Return the approximate seconds that measuring a part takes."""
         if part == "roofline":
             return _ROOFLINE_S + 0.3 * self.step_seconds
         if part == "transformers":
@@ -112,7 +115,10 @@ class Planned:
 
 
 def planned(case: Case, words: Sequence[str]) -> Planned:
-    """With the layout that the search finds. words: of the machine and the layout. Raises `ConfigError` where it does not fit."""
+    """Plan a case with the layout that the search finds. words: overrides of the machine and the layout.
+
+    Raise `ConfigError` if the case does not fit.
+    """
     count = len(case.sequences)
     of_case = ["model=qwen3-4b", *SHAPES[case.shape].split(), *case.words, f"run={case.key}"]
     steps = [f"optim.batch_size={count}", f"optim.epochs={case.steps}", "optim.copies=1"]

@@ -14,18 +14,18 @@ from launch.megatron.rank_place import Place
 
 
 def measure(planned: Planned) -> dict[str, Any]:
-    """seconds: of each step; loss: of the first; peak: bytes."""
+    """Train the case's steps. Return `seconds` of each step, `loss` of the first, and `peak` in bytes."""
     r, sequences = planned.recipe, planned.case.sequences
     store, port = open_store("127.0.0.1")
     data: Any = RandomTokens([*sequences, min(WARM_UP, max(sequences))], r.model.vocab)
     read = random_weights(r, device_here())
     rank = Rank(r, Place(0, 0, "127.0.0.1", port), (data, planned.plan.schedule), None, read)
-    # Kernels are compiled and loaded, and where tensors are offloaded the host's memory for them is pinned.
+    # Warm up: compile and load kernels and, if tensors are offloaded, pin host memory for them.
     rank.gradient(0) if r.layout.offload else rank.sequence_gradient(len(sequences))
     if rank.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     steps = [timed(partial(rank.train_step, step), rank.device) for step in range(planned.case.steps)]
-    found = {"seconds": [s for _, s in steps], "loss": steps[0][0]["loss"], "peak": rank.peak_memory()}
+    figures = {"seconds": [s for _, s in steps], "loss": steps[0][0]["loss"], "peak": rank.peak_memory()}
     rank.leave()
     del store
-    return found
+    return figures

@@ -1,5 +1,5 @@
-"""The least time a step can take on this device: its matrix products and its attention at the rates that these attain here, alone,
-at these shapes; nothing else, and no waiting."""
+"""A lower bound of a step's time on this device: the time of its matrix products and of its attention, each measured alone at the
+step's shapes. It includes no other operations and no waiting."""
 
 import math
 import statistics
@@ -19,57 +19,59 @@ REPEATS = 3
 
 
 def measure(planned: Planned) -> dict[str, Any]:
-    """seconds: of a step's products and of attention, what the layout computes again counted; tflops: the rates, operations that
-    count being those of the recomputed too."""
+    """Measure the parts of a step. Return `seconds` and `tflops` of the products, attention, and attention's backward pass. Both count
+    what the layout recomputes."""
     r, device = planned.recipe, device_here()
-    assert not r.model.experts, "of dense models"
+    assert not r.model.experts, "only dense models are supported"
     seconds = dict.fromkeys(("products", "attention", "attention backward"), 0.0)
     work = dict(seconds)
     for lengths in planned.batches:
-        for name, (taken, operations) in _batch(r, tuple(lengths), device).items():
-            seconds[name] += taken
+        for name, (batch_seconds, operations) in _batch(r, tuple(lengths), device).items():
+            seconds[name] += batch_seconds
             work[name] += operations
     return {"seconds": seconds, "tflops": {name: work[name] / seconds[name] / 1e12 for name in seconds}}
 
 
 def _batch(r: Recipe, lengths: tuple[int, ...], device: torch.device) -> dict[str, tuple[float, float]]:
-    """Seconds and operations of one micro-batch."""
+    """Return the seconds and the operations of each part of one micro-batch."""
     m, recompute = r.model, r.layout.recompute
-    tokens, whole = sum(lengths), recompute in (Recompute.linear, Recompute.full)
-    again = (whole, whole, whole or recompute is Recompute.selective, whole or recompute is Recompute.selective)
+    tokens, whole_layer = sum(lengths), recompute in (Recompute.linear, Recompute.full)
+    mlp = whole_layer or recompute is Recompute.selective
+    recomputed = whole_layer, whole_layer, mlp, mlp  # for each of `shapes`
     heads = (m.heads + 2 * m.kv_heads) * m.head_dim
     shapes = (m.hidden, heads), (m.heads * m.head_dim, m.hidden), (m.hidden, 2 * m.ffn), (m.ffn, m.hidden)
     taken, operations = 0.0, 0.0
-    for (inner, outer), repeated in zip(shapes, again, strict=True):
+    for (inner, outer), repeated in zip(shapes, recomputed, strict=True):
         taken += m.layers * _product(r, tokens, inner, outer, 1 + repeated, device)
         operations += m.layers * (3 + repeated) * 2 * tokens * inner * outer
     chunk = min(r.layout.loss_chunk or tokens, tokens)
     forward = 1 + (r.layout.loss_chunk is not None)
     taken += tokens / chunk * _product(r, chunk, m.hidden, m.vocab, forward, device)
     operations += (2 + forward) * 2 * tokens * m.hidden * m.vocab
-    down, up = _attention(r, lengths, device)
+    attention_forward, attention_backward = _attention(r, lengths, device)
     pairs = 4 * m.heads * m.head_dim * m.layers * sum(n * (n + 1) // 2 for n in lengths)
     times = 1 + (recompute is Recompute.full)
     return {
         "products": (taken, operations),
-        "attention": (times * m.layers * down, times * pairs),
-        "attention backward": (m.layers * up, 2.5 * pairs),  # five products for two (arXiv 2307.08691)
+        "attention": (times * m.layers * attention_forward, times * pairs),
+        # The backward pass has five products, the forward pass two (arXiv 2307.08691).
+        "attention backward": (m.layers * attention_backward, 2.5 * pairs),
     }
 
 
 def _product(r: Recipe, tokens: int, inner: int, outer: int, forward: int, device: torch.device) -> float:
-    """Seconds of so many forward products, and of the two backward ones."""
+    """Return the seconds of `forward` forward products and of the two backward products, at one shape."""
     x, weight, gradient = (
         torch.randn(shape, device=device, dtype=dtype_of(r))
         for shape in ((tokens, inner), (outer, inner), (tokens, outer))
     )
-    ways = (lambda: F.linear(x, weight)), (lambda: gradient @ weight), (lambda: gradient.t() @ x)
-    once, of_input, of_weight = (_seconds(way, device) for way in ways)
-    return forward * once + of_input + of_weight
+    products = (lambda: F.linear(x, weight)), (lambda: gradient @ weight), (lambda: gradient.t() @ x)
+    forward_once, input_gradient, weight_gradient = (_seconds(product, device) for product in products)
+    return forward * forward_once + input_gradient + weight_gradient
 
 
 def _attention(r: Recipe, lengths: tuple[int, ...], device: torch.device) -> tuple[float, float]:
-    """Seconds of one layer's kernel, forward and backward."""
+    """Return the seconds of one layer's attention kernel, forward and backward."""
     m, tokens = r.model, sum(lengths)
     q, k, v = (
         torch.randn(tokens, heads, m.head_dim, device=device, dtype=dtype_of(r), requires_grad=True)
@@ -83,11 +85,11 @@ def _attention(r: Recipe, lengths: tuple[int, ...], device: torch.device) -> tup
     out = forward()
     gradient = torch.randn_like(out)
     with torch.no_grad():
-        down = _seconds(forward, device)
-    return down, _seconds(lambda: torch.autograd.grad(out, (q, k, v), gradient, retain_graph=True), device)
+        forward_seconds = _seconds(forward, device)
+    return forward_seconds, _seconds(lambda: torch.autograd.grad(out, (q, k, v), gradient, retain_graph=True), device)
 
 
 def _seconds(work: Callable[[], Any], device: torch.device) -> float:
-    """Median, after once for warming up."""
+    """Return the median seconds of `work`, after one warm-up."""
     taken = [timed(work, device)[1] for _ in range(1 + REPEATS)]
     return statistics.median(taken[1:])

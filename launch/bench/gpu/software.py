@@ -1,11 +1,11 @@
-"""What figures depend on beside the case: `python -m launch.bench.gpu.software` prints it as JSON."""
+"""The software and hardware that figures depend on. `python -m launch.bench.gpu.software` prints it as JSON."""
 
 import json
 from typing import Any
 
 
 def environment() -> dict[str, Any]:
-    """Versions, and the GPU where there is one."""
+    """Return the versions, and the GPU if there is one."""
     import torch
     import transformers
 

@@ -1,4 +1,4 @@
-"""The table of `make bench-gpu`, and what its dry run shows."""
+"""The table of `make bench-gpu`, and the output of its dry run."""
 
 import statistics
 from collections.abc import Sequence
@@ -31,34 +31,36 @@ NONE = "not measured"
 
 
 def show(console: Console, rows: Sequence[tuple[Planned, dict[str, Any]]]) -> None:
-    """As Markdown, for `launch/README.md`; with the versions, and the rates for `hydra_conf/gpu`."""
+    """Print the table as Markdown for `launch/README.md`, then the versions, and the rates for `hydra_conf/gpu`."""
     console.print(f"\n| {' | '.join(HEAD)} |\n{'|---' * len(HEAD)}|")
     for row in sorted(rows, key=lambda row: row[0].case.parts != PARTS):
         console.print(line(*row))
-    environments = [part["environment"] for _, found in rows for part in found.values() if "gpu" in part["environment"]]
+    environments = [
+        part["environment"] for _, measured in rows for part in measured.values() if "gpu" in part["environment"]
+    ]
     texts = dict.fromkeys(", ".join(f"{name} {value}" for name, value in one.items()) for one in environments)
-    console.print("\n" + ("\n".join(texts) or "Nothing is measured yet."))
+    console.print("\n" + ("\n".join(texts) or "Nothing has been measured yet."))
     for text in calibrated(rows):
         console.print(text)
 
 
-def line(planned: Planned, found: dict[str, Any]) -> str:
-    """A row, or the sentence on the loss beside the CPU's."""
+def line(planned: Planned, measured: dict[str, Any]) -> str:
+    """Return a row of the table, or the sentence that compares the GPU's loss with the CPU's."""
     if planned.case.parts == PARTS:
-        return f"| {' | '.join(cells(planned, found))} |"
-    gpu, cpu = (_good(found.get(part)) for part in planned.case.parts)
+        return f"| {' | '.join(cells(planned, measured))} |"
+    gpu, cpu = (_good(measured.get(part)) for part in planned.case.parts)
     if not (gpu and cpu):
         return f"\n{planned.case.name}: {NONE}"
-    apart = abs(gpu["loss"] - cpu["loss"])
+    difference = abs(gpu["loss"] - cpu["loss"])
     return (
-        f"\n{planned.case.name}: loss of the first step {gpu['loss']:.5f}, by the CPU engine in fp32 {cpu['loss']:.5f}, {apart:.1e} "
-        f"apart (to reach: {BAND:g})"
+        f"\n{planned.case.name}: loss of the first step {gpu['loss']:.5f}, by the CPU engine in fp32 {cpu['loss']:.5f}, "
+        f"{difference:.1e} apart (to reach: {BAND:g})"
     )
 
 
-def cells(planned: Planned, found: dict[str, Any]) -> list[str]:
-    """`found` may lack parts."""
-    ours, theirs, least = (_good(found.get(part)) for part in ("ours", "transformers", "roofline"))
+def cells(planned: Planned, measured: dict[str, Any]) -> list[str]:
+    """Return the cells of a row. measured: the measurements by part; parts may be missing."""
+    ours, theirs, least = (_good(measured.get(part)) for part in ("ours", "transformers", "roofline"))
     step, other = (statistics.median(one["seconds"]) if one else None for one in (ours, theirs))
     tokens, plan = planned.case.tokens, planned.allocated
     peak = ours["peak"] if ours else None
@@ -67,8 +69,8 @@ def cells(planned: Planned, found: dict[str, Any]) -> list[str]:
     return [
         planned.case.name,
         _layout(planned),
-        _shown(found, "ours", f"{tokens / step:,.0f}" if step else ""),
-        _shown(found, "transformers", f"{tokens / other:,.0f}" if other else ""),
+        _shown(measured, "ours", f"{tokens / step:,.0f}" if step else ""),
+        _shown(measured, "transformers", f"{tokens / other:,.0f}" if other else ""),
         f"{other / step:.2f} ×" if step and other else "–",
         f"{sum(least['seconds'].values()) / step:.0%}" if step and least else "–",
         f"{work / step / speed:.0%}" if step and speed else "–",
@@ -80,11 +82,11 @@ def cells(planned: Planned, found: dict[str, Any]) -> list[str]:
 
 
 def _layout(planned: Planned) -> str:
-    """What saves memory on the one GPU."""
+    """Return the layout's settings that save memory on one GPU."""
     p = planned.recipe.layout
-    again = "nothing again" if p.recompute is Recompute.none else f"{p.recompute.value} again"
+    recompute = "nothing again" if p.recompute is Recompute.none else f"{p.recompute.value} again"
     words = [
-        again,
+        recompute,
         *["offloaded"] * p.offload,
         *["optimizer offloaded"] * (p.optimizer_state is OptimizerState.offloaded),
     ]
@@ -95,14 +97,15 @@ def _good(part: dict[str, Any] | None) -> dict[str, Any] | None:
     return part if part and "seconds" in part else None
 
 
-def _shown(found: dict[str, Any], part: str, figure: str) -> str:
+def _shown(measured: dict[str, Any], part: str, figure: str) -> str:
     if figure:
         return figure
-    return "out of memory" if part in found else NONE
+    return "out of memory" if part in measured else NONE
 
 
 def calibrated(rows: Sequence[tuple[Planned, dict[str, Any]]]) -> list[str]:
-    """The efficiencies of every second measured row, for `hydra_conf/gpu`, and how far they are off on the others."""
+    """Return the median efficiencies of every second measured row, for `hydra_conf/gpu`, with the prediction errors on the other
+    rows. Return nothing if fewer than two rows are complete."""
     whole = [
         (p, f) for p, f in rows if p.case.parts == PARTS and all(_good(f.get(part)) for part in ("ours", "roofline"))
     ]
@@ -124,7 +127,7 @@ def calibrated(rows: Sequence[tuple[Planned, dict[str, Any]]]) -> list[str]:
 
 
 def predicted(planned: Planned, shares: dict[str, float]) -> float:
-    """Seconds of a step with these shares of the peak attained."""
+    """Return the predicted seconds of a step. shares: the GPU's efficiencies, as shares of its peak rate."""
     gpu = copy(planned.recipe.gpu)
     for name, value in shares.items():
         setattr(gpu, name, value)
@@ -132,29 +135,29 @@ def predicted(planned: Planned, shares: dict[str, float]) -> float:
 
 
 def show_plan(console: Console, rows: Sequence[Planned], limit: float) -> None:
-    """Rows in the order in which they are measured, and the calls that they make."""
+    """Print the rows in the order of measurement, with the calls in which they are measured. limit: seconds of a call."""
     head = ("row", "tokens of a step", "micro-batches", "layout", "GB", "of the GPU", "step", "call")
     console.print(f"| {rows[0].recipe.gpu.name}: {' | '.join(head)} |\n{'|---' * len(head)}|")
     calls = calls_of(rows, limit)
     for one, numbers in zip(rows, calls, strict=True):
-        memory, there = one.plan.memory[0], (one.recipe.gpu.memory_mib or 0) * 2**20
+        memory, capacity = one.plan.memory[0], (one.recipe.gpu.memory_mib or 0) * 2**20
         figures = [
             one.case.name, f"{one.case.tokens:,}", str(len(one.batches)), _layout(one),
-            gigabytes(memory.allocated), f"{memory.total / there:.0%}", f"{one.step_seconds:.1f} s",
+            gigabytes(memory.allocated), f"{memory.total / capacity:.0%}", f"{one.step_seconds:.1f} s",
             "–".join(map(str, sorted({numbers[0], numbers[-1]}))),
         ]  # fmt: skip
         console.print(f"| {' | '.join(figures)} |")
     minutes = sum(one.part_seconds(part) for one in rows for part in one.case.parts) / 60
     console.print(
-        f"\nEach row: {', '.join(PARTS)}, the last ours on the GPU and on the CPU, each in a process of its own; in all about "
-        f"{minutes:.0f} minutes, in {calls[-1][-1]} calls of at most {limit} s (limit_s). GB: what tensors take by the plan; of the "
-        "GPU: with its allowances. Nothing here is measured."
+        f"\nEach row is measured as {', '.join(PARTS)}, the last row as ours on the GPU and on the CPU, each in its own process. This "
+        f"takes about {minutes:.0f} minutes, in {calls[-1][-1]} calls of at most {limit} s (limit_s). GB: the tensors' memory by the "
+        "plan. Of the GPU: with the plan's allowances. Nothing here is measured."
     )
 
 
 def calls_of(rows: Sequence[Planned], limit: float) -> list[list[int]]:
-    """For every row the call, from 1, in which each of its parts falls."""
-    call, spent, found = 1, 0.0, []
+    """Return for each row the numbers of the calls, from 1, in which its parts are measured."""
+    call, spent, calls = 1, 0.0, []
     for one in rows:
         numbers = []
         for part in one.case.parts:
@@ -163,5 +166,5 @@ def calls_of(rows: Sequence[Planned], limit: float) -> list[list[int]]:
                 call, spent = call + 1, 0.0
             spent += takes
             numbers.append(call)
-        found.append(numbers)
-    return found
+        calls.append(numbers)
+    return calls

@@ -1,7 +1,7 @@
-"""The same steps by transformers: its best attention that is installed, gradient checkpointing, PyTorch's fused AdamW.
+"""The same steps with transformers: its best installed attention, gradient checkpointing, and PyTorch's fused AdamW.
 
-In bf16 throughout, moments too, which takes half of what fp32 weights and moments would and is what favours it most. A micro-batch
-is one sequence, also where ours packs several: with SDPA transformers packs by a mask of all pairs.
+Everything is in bf16, including the moments. This favours transformers most: fp32 weights and moments would take twice the memory. A
+micro-batch is one sequence, even if ours packs several, because with SDPA transformers packs by a mask over all pairs of tokens.
 """
 
 from importlib.util import find_spec
@@ -15,7 +15,7 @@ from launch.bench.gpu.timing import timed
 
 
 def attention() -> str:
-    """The best implementation that is installed."""
+    """Return transformers' name of the best installed implementation."""
     on_gpu = torch.cuda.is_available()
     if on_gpu and find_spec("flash_attn_interface"):
         return "flash_attention_3"
@@ -23,7 +23,7 @@ def attention() -> str:
 
 
 def measure(planned: Planned) -> dict[str, Any]:
-    """As `ours.measure`; attention: the implementation."""
+    """Train the case's steps. Return what `ours.measure` returns, and `attention`, the implementation."""
     from transformers import AutoModelForCausalLM
 
     r, sequences, device = planned.recipe, planned.case.sequences, device_here()

@@ -1,4 +1,4 @@
-"""Seconds of work that a GPU does after it was asked for."""
+"""Timing of work that a GPU runs asynchronously."""
 
 import time
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import torch
 
 
 def timed(work: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
-    """What the work gives, and the seconds until the device has done it all."""
+    """Return the work's result, and the seconds until the device has completed it."""
     started = time.perf_counter()
     result = work()
     if device.type == "cuda":

@@ -1,7 +1,7 @@
-"""The real, unmodified slime on a CPU: an accelerator in its registry, and stand-ins for packages of GPUs that it imports and does
-not call in fine-tuning. With `launch.megatron.cpu` for Megatron-LM and `launch.model.layers` for its layers.
+"""Support for running the real, unmodified slime on a CPU: an accelerator in slime's registry, and stand-ins for GPU packages that
+slime imports but does not call in fine-tuning. `launch.megatron.cpu` adapts Megatron-LM; `launch.model.layers` provides the layers.
 
-`install` runs in every process of a job before slime is imported: Ray calls it as it starts a worker.
+`install` runs in every process of a job before slime is imported. Ray calls it when it starts a worker.
 """
 
 import contextlib
@@ -14,12 +14,12 @@ from typing import Any
 
 from launch.megatron import cpu
 
-# Imported at the head of slime's and Megatron-LM's modules.
+# Packages that slime's and Megatron-LM's modules import at their top.
 NAMES = ("sglang", "sglang_router", "torch_memory_saver", "triton")
 
 
 class _Nothing:
-    """What a stand-in holds: it can be inherited from, used as a decorator or named in an annotation, and does nothing."""
+    """An attribute of a stand-in. It can serve as a base class, a decorator or an annotation, and does nothing."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
@@ -50,7 +50,7 @@ class _StandIn(types.ModuleType):
 
 
 class _StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """The last to be asked, so that an installed package is taken instead."""
+    """The last finder on the path, so that an installed package takes precedence."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
@@ -67,11 +67,11 @@ class _StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def install() -> None:
-    """Makes this process one in which slime runs on the CPU; a second call does nothing."""
+    """Make slime run on the CPU in this process. A second call does nothing."""
     if any(isinstance(finder, _StandIns) for finder in sys.meta_path):
         return
     cpu.install()
-    cpu.fix("megatron.core.optimizer.distrib_optimizer", _mend_optimizer)
+    cpu.after_import("megatron.core.optimizer.distrib_optimizer", _change_optimizer)
     sys.meta_path.append(_StandIns())
     _register()
 
@@ -96,7 +96,7 @@ def _register() -> None:
             return "cpu"
 
         def set_device(self, index: Any) -> None:
-            _mend_process_groups()  # a trainer's first call
+            _complete_process_groups()  # a trainer calls set_device first
 
         def current_device(self) -> str:
             return "cpu"
@@ -137,22 +137,25 @@ def _register() -> None:
     accelerator.register_accelerator("cpu", Cpu, lambda: True, priority=-1, communication_backends=())
 
 
-def _mend_process_groups() -> None:
-    """torch 2.13 calls methods of a process group that slime's does not hand on."""
+def _complete_process_groups() -> None:
+    """Add the methods to slime's process group that torch 2.13 calls and that slime does not forward."""
     from slime.utils.reloadable_process_group import ReloadableProcessGroup
 
-    def handing_on(name: str) -> Any:
+    def forwarding(name: str) -> Any:
         return lambda self, *args, **kwargs: self._fwd(name, *args, **kwargs)
 
     for kind in ("all_gather", "reduce_scatter", "all_to_all"):
         for name in (f"{kind}_single", f"{kind}_single_coalesced"):
             if name not in vars(ReloadableProcessGroup):
-                setattr(ReloadableProcessGroup, name, handing_on(name))
+                setattr(ReloadableProcessGroup, name, forwarding(name))
 
 
-def _mend_optimizer(module: Any) -> None:
-    """torch's Adam in the place of Transformer Engine's: it has no state before its first step, where Megatron asserts one, and a
-    `step` for each parameter, where Megatron makes one tensor that all parameters share and each of them counts on."""
+def _change_optimizer(module: Any) -> None:
+    """Make Megatron's distributed optimizer work with torch's Adam instead of Transformer Engine's.
+
+    torch's Adam has no state before its first step, but Megatron asserts one. It also has one `step` per parameter. Megatron creates
+    a single `step` tensor for all parameters, so each parameter would increment the same tensor.
+    """
     optimizer = module.DistributedOptimizer
     sharded_state_dict, set_states = optimizer.sharded_state_dict, optimizer._set_main_param_and_optimizer_states
 
@@ -174,7 +177,7 @@ def _mend_optimizer(module: Any) -> None:
 
 
 def layers(args: Any, config: Any, vp_stage: int | None = None) -> Any:
-    """The project's layers for Megatron-LM's `--spec launch.slime.hooks.cpu layers`."""
+    """Return the project's layers, for Megatron-LM's `--spec launch.slime.cpu layers`."""
     from launch.model.layers import block_spec
 
     return block_spec(config, vp_stage=vp_stage)

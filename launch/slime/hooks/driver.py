@@ -1,6 +1,8 @@
-"""Run by the Python that has slime, as `python launch/slime/hooks/driver.py RUN_FOLDER`: connects to Ray with the environment that
-`job.json` gives every process, and runs slime's own script in this one. An error of the project's own, from any process of the job,
-is left in the run folder as it was raised."""
+"""Script that runs slime: `python launch/slime/driver.py RUN_FOLDER`, started by the Python that has slime.
+
+It connects to Ray with the environment from `job.json`, which every process gets, and runs slime's own script in this process. If
+any process of the job raises one of the project's own errors, the driver writes it to the run folder.
+"""
 
 import runpy
 import sys
@@ -19,8 +21,9 @@ from recipes.compose.recipe import from_yaml  # noqa: E402
 
 
 def main(run: Path) -> None:
+    """Run the job of a run folder."""
     job, recipe = (
-        json_file.read(run / "job.json", "run `make train` again, which writes it"),
+        json_file.read(run / "job.json", "rerun `make train`, which writes it"),
         from_yaml(run / "config.yaml"),
     )
     environment: dict[str, Any] = {"env_vars": job["env_vars"]}
@@ -32,7 +35,7 @@ def main(run: Path) -> None:
             sys.argv = [job["entrypoint"], *job["argv"]]
             runpy.run_path(job["entrypoint"], run_name="__main__")
     except Exception as error:
-        failure.leave(run, getattr(error, "cause", error))  # what Ray wraps around an error of another process
+        failure.leave(run, getattr(error, "cause", error))  # Ray wraps the error of another process
         raise
 
 

@@ -1,4 +1,4 @@
-"""The held-out loss on slime's trainers, by slime's own forward pass and loss."""
+"""The held-out loss on slime's trainers, computed with slime's own forward pass and loss."""
 
 import math
 from functools import partial
@@ -8,14 +8,14 @@ from launch.run.run_plan import Plan
 from recipes.layout import data_parallel, micro_batch_multiple
 from recipes.schedule.schedule import MicroBatch
 
-# What slime's batch and its loss look up.
+# The keys that slime's batch and its loss read.
 _KEYS = ("tokens", "multimodal_train_inputs", "total_lengths", "response_lengths", "loss_masks", "rollout_mask_sums")
 
 
 def loss(args: Any, model: Any, plan: Plan) -> float | None:
-    """Mean loss a supervised token over the whole held-out data set; None on ranks that do not hold the last layers.
+    """Return the mean loss per supervised token over the whole held-out data set, or None on ranks without the last layers.
 
-    Every rank calls it. model: slime's list of chunks.
+    All ranks call this together. model: slime's list of chunks.
     """
     import torch
     from megatron.core import parallel_state
@@ -27,7 +27,7 @@ def loss(args: Any, model: Any, plan: Plan) -> float | None:
     for chunk in model:
         chunk.eval()
     with torch.no_grad():
-        found = get_forward_backward_func()(
+        losses = get_forward_backward_func()(
             forward_step_func=partial(_forward, args),
             data_iterator=get_data_iterator(_rollout(plan, batches)),
             model=model,
@@ -41,7 +41,7 @@ def loss(args: Any, model: Any, plan: Plan) -> float | None:
     if not parallel_state.is_pipeline_last_stage(ignore_virtual=True):
         return None
     reduced = reduce_train_step_metrics(
-        found,
+        losses,
         calculate_per_token_loss=True,
         step_global_batch_size=1,
         cp_size=parallel_state.get_context_parallel_world_size(),
@@ -51,7 +51,8 @@ def loss(args: Any, model: Any, plan: Plan) -> float | None:
 
 
 def micro_batches(plan: Plan, rank: int) -> tuple[MicroBatch, ...]:
-    """Of a data-parallel rank. Where there are fewer sequences than ranks every rank runs all of them, which leaves the mean."""
+    """Return the held-out micro-batches of a data-parallel rank. If there are fewer sequences than ranks, every rank runs all of them,
+    which does not change the mean."""
     assert plan.heldout is not None
     count = len(plan.heldout.lengths)
     if count >= data_parallel(plan.recipe):
@@ -61,7 +62,7 @@ def micro_batches(plan: Plan, rank: int) -> tuple[MicroBatch, ...]:
 
 
 def _rollout(plan: Plan, batches: tuple[MicroBatch, ...]) -> dict[str, Any]:
-    """What slime's iterator hands out, one entry a sequence."""
+    """Return the data for slime's iterator, one entry per sequence."""
     import torch
     from slime.utils import accelerator
 
@@ -81,7 +82,7 @@ def _rollout(plan: Plan, batches: tuple[MicroBatch, ...]) -> dict[str, Any]:
 
 
 def _forward(args: Any, iterator: Any, chunk: Any) -> tuple[Any, Any]:
-    """As slime's in training."""
+    """Run one forward step, as slime does in training."""
     from slime.backends.megatron_utils.data import get_batch
     from slime.backends.megatron_utils.loss import loss_function
 

@@ -1,8 +1,8 @@
-"""What slime's trainers do around each optimizer step: hold the rate against the plan's, take the held-out loss, write
-`metrics.jsonl`.
+"""The project's code around each optimizer step on slime's trainers. It compares the learning rate with the plan's, computes the
+held-out loss, and writes `metrics.jsonl`.
 
-slime calls `before` by `--custom-megatron-before-train-step-hook-path`. What comes after a step hangs on two functions that slime then
-calls: it moves Megatron's scheduler on, on every rank, and it hands the step's figures to its trackers, on one.
+slime calls `before` through `--custom-megatron-before-train-step-hook-path`. The code after a step wraps two functions that slime
+then calls: the scheduler's `step`, on every rank, and the trackers' `log` of the step's figures, on one rank.
 """
 
 import math
@@ -23,38 +23,41 @@ from recipes.schedule.learning_rate import learning_rate
 
 
 class Steps:
-    """One trainer's part in the run, from the first step that it trains."""
+    """One trainer's state for the run, created before its first step. step: that step, from 0."""
 
-    def __init__(self, args: Any, here: Plan, model: Any, scheduler: Any, step: int) -> None:
+    def __init__(self, args: Any, planned_run: Plan, model: Any, scheduler: Any, step: int) -> None:
         from slime.backends.megatron_utils.initialize import is_megatron_main_rank
         from slime.backends.megatron_utils.model import logging_utils
 
-        self.args, self.plan, self.model = args, here, model
-        self.log = Log(args, here, step, logging_utils) if is_megatron_main_rank() else None
-        _keep_expert_bias(model, here.recipe)
+        self.args, self.plan, self.model = args, planned_run, model
+        self.log = Log(args, planned_run, step, logging_utils) if is_megatron_main_rank() else None
+        _restore_expert_bias(model, planned_run.recipe)
         if step == 0:
             self._evaluate(0)
             if self.log:
                 self.log.flush()
         self.step = step
-        # Megatron counts sequences, slime as many a step as there are data-parallel ranks: of a checkpoint's layout perhaps others.
+        # Megatron's scheduler counts sequences, and slime counts one sequence per step and data-parallel rank. A checkpoint of another
+        # layout has another count, so set it from the step.
         scheduler.num_steps = step * args.global_batch_size
         scheduler.step(0)
-        moved_on = scheduler.step
+        original_step = scheduler.step
 
-        def after(increment: int) -> None:
-            moved_on(increment)
+        def step_and_after(increment: int) -> None:
+            original_step(increment)
             self._after()
 
-        scheduler.step = after
+        scheduler.step = step_and_after
 
     def before(self, step: int, optimizer: Any) -> None:
-        """Raises `TrainError` where the rates of step `step`, from 0, are not the plan's."""
+        """Prepare step `step`, from 0. Raise `TrainError` if its learning rates are not the planned ones."""
         self.step = step
         wanted = learning_rate(self.plan.recipe.optim, step, self.plan.schedule.num_steps)
         for group in optimizer.param_groups:
             if not math.isclose(group["lr"], wanted, rel_tol=1e-9, abs_tol=1e-15):
-                raise TrainError(f"step {step + 1}: Megatron's learning rate is {group['lr']!r}, the plan's {wanted!r}")
+                raise TrainError(
+                    f"step {step + 1}: Megatron's learning rate is {group['lr']!r}, but the planned one is {wanted!r}"
+                )
         if self.log:
             self.log.begin(wanted)
 
@@ -75,38 +78,38 @@ class Steps:
 
 
 class Log:
-    """Writes `metrics.jsonl` of what slime hands to its trackers: a line a step, and one for each held-out loss."""
+    """Writes `metrics.jsonl` from the figures that slime passes to its trackers: one line per step, and one per held-out loss."""
 
-    def __init__(self, args: Any, here: Plan, completed: int, trackers: Any) -> None:
-        """trackers: slime's `logging_utils`, by whose `log` the figures of a step are heard."""
-        self.args, self.plan = args, here
-        root = run_folder(here.recipe)
+    def __init__(self, args: Any, planned_run: Plan, completed: int, trackers: Any) -> None:
+        """Start to listen. trackers: slime's `logging_utils`; its `log` is wrapped. completed: steps of the run so far."""
+        self.args, self.plan = args, planned_run
+        root = run_folder(planned_run.recipe)
         self.metrics = metrics.Metrics(root, completed)
         self.recent = deque(metrics.losses(root), maxlen=10)
         self.heldout: dict[str, Any] | None = None
         self.completed = completed
         self.lr, self.started, self.took, self.peak_gb = 0.0, 0.0, 0.0, 0.0
-        self._pass_on = trackers.log
-        trackers.log = self._heard
+        self._slime_log = trackers.log
+        trackers.log = self._log
 
     def begin(self, lr: float) -> None:
-        """Of a step: its rate; its time counts from here."""
+        """Record a step's learning rate, and start its clock."""
         self.lr, self.started = lr, time.perf_counter()
 
     def end(self, peak_gb: float) -> None:
-        """Of a step, before the held-out loss that may follow."""
+        """Stop the step's clock and record its peak memory, before any held-out loss is computed."""
         self.took, self.peak_gb = time.perf_counter() - self.started, peak_gb
 
-    def _heard(self, args: Any, metrics: dict[str, Any], step_key: str) -> None:
-        """In the place of slime's `log`."""
-        self._pass_on(args, metrics, step_key)
+    def _log(self, args: Any, metrics: dict[str, Any], step_key: str) -> None:
+        """Replace slime's `log`: call it, then record a step's figures."""
+        self._slime_log(args, metrics, step_key)
         if step_key == "train/step":
             self._step(metrics[step_key], float(metrics["train/loss"]), float(metrics["train/grad_norm"]))
             self.flush()
 
     def _step(self, number: int, loss: float, grad_norm: float) -> None:
         if number != self.completed:
-            raise TrainError(f"slime tells of step {number + 1} after step {self.completed}")
+            raise TrainError(f"slime reports step {number + 1} after step {self.completed}")
         data, sequences = self.plan.data, in_order(self.plan.schedule.step(number))
         line = {
             "step": number + 1,
@@ -126,14 +129,14 @@ class Log:
         spike = self.plan.recipe.engine.spike
         if spike and self.recent and line["loss"] > spike * max(self.recent):
             raise DivergedError(
-                f"step {number + 1}: {metrics.shown(line)}, over engine.spike={spike} times the largest loss of the ten steps before. "
-                "It has been applied, the last checkpoint is from before it",
-                "write engine.spike=null to go on all the same",
+                f"step {number + 1}: {metrics.shown(line)}, above engine.spike={spike} times the largest loss of the previous ten "
+                "steps. The update is already applied; the last checkpoint is from before it",
+                "write engine.spike=null to continue anyway",
             )
         self.recent.append(line["loss"])
 
     def flush(self) -> None:
-        """Writes the held-out loss that was taken since the last line. Raises `DivergedError` where it is not finite."""
+        """Write the held-out loss computed since the last line, if any. Raise `DivergedError` if it is not finite."""
         if self.heldout is not None:
             if not math.isfinite(self.heldout["heldout_loss"]):
                 raise DivergedError(
@@ -142,12 +145,12 @@ class Log:
                 )
             self.metrics.add(self.heldout)
             figures = {"heldout/loss": self.heldout["heldout_loss"], "train/step": self.heldout["step"]}
-            self._pass_on(self.args, figures, "train/step")
+            self._slime_log(self.args, figures, "train/step")
             self.heldout = None
 
 
 def before(args: Any, rollout_id: int, step_id: int, model: Any, optimizer: Any, scheduler: Any) -> None:
-    """slime's hook before optimizer step `rollout_id`, from 0."""
+    """Run before optimizer step `rollout_id` (from 0), as slime's hook."""
     steps = getattr(scheduler, "limi", None)
     if steps is None:
         steps = scheduler.limi = Steps(args, plan(), model, scheduler, rollout_id)
@@ -155,24 +158,24 @@ def before(args: Any, rollout_id: int, step_id: int, model: Any, optimizer: Any,
 
 
 def _peak_gb() -> float:
-    """The most that any rank's GPU has held so far, or its process on a CPU. Every rank calls it."""
+    """Return the peak memory of any rank so far, in GB: of its GPU, or of its process on a CPU. All ranks call this together."""
     import resource
 
     import torch
     from slime.utils import accelerator
 
     if torch.cuda.is_available():
-        here = torch.cuda.max_memory_allocated()
+        local_peak = torch.cuda.max_memory_allocated()
     else:
-        here = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    peak = torch.tensor(float(here), device=accelerator.current_device())
+        local_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = torch.tensor(float(local_peak), device=accelerator.current_device())
     torch.distributed.all_reduce(peak, torch.distributed.ReduceOp.MAX)
     return float(peak) / 1e9
 
 
-def _keep_expert_bias(model: Any, recipe: Recipe) -> None:
-    """Sets every router's expert bias to the base's fp32 value, bit for bit: slime loads it into a buffer that is bf16 until the
-    first forward pass."""
+def _restore_expert_bias(model: Any, recipe: Recipe) -> None:
+    """Set every router's expert bias to the base's exact fp32 values. slime loads them into a buffer that is bf16 until the first
+    forward pass."""
     if not recipe.model.experts:
         return
     import torch
@@ -187,7 +190,7 @@ def _keep_expert_bias(model: Any, recipe: Recipe) -> None:
 
 
 def _inner(chunk: Any) -> Any:
-    """Megatron's model inside the wrappers around it."""
+    """Return Megatron's model without its wrappers."""
     while hasattr(chunk, "module"):
         chunk = chunk.module
     return chunk

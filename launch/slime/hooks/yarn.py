@@ -1,4 +1,4 @@
-"""slime's model with YaRN's positions, for which the pinned Megatron-LM has no flag: `--custom-model-provider-path`."""
+"""slime's model with YaRN's positions, used through `--custom-model-provider-path`: the pinned Megatron-LM has no flag for YaRN."""
 
 import copy
 import os
@@ -11,7 +11,7 @@ from recipes.compose.recipe import from_yaml
 
 
 def provider(pre_process: bool = True, post_process: bool = True, vp_stage: int | None = None) -> Any:
-    """The model slime would build, its rotary embedding and attention set to the recipe's YaRN."""
+    """Build the model that slime would build, and set its rotary embedding and attention to the recipe's YaRN."""
     from megatron.training.global_vars import get_args
     from slime.backends.megatron_utils.model_provider import _get_model_provider_func
 
@@ -23,8 +23,8 @@ def provider(pre_process: bool = True, post_process: bool = True, vp_stage: int 
 
 
 def scale(chunk: Any, run: Path) -> None:
-    """Frequencies of `launch.model.rotary.yarn_frequencies`; cosine and sine times 0.1 ln(factor) + 1, by a field that Megatron's
-    attention looks for."""
+    """Set a model chunk to YaRN. Its frequencies become those of `launch.model.rotary.yarn_frequencies`. A configuration field that
+    Megatron's attention reads makes it multiply cosine and sine by 0.1 ln(factor) + 1."""
     m = from_yaml(run / "config.yaml").model
     chunk.config.yarn_rotary_scaling_factor = m.rope_factor
     chunk.rotary_pos_emb.inv_freq = yarn_frequencies(m)

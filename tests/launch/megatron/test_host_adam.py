@@ -5,7 +5,7 @@ import torch
 
 from launch.megatron import host_adam
 from launch.megatron.host_adam import STATES, HostAdam
-from launch.model.offload_streams import Lane
+from launch.model.offload_streams import CopyStreams
 from tests.launch.streams import Streams
 
 
@@ -23,9 +23,9 @@ def parameters_of(groups):
     return [p for group in groups for p in group["params"]]
 
 
-def five_steps(groups, lane):
+def five_steps(groups, copies):
     """Of `HostAdam` and of torch's on fp32 weights, whose gradients are the same and whose rates of learning change."""
-    adam = HostAdam(groups, lane)
+    adam = HostAdam(groups, copies)
     masters = [[p.float().clone() for p in g["params"]] for g in groups]
     reference = torch.optim.AdamW([{**g, "params": m} for g, m in zip(groups, masters, strict=True)], fused=True)
     flat = [m for some in masters for m in some]
@@ -46,7 +46,7 @@ def five_steps(groups, lane):
 def test_five_steps_are_those_of_torch_bit_for_bit(monkeypatch, dtype, piece):
     monkeypatch.setattr(host_adam, "PIECE", piece)
     groups = groups_of(dtype)
-    for number, (adam, reference, masters) in enumerate(five_steps(groups, Lane(torch.device("cpu")))):
+    for number, (adam, reference, masters) in enumerate(five_steps(groups, CopyStreams(torch.device("cpu")))):
         for parameter, master in zip(parameters_of(groups), masters, strict=True):
             theirs, mine = {**reference.state[master], "param": master}, adam.state[parameter]
             assert mine["step"] == int(theirs["step"]) == number + 1
@@ -67,7 +67,7 @@ def test_pieces_come_and_leave_beside_the_update(monkeypatch):
     monkeypatch.setattr(host_adam, "_update", watched)
     with Streams().at_work(monkeypatch) as streams:
         groups = groups_of(torch.bfloat16)
-        for adam, *_ in five_steps(groups, streams.lane()):
+        for adam, *_ in five_steps(groups, streams.copy_streams()):
             assert streams.under_way("out") == 0
             assert not streams.host_waited, "a step does not wait on the host"
             adam.finish()

@@ -41,7 +41,7 @@ def test_a_gpu_without_room_is_named_with_what_to_type(root, monkeypatch):
     monkeypatch.setattr(driver, "Worker", faulty.OutOfMemory)
     with ranks_of(root, "cluster.gpus_per_node=1") as (_, ranks), pytest.raises(TrainError) as error:
         ranks.call("train_step", 0)
-    assert "rank 0 ran out of the GPU's memory in 'train_step'" in str(error.value)
+    assert "rank 0 ran out of GPU memory in 'train_step'" in str(error.value)
     assert str(error.value).endswith("Tried to allocate 2.00 GiB.; write layout.loss_chunk=4096")
 
 
@@ -49,6 +49,6 @@ def test_a_gpu_without_room_is_named_with_what_to_type(root, monkeypatch):
 def test_gpus_that_ray_does_not_find_are_not_waited_for():
     POOL.close()  # a process has one Ray at a time
     recipe = compose_recipe(["model=qwen3-4b", "cluster=h100x8", "engine=megatron", "layout=data_parallel"])
-    missing = "is 8 GPUs, and Ray finds 0 on this machine; write cluster=local"
+    missing = "needs 8 GPUs, but Ray finds 0 on this machine; write cluster=local"
     with pytest.raises(PreflightError, match=missing), driver.Ranks(recipe):
         pass

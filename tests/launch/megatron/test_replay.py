@@ -33,10 +33,7 @@ def test_a_leap_of_the_loss_stops_before_the_update_and_names_its_sequences(leap
     record = json.loads((run / "diverged.json").read_text())
     assert "DivergedError: step 2: loss " in output
     assert "engine.spike=5.0 times the largest loss" in output
-    assert (
-        f"see it sequence by sequence with `make replay run=leap STEP=2 cluster.root={run.parents[1]}`, or write"
-        in output
-    )
+    assert f"inspect each sequence with `make replay run=leap STEP=2 cluster.root={run.parents[1]}`, or write" in output
     assert record["step"] == 2 and len(record["sequences"]) == 4
     assert all(s["id"] in output for s in record["sequences"])
     assert [p.name for p in (run / "checkpoints").iterdir()] == ["step_000001"]

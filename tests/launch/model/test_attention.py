@@ -109,18 +109,18 @@ def test_varlen_attention_is_that_of_each_sequence(core, recipe):
 def test_of_varlen_attention_its_result_alone_is_kept(core, recipe, by_varlen):
     """Inputs apart."""
     from launch.model.attention import packed_of
-    from launch.model.attention_reuse import Kept
+    from launch.model.attention_reuse import CachedCall
 
-    core.kept = Kept()
+    core.cached = CachedCall()
     d = recipe.model.head_dim
     q, k, v = (torch.randn(sum(LENGTHS), n, d) for n in (4, 2, 2))
     with torch.no_grad():
         out = core(q, k, v, None, packed_seq_params=packed_of(recipe.model, LENGTHS, CPU))
-    kept = {(tuple(t.shape), t.dtype) for t in core.kept.tensors}
-    assert len(core.kept.tensors) == 4 and kept == {
+    kept = {(tuple(t.shape), t.dtype) for t in core.cached.tensors}
+    assert len(core.cached.tensors) == 4 and kept == {
         ((64, 4, d), torch.float32), ((4, 64), torch.float32), ((5,), torch.int32), ((2,), torch.uint64)
     }, kept  # fmt: skip
-    assert any(t.data_ptr() == out.data_ptr() for t in core.kept.tensors), "the result is there once"
+    assert any(t.data_ptr() == out.data_ptr() for t in core.cached.tensors), "the result is there once"
 
 
 def test_linear_recomputation_runs_the_kernel_once_a_micro_batch(root, by_varlen):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from launch.model.attention_reuse import Kept
+from launch.model.attention_reuse import CachedCall
 
 
 def attention(query, key, value):
@@ -73,19 +73,19 @@ def plain(function, inputs, gradient):
 def test_the_second_pass_has_the_result_and_the_gradients_of_the_plain_function(make, function, heads):
     torch.manual_seed(0)
     inputs = make(heads)
-    kept, calls = Kept(), []
+    call, calls = CachedCall(), []
 
     def counted(*arguments):
         calls.append(1)
         return function(*arguments)
 
     with torch.no_grad():
-        first = kept.run(counted, *inputs)
+        first = call.run(counted, *inputs)
     gradient = torch.randn_like(first)
     wanted, gradients = plain(function, inputs, gradient)
     second_inputs = [x.requires_grad_() for x in again(inputs)]
-    kept.tensors = [t.clone() for t in kept.tensors]  # as when they were elsewhere
-    second = kept.run(counted, *second_inputs)
+    call.tensors = [t.clone() for t in call.tensors]  # as when they were elsewhere
+    second = call.run(counted, *second_inputs)
     found = torch.autograd.grad(second, second_inputs, gradient)
     assert len(calls) == 1
     assert torch.equal(first, wanted) and torch.equal(second, wanted)
@@ -97,10 +97,10 @@ def test_the_first_pass_holds_no_input():
     inputs = [*apart(2)[:1], *slices(4)[:2]]
     references = [weakref.ref(x.untyped_storage()) for x in inputs] + [weakref.ref(x) for x in inputs]
     held = {x.untyped_storage().data_ptr() for x in inputs}
-    kept = Kept()
+    call = CachedCall()
     with torch.no_grad():
-        kept.run(sdpa, *inputs)
-    assert not held & {t.untyped_storage().data_ptr() for t in kept.tensors}
+        call.run(sdpa, *inputs)
+    assert not held & {t.untyped_storage().data_ptr() for t in call.tensors}
     del inputs
     gc.collect()
     assert [x() for x in references] == [None] * 6
@@ -113,23 +113,23 @@ def test_nothing_is_kept_twice():
         e = x.exp()
         return e * e * x
 
-    kept, x = Kept(), torch.rand(5)
+    call, x = CachedCall(), torch.rand(5)
     with torch.no_grad():
-        kept.run(function, x)
-    addresses = [t.data_ptr() for t in kept.tensors]
+        call.run(function, x)
+    addresses = [t.data_ptr() for t in call.tensors]
     assert len(addresses) == len(set(addresses)) == 3, "the exponential, its square and the result"
     leaf = x.clone().requires_grad_()
-    kept.run(function, leaf).sum().backward()
+    call.run(function, leaf).sum().backward()
     (wanted,) = plain(function, [x], torch.ones(5))[1]
     assert torch.equal(leaf.grad, wanted)
 
 
 def test_what_was_kept_is_let_go_of_in_the_backward_pass():
-    x, kept = torch.rand(5), Kept()
+    x, call = torch.rand(5), CachedCall()
     with torch.no_grad():
-        kept.run(torch.exp, x)
+        call.run(torch.exp, x)
     leaf = x.clone().requires_grad_()
-    out = kept.run(torch.exp, leaf)
-    assert len(kept.tensors) == 1
+    out = call.run(torch.exp, leaf)
+    assert len(call.tensors) == 1
     out.sum().backward()
-    assert kept.tensors == []
+    assert call.tensors == []

@@ -15,46 +15,48 @@ LAYERS, KEPT = 3, 2  # tensors of a layer
 
 
 def test_what_waits_on_the_host_comes_back_once_and_in_time(megatron, monkeypatch):
-    from launch.model.offload_streams import BESIDE
-    from launch.model.recompute import Stays
+    from launch.model.offload_streams import MAX_OVERLAPPING_COPIES
+    from launch.model.recompute import HostStore
 
-    stays_of = []
+    offloads = []
 
-    def forward(stays, streams, number):
+    def forward(store, streams, number):
         waiting, x = [], torch.full((4,), float(number))
         for _ in range(LAYERS):
             kept = [x, x * 2]
             out = x + 1  # the layer
-            waiting.append((x.tolist(), stays.put(kept), weakref.ref(kept[1])))
-            stays_of.append(waiting[-1][1])
-            assert 0 < streams.under_way("out") <= BESIDE * KEPT, "leaves beside the next layer"
+            waiting.append((x.tolist(), store.save(kept), weakref.ref(kept[1])))
+            offloads.append(waiting[-1][1])
+            assert 0 < streams.under_way("out") <= MAX_OVERLAPPING_COPIES * KEPT, "leaves beside the next layer"
             del kept
             x = out
         return waiting
 
-    def backward(stays, streams, waiting):
+    def backward(store, streams, waiting):
         for layer in reversed(range(LAYERS)):
-            wanted, stay, left = waiting.pop()
-            tensors = stays.take(stay)
+            wanted, offloaded, left = waiting.pop()
+            tensors = store.restore(offloaded)
             assert [t.tolist() for t in tensors] == [wanted, [2 * n for n in wanted]]
             assert left() is None, "what left is not on the GPU any more"
             assert streams.under_way("back") == (KEPT if layer else 0), "the layer before comes beside this one"
             _ = tensors[0] + tensors[1]  # the layer again
-            assert stay.hosts == [] and stay.coming is None and stay.before is None, "the host's memory is free"
+            assert offloaded.hosts == [] and offloaded.pending is None and offloaded.previous is None, (
+                "the host's memory is free"
+            )
 
     with Streams().at_work(monkeypatch) as streams:
-        stays = Stays(streams.lane())
+        store = HostStore(streams.copy_streams())
         for number in range(2):
-            backward(stays, streams, forward(stays, streams, number))
-        first, second = (forward(stays, streams, number) for number in range(2))
-        backward(stays, streams, first)
-        third = forward(stays, streams, 2)
-        backward(stays, streams, second)
-        backward(stays, streams, third)
+            backward(store, streams, forward(store, streams, number))
+        first, second = (forward(store, streams, number) for number in range(2))
+        backward(store, streams, first)
+        third = forward(store, streams, 2)
+        backward(store, streams, second)
+        backward(store, streams, third)
     assert not streams.freed_early, streams.freed_early
     for kind in ("out", "back"):
         assert sum(k == kind for k, _ in streams.copies) == 5 * LAYERS * KEPT, "each once"
-    assert all(stay.coming is None for stay in stays_of), "nothing is on its way that came before"
+    assert all(offloaded.pending is None for offloaded in offloads), "nothing is on its way that came before"
 
 
 LENGTHS = [[60, 41], [100, 3, 30]]
@@ -82,7 +84,7 @@ def step(words, batches):
         chunk.train()
     del alone
     for layer in chunk.decoder.layers:
-        assert getattr(layer.self_attention.core_attention, "kept", None) is None
+        assert getattr(layer.self_attention.core_attention, "cached", None) is None
     both = [run(number) for number in (0, 1)]
     for losses in both:
         losses.sum().backward()

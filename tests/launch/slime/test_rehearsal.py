@@ -16,7 +16,7 @@ def test_a_run_that_lies_where_a_rehearsal_would_is_not_removed(root):
     before = content(run.root)
     plan = Plan(*recipe_of(root, "engine=slime", "run=mine"))
     with pytest.raises(
-        ConfigError, match=r"mine-rehearsal' holds a run, and a rehearsal of run=mine is .*write run=OTHER"
+        ConfigError, match=r"mine-rehearsal' holds a run, but a rehearsal of run=mine needs .*write run=OTHER"
     ):
         rehearsal.rehearse(plan, Console(quiet=True))
     assert content(run.root) == before

@@ -259,7 +259,7 @@ def test_lines_are_shown_once_they_are_whole(tmp_path):
 @pytest.mark.parametrize(
     ("script", "said"),
     [
-        ("sleep 60", "slime said nothing for engine.timeout=2 s; raise it"),
+        ("sleep 60", "slime said nothing for engine.timeout=2 s; raise engine.timeout"),
         # A file server whose clock is behind.
         ("for i in 1 2 3 4 5 6 7 8; do echo $i; touch -d '2 hours ago' train.log; sleep 0.5; done; exit 3", "status 3"),
     ],

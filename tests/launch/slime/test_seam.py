@@ -52,8 +52,8 @@ def test_an_old_fault_put_back_is_caught(root):
     assert found["none"] < 1e-5
     assert "takes 1 positional argument but 2 were given" in found["missing argument"]
     assert "has no attribute 'lengths'" in found["missing field"]
-    assert "attention is rotated twice" in found["rotated twice"]
-    assert "attention is rotated by nobody" in found["rotated by nobody"]
+    assert "queries and keys are rotated twice" in found["rotated twice"]
+    assert "queries and keys are not rotated" in found["rotated by nobody"]
     assert found["unrotated keys"] > 1e-3
 
 

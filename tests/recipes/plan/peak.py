@@ -81,7 +81,7 @@ def set_up() -> None:
 
     from launch.model import attention_reuse
     from launch.model.attention import PackedAttention, varlen
-    from launch.model.offload_streams import Lane
+    from launch.model.offload_streams import CopyStreams
 
     dist.init_process_group("gloo", store=dist.HashStore(), world_size=1, rank=0)  # type: ignore[attr-defined]
     parallel_state.initialize_model_parallel()
@@ -95,12 +95,12 @@ def set_up() -> None:
         and (a.dtype, a.size(), a.stride(), a.storage_offset()) == (b.dtype, b.size(), b.stride(), b.storage_offset())
     )
 
-    def empty_like(_: Lane, tensor: Tensor) -> Tensor:
+    def empty_like(_: CopyStreams, tensor: Tensor) -> Tensor:
         assert Tracker.current is not None
         with Tracker.current.on_host():
             return torch.empty_like(tensor)
 
-    Lane.empty_like = empty_like  # type: ignore
+    CopyStreams.empty_like = empty_like  # type: ignore
 
 
 def _alone() -> None:

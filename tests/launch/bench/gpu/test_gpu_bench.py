@@ -64,9 +64,9 @@ def test_the_dry_run_shows_shapes_memory_and_calls_in_order():
 def test_without_the_gpu_it_says_so(monkeypatch):
     here = run.environment_here()
     monkeypatch.setattr(run, "environment_here", lambda: dict(here))
-    with pytest.raises(PreflightError, match="wants H100 or H200, and here is no GPU"):
+    with pytest.raises(PreflightError, match="needs H100 or H200, but this machine has no GPU"):
         run.run(compose_recipe([]), Console(file=io.StringIO()))
-    with pytest.raises(PreflightError, match="wants H200, and here is no GPU"):
+    with pytest.raises(PreflightError, match="needs H200, but this machine has no GPU"):
         run.run(compose_recipe(["cluster=h200x1"]), Console(file=io.StringIO()))
     with pytest.raises(ConfigError, match="measures one GPU"):
         run.show(compose_recipe(["cluster=h100x8"]), Console(file=io.StringIO()))
@@ -76,7 +76,7 @@ def test_without_the_gpu_it_says_so(monkeypatch):
 def test_calls_measure_what_is_left_and_nothing_twice(tmp_path, tiny):
     """The processes and the engine are the real ones; on a CPU, the first in bf16."""
     first = bench(tmp_path, "limit_s=30", of=(BESIDE,))
-    assert "'tiny, beside the CPU, cpu' takes about" in first and "the same command goes on" in first
+    assert "'tiny, beside the CPU, cpu' takes about" in first and "rerun the same command to continue" in first
     (folder,) = (tmp_path / "bench-gpu" / "h100x1").iterdir()
     assert {*run.results(folder)} == {"ours"}
     before = (folder / "ours.json").stat().st_mtime_ns
@@ -89,7 +89,9 @@ def test_calls_measure_what_is_left_and_nothing_twice(tmp_path, tiny):
     assert sentence in bench(tmp_path, of=(BESIDE,)).partition("| row |")[2]
     assert (folder / "ours.json").stat().st_mtime_ns == before
     tiny["transformers"] = "0"
-    assert "the same command goes on" in bench(tmp_path, "limit_s=30", of=(BESIDE,)), "another version: measured anew"
+    assert "rerun the same command to continue" in bench(tmp_path, "limit_s=30", of=(BESIDE,)), (
+        "another version: measured anew"
+    )
     assert not (folder / "cpu.json").exists()
     bench(tmp_path, "layout.recompute=full", "limit_s=30", of=(BESIDE,))
     assert not (folder / "cpu.json").exists(), "of another recipe"

@@ -98,9 +98,9 @@ def test_another_slime_is_refused(here, manager):
     names = type(manager).generate.__globals__
     for other in (lambda args, lengths: None, None):
         names["build_dp_schedule"] = other
-        with pytest.raises(TrainError, match="is not the pinned one"):
+        with pytest.raises(TrainError, match="is not the pinned version"):
             manager.generate(0)
-    with pytest.raises(TrainError, match="is not the pinned one"):
+    with pytest.raises(TrainError, match="is not the pinned version"):
         rollout.generate(None, 0, None)
 
 

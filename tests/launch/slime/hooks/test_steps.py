@@ -56,7 +56,7 @@ def test_a_held_out_loss_that_is_not_finite_is_a_divergence(log, loss):
 def test_a_step_that_is_not_finite_or_leaps_is_a_divergence(log):
     log.begin(1e-3)
     told(0, 2.0)
-    with pytest.raises(DivergedError, match=r"step 2: .*over engine\.spike=5\.0 times"):
+    with pytest.raises(DivergedError, match=r"step 2: .*above engine\.spike=5\.0 times"):
         told(1, 10.1)
     with pytest.raises(DivergedError, match="is not finite"):
         told(2, float("nan"))
