@@ -31,9 +31,9 @@ LAYOUTS = {
     "linear-offloaded": "model=qwen3-tiny layout.recompute=linear layout.offload=true",
 }
 RENAMED = {
-    "launch.slime.rollout": "launch.slime.hooks.rollout",
-    "launch.slime.steps": "launch.slime.hooks.steps",
-    "launch.slime.yarn": "launch.slime.hooks.yarn",
+    "launch.slime.hooks.rollout": "launch.slime.hooks.rollout",
+    "launch.slime.hooks.steps": "launch.slime.hooks.steps",
+    "launch.slime.hooks.yarn": "launch.slime.hooks.yarn",
     "launch/slime/driver.py": "launch/slime/hooks/driver.py",
 }
 _APART = ("time", "seconds", "folder", "path", "key", "code", "root", "search_s", "checkpoint")  # keys of plan.json

@@ -173,7 +173,7 @@ def one_rank(pool: Pool, root: Path, model: list[str], *words: str) -> Run:
     return train_layout(pool, root, [*model, *COMMON, "cluster.gpus_per_node=1", *words])
 
 
-def train(pool: Pool, root: Path, words: list[str]) -> Run:
+def train_layout(pool: Pool, root: Path, words: list[str]) -> Run:
     """Train five steps. Runs share the base model and the data under `root`."""
     recipe = compose_recipe([f"cluster.root={root}", *words])
     checkpoint = f"{root}/models/{recipe.model.name}-{'tied' if recipe.model.tied else 'untied'}"
@@ -253,7 +253,7 @@ def compared_bf16(pool: Pool, root: Path, names: Iterable[str]) -> Iterator[tupl
         yield name, ranks, difference(run, run, one, one), limits
 
 
-def show(console: Console) -> None:
+def show(_: Recipe, console: Console) -> None:
     """Print both tables row by row. Raise `TrainError` if a layout differs by more than its limits."""
     with tempfile.TemporaryDirectory() as folder, Pool() as pool:
         root = Path(folder)

@@ -22,7 +22,7 @@ from recipes.compose import commands
 from recipes.errors import DivergedError
 
 
-def train(plan: Plan, run: RunFolder, console: Console) -> bool:
+def train_embedded(plan: Plan, run: RunFolder, console: Console) -> bool:
     """Train from the last complete checkpoint (or the base) to the last step. Return whether the last step is reached.
 
     After a rank dies or hangs, training restarts from the last checkpoint. It restarts at most `engine.max_retries` times, and not

@@ -17,7 +17,7 @@ from launch.run.run_plan import Plan
 from recipes import json_file
 
 
-def replay(plan: Plan, run: RunFolder, step: int, console: Console) -> None:
+def replay_step(plan: Plan, run: RunFolder, step: int, console: Console) -> None:
     """Train from the last checkpoint before step `step` (the first is 1) up to that step, and compare its figures with the run's.
     Then show the loss and gradient norm of each of its sequences alone.
 

@@ -124,9 +124,9 @@ def _experts(r: Recipe, router: Router) -> Group:
 def data(r: Recipe, num_steps: int) -> Group:
     """Yield the flags of the data. `rollout.py` provides the steps. Each step has as many rollout ids as data-parallel ranks, however
     many sequences it has, so slime counts it as one optimizer step."""
-    yield "--rollout-function-path", "launch.slime.rollout.generate"
-    yield "--rollout-data-postprocess-path", "launch.slime.rollout.verify"
-    yield "--custom-megatron-before-train-step-hook-path", "launch.slime.steps.before"
+    yield "--rollout-function-path", "launch.slime.hooks.rollout.generate"
+    yield "--rollout-data-postprocess-path", "launch.slime.hooks.rollout.verify"
+    yield "--custom-megatron-before-train-step-hook-path", "launch.slime.hooks.steps.before"
     yield ("--disable-rollout-global-dataset",)
     yield "--num-rollout", num_steps
     yield "--rollout-batch-size", data_parallel(r)

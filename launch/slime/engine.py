@@ -29,7 +29,7 @@ LOG = "train.log"  # output of slime and its processes; every start appends
 _POLL_S = 0.5
 
 
-def train(plan: Plan, run: RunFolder, console: Console) -> Path:
+def train_through_slime(plan: Plan, run: RunFolder, console: Console) -> Path:
     """Train from the last complete checkpoint (or the base) to the last step. Return the last checkpoint.
 
     After a failure, training restarts from the last checkpoint, by the rules of `launch.run.retries`. Raise `TrainError` if it cannot

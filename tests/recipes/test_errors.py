@@ -15,7 +15,7 @@ from launch.megatron import cpu
 from recipes.errors import LimiError
 
 # Modules that only run inside an engine's own process, where its packages are.
-ELSEWHERE = ("launch.megatron.rank", "launch.sanity.server.stand_ins", "launch.limi", "launch.slime.hooks.driver")
+ELSEWHERE = ("launch.megatron.rank", "launch.serving.stand_ins", "launch.limi", "launch.slime.hooks.driver")
 
 
 def classes(kind: type[LimiError] = LimiError) -> Iterator[type[LimiError]]:

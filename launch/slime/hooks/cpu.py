@@ -177,7 +177,7 @@ def _change_optimizer(module: Any) -> None:
 
 
 def layers(args: Any, config: Any, vp_stage: int | None = None) -> Any:
-    """Return the project's layers, for Megatron-LM's `--spec launch.slime.cpu layers`."""
+    """Return the project's layers, for Megatron-LM's `--spec launch.slime.hooks.cpu layers`."""
     from launch.model.layers import block_spec
 
     return block_spec(config, vp_stage=vp_stage)
