@@ -32,9 +32,9 @@ from recipes.config import Recipe
 from recipes.errors import DataError
 from recipes.families import facts
 from recipes.paths import REPO
+from recipes.schedule.lengths import COUNT, LONGEST, SHORTEST
 
-COUNT = 78
-SHORTEST, LONGEST, MEAN = 13_000, 152_000, 42_400  # tokens of LIMI's trajectories
+MEAN = 42_400  # tokens of LIMI's trajectories
 MOST_MESSAGES = 530
 ROUNDS = 3
 MANY = 10_000

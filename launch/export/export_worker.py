@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from launch.weights import hf_names, torch_dist
+from launch.weights.dtypes import DTYPES
 from launch.weights.safetensors_file import Entry
 from launch.weights.torch_dist import Part
 from recipes.config import Model
 from recipes.errors import CheckpointError
 from recipes.families.common.parts import Link
-
-_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -103,9 +102,9 @@ def _check_bias(base: Tensor, trained: Tensor, name: str) -> None:
 
 
 def _dtype(piece: Piece) -> torch.dtype:
-    if piece.base.dtype not in _DTYPES:
+    if piece.base.dtype not in DTYPES:
         raise CheckpointError(
-            f"{piece.name} is {piece.base.dtype} in the base, and an export is {', '.join(_DTYPES)}",
+            f"{piece.name} is {piece.base.dtype} in the base, and an export is {', '.join(DTYPES)}",
             "write model.checkpoint=FOLDER of an unquantized base",
         )
-    return _DTYPES[piece.base.dtype]
+    return DTYPES[piece.base.dtype]

@@ -18,7 +18,7 @@ from launch.preflight.machine import machine
 from launch.run.fetch_models import is_remote
 from launch.run.run_folder import held
 from recipes.config import EngineName, Recipe
-from recipes.context import check_context
+from recipes.context import check_context, reach
 from recipes.errors import ConfigError
 from recipes.layout import data_parallel, faults, fix, world_size
 from recipes.paths import in_ray_job
@@ -173,8 +173,8 @@ def context(r: Recipe, known: Known, packed: dict[str, "Dataset"]) -> Found:
     longest = max(training.lengths)
     check_context(r.model, longest)
     known.sequences = Sequences(training.trajectory, training.lengths, f"packed from {r.data.path}")
-    reach = f"{round(r.model.native_context * r.model.rope_factor):,} tokens, positions {r.model.rope.value}"
-    return Found(f"the longest sequence has {longest:,} tokens", reach)
+    limit = f"{reach(r.model):,} tokens, positions {r.model.rope.value}"
+    return Found(f"the longest sequence has {longest:,} tokens", limit)
 
 
 @check("layout", "a layout that cannot run, or that trains wrongly without an error")

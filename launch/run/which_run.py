@@ -4,6 +4,8 @@ from pathlib import Path
 
 from launch.run.run_folder import RECORD
 from launch.run.run_plan import BACK, read_plan
+from launch.weights.hf_folder import INDEX
+from launch.weights.shards import SINGLE
 from recipes import json_file
 from recipes.compose.recipe import from_yaml
 from recipes.config import Recipe
@@ -128,8 +130,8 @@ def exported(asked: Recipe) -> tuple[Recipe, Path]:
     """
     folder = run_folder(asked) / "hf" if asked.checkpoint is None else Path(asked.checkpoint).absolute()
     missing = [] if (folder / "config.json").is_file() else ["config.json"]
-    if not any((folder / name).is_file() for name in ("model.safetensors.index.json", "model.safetensors")):
-        missing.append("model.safetensors.index.json")
+    if not any((folder / name).is_file() for name in (INDEX, SINGLE)):
+        missing.append(INDEX)
     if missing:
         there = sorted(str(p.parent) for p in run_folder(asked).parent.glob("*/hf*/config.json"))
         raise CheckpointError(

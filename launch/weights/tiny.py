@@ -13,6 +13,7 @@ from typing import Any
 
 from data_prep.files import sha256, whole_folder
 from data_prep.sources import read
+from launch.weights.hf_folder import INDEX
 from recipes import json_file
 from recipes.checkpoint import tensors
 from recipes.config import Model, Recipe
@@ -140,9 +141,7 @@ def _write_index(folder: Path) -> None:
             weight_map |= dict.fromkeys(file.keys(), path.name)
             size += sum(file.get_tensor(name).nbytes for name in weight_map if weight_map[name] == path.name)
     index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(
-        json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8"
-    )
+    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def hf_config(m: Model, added_tokens: list[dict[str, Any]]) -> Any:

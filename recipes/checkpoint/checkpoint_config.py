@@ -11,6 +11,7 @@ from typing import Any
 
 from recipes import json_file
 from recipes.config import Model, Mtp, Rope
+from recipes.context import reach
 from recipes.errors import ConfigError, Fault
 from recipes.families import facts
 
@@ -77,7 +78,7 @@ def exported(m: Model, base: dict[str, Any]) -> dict[str, Any]:
         field, rope = _rotary(base)
         kept = {name: rope[name] for name in ("rope_theta", "partial_rotary_factor") if name in rope}
         config[field] = {**kept, "rope_type": "yarn", **{name: getattr(m, option) for name, option in _YARN.items()}}
-        config["max_position_embeddings"] = _longest(m)
+        config["max_position_embeddings"] = reach(m)
     return config
 
 
@@ -86,7 +87,7 @@ def differences(m: Model, config: dict[str, Any]) -> list[Fault]:
 
     A base without scaled positions is accepted for a recipe with them, because training starts from such a base.
     """
-    if m.rope is Rope.yarn and _scaled(config) and config.get("max_position_embeddings") == _longest(m):
+    if m.rope is Rope.yarn and _scaled(config) and config.get("max_position_embeddings") == reach(m):
         config = config | {
             "max_position_embeddings": m.max_position
         }  # both an export's value and the release's are correct
@@ -178,11 +179,6 @@ def _type(rope: dict[str, Any]) -> Any:
 def _scaled(config: dict[str, Any]) -> bool:
     rope = _rotary(config)[1]
     return isinstance(rope, dict) and _type(rope) != "default"
-
-
-def _longest(m: Model) -> int:
-    """Return the longest sequence in tokens that the recipe's YaRN allows."""
-    return round(m.native_context * m.rope_factor)
 
 
 def _not_allowed(config: dict[str, Any], fixed: dict[str, tuple[Any, ...]]) -> list[Fault]:

@@ -19,9 +19,10 @@ from launch.sanity.files.misplaced import how
 from launch.sanity.files.trained_worker import Parameter
 from launch.sanity.tensors import compare_worker, looks
 from launch.sanity.tensors.bands import bands
-from launch.sanity.tensors.compare_worker import DTYPES, Seen
+from launch.sanity.tensors.compare_worker import Seen
 from launch.sanity.tensors.digests import Digest
 from launch.weights import tensor_work
+from launch.weights.dtypes import DTYPES
 from launch.weights.safetensors_file import Entry
 from launch.weights.shards import Shards
 from launch.weights.torch_dist import Piece, TorchDist

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from launch.sanity.files import trainers
 from launch.sanity.tensors import compare_worker
-from launch.sanity.tensors.compare_worker import DTYPES
 from launch.sanity.tensors.digests import Digest, Sums
 from launch.weights import torch_dist
+from launch.weights.dtypes import DTYPES
 from launch.weights.safetensors_file import Entry
 from launch.weights.torch_dist import Piece
 from recipes.config import Model

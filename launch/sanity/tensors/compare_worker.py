@@ -14,11 +14,11 @@ from torch import Tensor
 
 from launch.sanity.tensors.digests import Digest, Sums
 from launch.sanity.tensors.prints import Prints, Taker, Wanted
+from launch.weights.dtypes import DTYPES
 from launch.weights.safetensors_file import Entry
 from recipes.errors import CheckpointError
 
 BLOCK = 1 << 17  # elements of a block (at least one row); a few blocks fit into a core's cache
-DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 _BITS = {2: torch.int16, 4: torch.int32}
 
 
