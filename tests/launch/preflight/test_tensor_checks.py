@@ -260,7 +260,7 @@ def test_a_mix_of_dtypes_and_a_rounded_bias_are_odd():
     there = whole(QWEN) | {EMBEDDING: entry((QWEN.vocab, QWEN.hidden), "F32")}
     assert problems(QWEN, there) == []
     (odd,) = check.oddities(QWEN, there)
-    assert odd.problem.startswith(f"tensors of several dtypes: 45 BF16, 1 F32, {EMBEDDING} among them")
+    assert odd.problem.startswith(f"tensors of several dtypes: 45 BF16, 1 F32, e.g. {EMBEDDING}")
     rounded = {n: entry(e.shape) for n, e in whole(GLM).items()}
     (odd,) = check.oddities(GLM, rounded)
     assert odd.problem.startswith(
@@ -278,7 +278,7 @@ def test_an_embedding_that_was_resized_names_the_override():
 def test_other_shapes_are_shown_a_kind_each():
     there = {n: entry((64, 96)) if "gate_proj" in n else e for n, e in whole(QWEN).items()}
     assert only(QWEN, there).problem == (
-        "4 tensors of another shape: model.layers.0.mlp.gate_proj.weight is [64, 96], and not [192, 96]"
+        "4 tensors of another shape: model.layers.0.mlp.gate_proj.weight is [64, 96], not [192, 96]"
     )
 
 

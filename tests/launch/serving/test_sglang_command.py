@@ -82,7 +82,7 @@ def test_a_model_that_one_node_cannot_hold_is_refused_with_what_to_type(tmp_path
         PreflightError, match=r"8 x h100 offers 5\d\d GB.*write its sanity\.url=http://HOST:PORT"
     ) as error:
         sglang_command.command(recipe, base(tmp_path / "base", recipe), 1, True)
-    assert "glm4.5 takes 76" in str(error.value)  # 706 GB of weights, 59 GB of keys and values
+    assert "serving glm4.5 needs 76" in str(error.value)  # 706 GB of weights, 59 GB of keys and values
 
 
 def test_sanity_tp_is_taken_as_it_is_and_held_against_heads_and_gpus(tmp_path):
