@@ -153,7 +153,7 @@ def kuberay(recipe: Recipe) -> str:
     }
     manifest = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": name}, "spec": spec}
     return (
-        f"# Use with `kubectl apply -f` on a cluster with KubeRay. It needs a ReadWriteMany PersistentVolumeClaim '{CLAIM}',\n"
+        f"# For `kubectl apply -f` on a cluster with KubeRay. It needs a ReadWriteMany PersistentVolumeClaim '{CLAIM}',\n"
         f"# which is mounted at {c.root} and holds a clone of this repository in {checkout}.\n"
         f"# Keys of the Hub and of W&B come from the Secret '{CLAIM}' if it exists.\n"
         + yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True, width=10**6)

@@ -1,4 +1,4 @@
-"""What is checked of the checkpoint that training starts from."""
+"""Checks of the checkpoint that training starts from."""
 
 import re
 from dataclasses import dataclass
@@ -20,49 +20,49 @@ from recipes.plan.plan_words import gigabytes
 if TYPE_CHECKING:
     from data_prep.pack.dataset import Dataset
 
-SHOWN = 5  # faults in a row
+SHOWN = 5  # most faults shown in one row
 _SHARD = re.compile(r"-of-(\d+)\.safetensors$")
 
 
 @dataclass
 class Known:
-    """What one check found out and later ones need; None where it could not."""
+    """Results of one check that later checks need; None if the check failed."""
 
-    shards: Shards | None = None  # of whole files
+    shards: Shards | None = None  # set only if all files are whole
 
 
-def rows(r: Recipe | None) -> list[Check]:
-    """Whether the checkpoint is whole, and of the recipe's model; not known of None."""
+def rows(r: Recipe | None) -> list[Row]:
+    """Return the rows: whether the checkpoint is whole, and whether it is of the recipe's model. For None nothing is known."""
     known, first = Known(), model(r)
     return [first, weights(r and folder(r), known), tensors(r, known.shards, first.fix)]
 
 
 def folder(r: Recipe) -> Path | None:
-    """The checkpoint's, where it is one."""
-    found = Path(r.model.checkpoint)
-    return found if (found / "config.json").is_file() else None
+    """Return the checkpoint's folder, or None if it has no config.json."""
+    path = Path(r.model.checkpoint)
+    return path if (path / "config.json").is_file() else None
 
 
-@check("model", "training another model than the checkpoint's, which slime does without a word")
+@check("model", "training another model than the checkpoint's, which slime does silently")
 def model(r: Recipe) -> Found:
     if (here := folder(r)) is None:
-        local_checkpoint(r)  # says how to fetch one of the hub
+        local_checkpoint(r)  # for a model of the hub, raises with the command that fetches it
         raise ConfigError(
             f"no config.json in '{r.model.checkpoint}'{_instead(Path(r.model.checkpoint))}",
             f"write model.checkpoint=FOLDER of a Hugging Face checkpoint of {r.model.name}",
         )
     check_kept(here)
-    found = differences(r.model, read_config(here))
-    if not found:
+    wrong = differences(r.model, read_config(here))
+    if not wrong:
         return Found("as in the checkpoint's config.json", "no difference")
-    return Found("\n".join(fault.problem for fault in found), "no difference", remedy(r.model, found))
+    return Found("\n".join(fault.problem for fault in wrong), "no difference", remedy(r.model, wrong))
 
 
-@check("weights", "a download that is not whole, or files of two")
+@check("weights", "an incomplete download, or files mixed from two downloads")
 def weights(folder: Path, known: Known) -> Found:
     there = read(folder, alone=True)
     again = f"download {folder} again, or write model.checkpoint=FOLDER of a whole checkpoint"
-    limit = "*.safetensors, all of the index"
+    limit = "*.safetensors, all those of the index"
     if not any(folder.glob("*.safetensors")) and not (folder / INDEX).exists():
         return Found(f"no *.safetensors{_instead(folder)}", limit, again)
     names = {*there.files.values(), *there.beside}
@@ -81,26 +81,26 @@ def weights(folder: Path, known: Known) -> Found:
 
 
 def _apart(folder: Path, files: str) -> str:
-    """How to take files out of the folder: what was fetched must stay whole, or it is fetched again."""
+    """Return how to take files out of the folder. A fetched folder must stay unchanged, or it would be re-fetched."""
     if (folder / RECORD).is_file():
         return f"copy {folder} without {files}, and write model.checkpoint=FOLDER of the copy"
     return f"move {files} out of {folder}"
 
 
 def _instead(folder: Path) -> str:
-    """What a folder is that is no checkpoint."""
+    """Return what a folder without a checkpoint contains instead, if it is a known kind; otherwise an empty text."""
     kinds = {
         "adapter_config.json": "a LoRA adapter, to be merged into its base first (peft: merge_and_unload, save_pretrained)",
         "*.gguf": "quantised for llama.cpp, which cannot be trained",
-        "*.bin": "pickles, which are code: save them anew with transformers' save_pretrained",
-        "*.pt*": "pickles, which are code: save them anew with transformers' save_pretrained",
+        "*.bin": "pickles, which are code: re-save them with transformers' save_pretrained",
+        "*.pt*": "pickles, which are code: re-save them with transformers' save_pretrained",
     }
     return next((f", but {there.name}: {what}" for glob, what in kinds.items() for there in folder.glob(glob)), "")
 
 
-@check("tensors", "training that stops once a rank reads them, or that is of another model")
+@check("tensors", "training that stops when a rank reads the weights, or that trains another model")
 def tensors(r: Recipe, shards: Shards, other: str = "") -> Found:
-    """other: what fixes the recipe where `config.json` is of another model: then the tensors are too."""
+    """other: the fix of the recipe if `config.json` belongs to another model, because then the tensors do too."""
     m = r.model
     limit = f"{len(tensor_checks.wanted(m)):,} by name, shape and dtype"
     if wrong := [*tensor_checks.faults(m, shards.entries)]:
@@ -111,7 +111,7 @@ def tensors(r: Recipe, shards: Shards, other: str = "") -> Found:
     return Found(f"as those of {m.name}", limit)
 
 
-@check("code", "code from a checkpoint, which slime runs: it trusts every one")
+@check("code", "code in a checkpoint, which slime would run: it trusts every checkpoint")
 def code(folder: Path) -> Found:
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.py"))
     settings = ("config.json", "tokenizer_config.json")
@@ -126,17 +126,20 @@ def code(folder: Path) -> Found:
     return Found(", ".join(text), "no *.py, no auto_map", "; ".join(fixes))
 
 
-@check("tokenizer", "a checkpoint that reads other tokens, or another chat template, than the data was packed with")
+@check("tokenizer", "a checkpoint with another tokenizer or chat template than the data was packed with")
 def tokenizer(r: Recipe, packed: dict[str, "Dataset"]) -> Found:
     from data_prep.pack.dataset import tokenizer_hashes
 
     here = tokenizer_hashes(Path(r.model.checkpoint))
     wrong = []
     for name, data in packed.items():
-        theirs = data.manifest["inputs"]["tokenizer"]
-        unlike = [file for file in sorted({*here, *theirs}) if here.get(file) != theirs.get(file)]
-        wrong += [f"{name} data has another {', '.join(unlike)}"] if unlike else []
+        packed_with = data.manifest["inputs"]["tokenizer"]
+        differing = [file for file in sorted({*here, *packed_with}) if here.get(file) != packed_with.get(file)]
+        wrong += [f"{name} data has another {', '.join(differing)}"] if differing else []
     if wrong:
-        fix = "write model.checkpoint= of the checkpoint it was packed with, or pack it for this one: make data, with the same words"
+        fix = (
+            "write model.checkpoint= of the checkpoint it was packed with, or re-pack it for this one: make data, with the same "
+            "overrides"
+        )
         return Found("; ".join(wrong), "those of the data set", fix)
     return Found(", ".join(here), "those of the data set")

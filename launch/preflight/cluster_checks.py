@@ -1,5 +1,7 @@
-"""What is checked on the Ray cluster that this process is connected to, before a GPU is held: its nodes, what each of them has, the
-folder they share, and the network between them. Everything started here has ended when `rows` returns."""
+"""Checks of the connected Ray cluster before a GPU is taken: its nodes, what each has, their shared folder, and their network.
+
+Everything that is started here has ended when `rows` returns.
+"""
 
 import os
 import secrets
@@ -30,28 +32,29 @@ from recipes.config import Recipe
 from recipes.layout import world_size
 from recipes.paths import in_ray_job
 
-ANSWER_S = 60.0  # longest wait for what a node says of itself: a first process there imports its packages
-FLAGS_S = 180.0  # of slime's own imports, SGLang's among them
-NETWORK_S = 30.0  # of messages between the ranks
+ANSWER_S = 60.0  # longest wait for a node's report: the first process there must import its packages
+FLAGS_S = 180.0  # longest wait for slime's parser: slime imports SGLang, among others
+NETWORK_S = 30.0  # time for messages between the ranks
 
 
 @dataclass
 class Known:
-    """What one check found out and later ones need; None where it could not."""
+    """Results of one check that later checks need; None if the check failed."""
 
     alive: dict[str, dict[str, Any]] | None = None  # Ray's nodes by address
-    taken: list[dict[str, Any]] | None = None  # those with enough GPUs, as many as the recipe takes
+    taken: list[dict[str, Any]] | None = None  # nodes with enough GPUs, as many as the recipe uses
     reports: Reports | None = None
-    paths: list[str] | None = None  # checkpoint and data, where both are here
-    answering: dict[str, dict[str, Any]] | None = None  # nodes that reported
+    paths: list[str] | None = None  # checkpoint and data, if both exist on this machine
+    answering: dict[str, dict[str, Any]] | None = None  # nodes that sent a report
 
 
-def connected_rows(r: Recipe, console: Console, seconds: float = NETWORK_S) -> list[Check]:
-    """The checks on the Ray of this job, or of this machine, connected to for as long; whether there is one is the first.
-    seconds: as `rows` takes them."""
-    console.print(
-        "Checking the cluster, half a minute to two"
-    )  # a job's log is no terminal: nothing turns there meanwhile
+def connected_rows(r: Recipe, console: Console, seconds: float = NETWORK_S) -> list[Row]:
+    """Connect to the Ray of this job or of this machine, run all checks, and disconnect.
+
+    The first rows say whether a Ray can be reached. seconds: as for `rows`.
+    """
+    # A job's log is not a terminal and shows no progress, so that the expected time is said first.
+    console.print("Checking the cluster (30 s to 2 minutes)")
     ours = [] if in_ray_job() else [python(r)]
     if any(row.fix for row in ours):
         return ours
@@ -59,9 +62,9 @@ def connected_rows(r: Recipe, console: Console, seconds: float = NETWORK_S) -> l
     return [*ours, reach(r, found, seconds), *found]
 
 
-@check("Python", "processes of Ray's that never start, each waited for as long as a slow one")
+@check("Python", "Ray processes that never start and are waited for until a timeout")
 def python(r: Recipe) -> Found:
-    """The one by which a Ray of this machine starts its processes."""
+    """Check the Python with which a Ray of this machine starts its processes."""
     given = str(r.engine.python)
     program = "import sys, ray; print(f'Ray {ray.__version__} for Python {sys.version_info[0]}.{sys.version_info[1]}')"
     wanted = f"Ray {ray.__version__} for Python {sys.version_info[0]}.{sys.version_info[1]}"
@@ -71,11 +74,11 @@ def python(r: Recipe) -> Found:
     except OSError as error:
         said = f"{error.strerror}"
     fix = (
-        "write SLIME_ROOT=FOLDER MEGATRON_ROOT=FOLDER of their checkouts on make's line, which makes an environment for slime, "
-        "or engine.python=PYTHON of one that has it"
+        "write SLIME_ROOT=FOLDER MEGATRON_ROOT=FOLDER of their checkouts on make's line, which creates an environment for slime, "
+        "or engine.python=PYTHON of an environment that has it"
     )
     return Found(
-        f"engine.python={given}: {said.splitlines()[-1] if said else 'says nothing'}",
+        f"engine.python={given}: {said.splitlines()[-1] if said else 'no output'}",
         wanted,
         "" if said == wanted else fix,
     )
@@ -89,9 +92,11 @@ def reach(r: Recipe, found: list[Check], seconds: float) -> Found:
     return Found(version)
 
 
-def rows(r: Recipe, seconds: float = NETWORK_S, start: float = network.START_S) -> list[Check]:
-    """Every check of the cluster. seconds: of messages between the ranks at most, none where 0; start: longest wait for their
-    processes."""
+def rows(r: Recipe, seconds: float = NETWORK_S, start: float = network.START_S) -> list[Row]:
+    """Return the rows of all checks of the cluster.
+
+    seconds: longest time for messages between the ranks; 0 skips the network checks. start: longest wait for the ranks' processes.
+    """
     known = Known()
     return [
         nodes(r, known),
@@ -132,7 +137,7 @@ def nodes(r: Recipe, known: Known) -> Found:
     fewer = f"write cluster.nodes={gpus.count(most)} cluster.gpus_per_node={most}, or " if most else ""
     more = "add nodes to the cluster: ray start --address=HEAD:6379, on each"
     return Found(
-        text, limit, fewer + (more if in_ray_job() else "write cluster.address=http://HEAD:8265 of a larger one")
+        text, limit, fewer + (more if in_ray_job() else "write cluster.address=http://HEAD:8265 of a larger cluster")
     )
 
 
@@ -143,14 +148,14 @@ def free_gpus(r: Recipe, taken: list[dict[str, Any]]) -> Found:
     return Found(f"{free} free", f"{wanted}", "" if free >= wanted else fix)
 
 
-@check("CPUs", "slime's placement, which waits for a CPU beside every GPU and one for its rollout manager")
+@check("CPUs", "slime's placement, which waits for one CPU per GPU and one more for its rollout manager")
 def cpus(r: Recipe, taken: list[dict[str, Any]]) -> Found:
     counts = [int(n["Resources"].get("CPU", 0)) for n in taken]
     a_node = r.cluster.gpus_per_node
     total = int(ray.cluster_resources().get("CPU", 0))
-    limit = f"{a_node} a node, {world_size(r) + 1} in all"
+    limit = f"{a_node} per node, {world_size(r) + 1} in all"
     enough = min(counts) >= a_node and total > world_size(r)
-    fix = f"start the nodes anew with more: ray start --num-cpus={a_node + 1}"
+    fix = f"restart the nodes with more CPUs: ray start --num-cpus={a_node + 1}"
     return Found(f"{', '.join(map(str, counts))}, {total} in all", limit, "" if enough else fix)
 
 
@@ -167,31 +172,31 @@ def answers(r: Recipe, known: Known, alive: dict[str, dict[str, Any]]) -> Found:
     limit = f"within {ANSWER_S:g} s"
     if silent:
         out = ", or take it out: ray stop" if in_ray_job() else ""
-        return Found(listed(silent), limit, f"see that node's logs in {logs()}{out}")
+        return Found(listed(silent), limit, f"read that node's logs in {logs()}{out}")
     return Found(f"{len(said)} of {len(alive)} nodes", limit)
 
 
-@check("slime's flags", "a flag that slime does not know, which it takes without a word")
+@check("slime's flags", "a flag that slime does not know, which it accepts silently")
 def flags(r: Recipe, answering: dict[str, dict[str, Any]]) -> Found:
-    """Asked of slime's own parser, on the first node."""
+    """Check the recipe's flags with slime's own parser on the first node."""
     name, one = next(iter(answering.items()))
     said, failed = _on_each(r, {name: one}, installed.flags, lambda _: (on_cpu(r),), FLAGS_S)
     if failed:
         fix = f"on that node: {r.engine.python} -c 'import slime.utils.arguments', and fix what it says"
-        return Found(f"slime's parser cannot be asked: {failed[name]}", "it answers", fix)
+        return Found(f"slime's parser does not run: {failed[name]}", "it runs", fix)
     given = {word for word in arguments(r, 1, r.model.checkpoint) if word.startswith("--")}
     if unknown := sorted(given - {*said[name]}):
         return Found(f"unknown: {', '.join(unknown)}", f"{len(said[name])} flags", here.PINNED)
     return Found(f"all {len(given)} are known", f"{len(said[name])} flags")
 
 
-@check("cluster.root", "checkpoints and data that one node writes and another does not see")
+@check("cluster.root", "checkpoints and data that one node writes but another does not see")
 def shared_folder(r: Recipe, answering: dict[str, dict[str, Any]]) -> Found:
     folder = os.path.join(r.cluster.root, f".check-{secrets.token_hex(8)}")
     nonces = {name: secrets.token_hex(16) for name in answering}
     limit, fix = (
         "written and read by every node",
-        "write cluster.root=FOLDER of one file system that every node can write to",
+        "write cluster.root=FOLDER on a file system that every node can write to",
     )
     try:
         _, failed = _on_each(r, answering, node_report.write, lambda name: (folder, name, nonces[name]))
@@ -206,8 +211,8 @@ def shared_folder(r: Recipe, answering: dict[str, dict[str, Any]]) -> Found:
     return Found(f"'{r.cluster.root}': {len(read)} of {len(answering)} nodes", limit)
 
 
-def _network(r: Recipe, known: Known, seconds: float, start: float) -> list[Check]:
-    """Both exchanges are measured together; where that fails, both say so."""
+def _network(r: Recipe, known: Known, seconds: float, start: float) -> list[Row]:
+    """Return the rows of both exchanges. They are measured together: a failure shows in both rows."""
     if not seconds:
         return []
     speeds: dict[str, float] | Exception | None = None
@@ -216,19 +221,21 @@ def _network(r: Recipe, known: Known, seconds: float, start: float) -> list[Chec
         env = runtime_env(r)
         try:
             speeds = network.measured(known.taken, a_node, not on_cpu(r), env, seconds, start)
-        except Exception as error:  # becomes a row, as any check's does
+        except Exception as error:  # becomes a row, like an error of any check
             speeds = error
     return [exchange(name)(r, speeds, name) for name in ("all-reduce", "all-to-all")]
 
 
-def exchange(name: str) -> Callable[..., Check]:
-    """The check of one of them."""
-    return check(name, "a network at a fraction of its speed, which every step waits for")(_exchange)
+def exchange(name: str) -> Callable[..., Row]:
+    """Return the check of one exchange, all-reduce or all-to-all."""
+    return check(name, "a network at a fraction of its speed, which slows every step")(_exchange)
 
 
 def _exchange(r: Recipe, speeds: dict[str, float] | Exception, name: str) -> Found:
-    """Bytes of a rank's message by the seconds it took, as what each GPU sends to other nodes: rings of an all-reduce cross from
-    node to node once for all GPUs of a node."""
+    """Check a measured speed (bytes of a rank's message per second), converted to what each GPU sends to other nodes.
+
+    An all-reduce's ring crosses from node to node once for all GPUs of a node.
+    """
     if isinstance(speeds, Exception):
         raise speeds
     a_node = network.CPU_RANKS if on_cpu(r) else r.cluster.gpus_per_node
@@ -249,12 +256,15 @@ def _exchange(r: Recipe, speeds: dict[str, float] | Exception, name: str) -> Fou
         f"{half:g} GB/s, half of cluster.network_gb_s",
         ""
         if between >= half
-        else f"write cluster.network_gb_s={between:.3g} where it is no faster; {network.fix(gpu=True)}",
+        else f"write cluster.network_gb_s={between:.3g} if the network is no faster; {network.fix(gpu=True)}",
     )
 
 
 def runtime_env(r: Recipe) -> dict[str, Any]:
-    """What a process of slime gets: in a job the cluster's own Python, on a Ray of this machine the one that slime will run by."""
+    """Return Ray's runtime environment of slime's processes.
+
+    In a job they use the cluster's own Python, and on a Ray of this machine `engine.python`.
+    """
     python = {} if in_ray_job() else {"py_executable": str(r.engine.python)}
     return {"env_vars": environment(r), **python}
 
@@ -266,8 +276,10 @@ def _on_each(
     given: Callable[[str], tuple[Any, ...]],
     seconds: float | None = None,
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Calls a function once on every node: what it returns by node, and why it does not where it does not within `seconds`, or
-    `ANSWER_S`."""
+    """Call a function once on every node. Return the results by node, and the reasons of failures by node.
+
+    given: returns the arguments for a node's name. seconds: longest wait, by default `ANSWER_S`.
+    """
     task, env, seconds = ray.remote(function), runtime_env(r), seconds or ANSWER_S
     calls = {}
     for name, one in alive.items():

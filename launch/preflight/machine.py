@@ -1,4 +1,4 @@
-"""Whether a run can start at all on this machine, or on the Ray cluster of this job: said before a file is read, made or fetched."""
+"""Check whether a run can start on this machine or on this job's Ray cluster, before any file is read, written or fetched."""
 
 import ctypes
 import os
@@ -17,7 +17,7 @@ from recipes.plan.plan_words import gigabytes
 _HERE = "here, model=qwen3-tiny trains on the CPU"
 
 
-@check("machine", "a download, and hours of work, for a run that cannot start here")
+@check("machine", "a download and hours of work for a run that cannot start here")
 def machine(r: Recipe) -> Found:
     needed, ranks = least_memory(r), world_size(r)
     there = memory_limit(r) * (ranks if r.gpu.memory_mib else r.cluster.gpus_per_node)
@@ -29,7 +29,10 @@ def machine(r: Recipe) -> Found:
 
 
 def gpus_here() -> int:
-    """Of this machine, as its driver counts them and `CUDA_VISIBLE_DEVICES` shows them; whatever torch was built for."""
+    """Return the number of GPUs of this machine, as its driver counts them, limited by `CUDA_VISIBLE_DEVICES`.
+
+    It does not depend on how torch was built.
+    """
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:
@@ -51,7 +54,7 @@ def _gpus(r: Recipe) -> Found:
         return Found(f"{there} GPUs in the Ray cluster of this job", limit, "" if there >= wanted else fix)
     there = gpus_here()
     if nodes > 1:
-        return Found(f"{there} GPUs on this machine, and cluster.address is not set", limit, _elsewhere(r))
+        return Found(f"{there} GPUs on this machine, but cluster.address is not set", limit, _elsewhere(r))
     fewer = f"write cluster.gpus_per_node={there}, or " if there else ""
     return Found(f"{there} GPUs on this machine", limit, "" if there >= wanted else fewer + _elsewhere(r))
 
@@ -66,14 +69,17 @@ def _gpus_of_cluster() -> int:
 
 
 def least_memory(r: Recipe) -> float:
-    """Bytes of weights, gradients and Adam's moments on all ranks, activations left out; where the layout is not settled, or not
-    a legal one, with nothing held twice, and on GPUs without the moments, which may be on the host."""
+    """Return the bytes of weights, gradients and Adam's moments on all ranks together, without activations.
+
+    If the layout is not settled or not legal, every tensor counts once, and on GPUs the moments are left out, because they may be
+    on the host.
+    """
     if _is_open(r):
         moments = 0 if r.gpu.memory_mib else optimizer_bytes(r)
         return parameters(r.model).total * (element_size(r) + 4 + moments)
-    alike = world_size(r) // r.layout.pp  # ranks of one pipeline stage
+    ranks_of_stage = world_size(r) // r.layout.pp
     stages = gpu_memory(r, Load([[1]]))
-    return alike * sum(s.weights + s.gradients + s.optimizer + s.runtime for s in stages)
+    return ranks_of_stage * sum(s.weights + s.gradients + s.optimizer + s.runtime for s in stages)
 
 
 def _is_open(r: Recipe) -> bool:
@@ -85,7 +91,7 @@ def _counted(r: Recipe) -> str:
 
 
 def _larger(r: Recipe) -> str:
-    """What to type for a model that is too large for what the recipe names: the cluster that the model's own file does."""
+    """Return the fix for a model that is too large for the recipe's cluster: the cluster of the model's own file."""
     usual = compose_recipe([w for w in r.words if w.startswith("model=")])
     if usual.gpu.memory_mib is None:
         return f"write a smaller model; {_HERE}"
@@ -95,7 +101,7 @@ def _larger(r: Recipe) -> str:
 
 
 def _elsewhere(r: Recipe, cluster: str | None = None) -> str:
-    """Where it could run, and how to see what that takes. cluster: another one than the recipe's."""
+    """Return where the run could start, and the command that shows what it needs. cluster: another one than the recipe's."""
     named = f"cluster={cluster} " if cluster else ""
     return (
         f"write {named}cluster.address=http://HEAD:8265 of a Ray cluster with these GPUs; `{commands.of_words('plan', r, cluster)}` "

@@ -1,4 +1,4 @@
-"""How fast a cluster's ranks exchange messages: torch.distributed's all-reduce and all-to-all over all of them."""
+"""Measurement of the network between a cluster's ranks: torch.distributed's all-reduce and all-to-all over all ranks."""
 
 import time
 from collections.abc import Callable
@@ -13,13 +13,16 @@ from launch.cluster.rendezvous import open_store
 from recipes.errors import PreflightError
 
 MEGABYTE = 2**20
-SIZES = {True: [4**k * MEGABYTE for k in range(6)], False: [4**k * MEGABYTE for k in range(4)]}  # on GPUs, on cores
-CPU_RANKS = 2  # processes of a node without GPUs
-START_S = 120.0  # longest wait for processes, their imports and their process group, beside the messages themselves
+SIZES = {
+    True: [4**k * MEGABYTE for k in range(6)],
+    False: [4**k * MEGABYTE for k in range(4)],
+}  # bytes, by whether on GPUs
+CPU_RANKS = 2  # ranks per node without GPUs
+START_S = 120.0  # longest wait for processes, imports and process group, in addition to the messages
 
 
 class Peer:
-    """The Ray actor around one rank; imports torch when it is asked for something."""
+    """The Ray actor of one rank. It imports torch only in its methods."""
 
     def __init__(self) -> None:
         self._store: Any = None
@@ -29,13 +32,16 @@ class Peer:
         return port
 
     def measure(self, rank: int, world: int, where: tuple[str, int], gpu: bool, seconds: float) -> dict[str, float]:
-        """Bytes of a rank's message by the seconds that the slowest rank took over it, the best of growing messages."""
+        """Return the speed of each exchange: bytes of a rank's message per second of the slowest rank, best of growing sizes.
+
+        where: host and port of the store. seconds: time for both exchanges together.
+        """
         import torch
         import torch.distributed as dist
 
         store = self._store or dist.TCPStore(*where, is_master=False)  # type: ignore[attr-defined]
         if gpu:
-            torch.cuda.set_device(0)  # the one that Ray gave this process
+            torch.cuda.set_device(0)  # the GPU that Ray assigned to this process
         backend, timeout = "nccl" if gpu else "gloo", timedelta(seconds=START_S)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
 
@@ -78,10 +84,10 @@ class Peer:
 def measured(
     nodes: list[dict[str, Any]], per_node: int, gpu: bool, env: dict[str, Any], seconds: float, start: float
 ) -> dict[str, float]:
-    """Bytes a second by exchange, over `per_node` ranks on each of these nodes of Ray's. start: longest wait for their
-    processes. They are gone when it returns. env: Ray's runtime environment.
+    """Return bytes per second by exchange, over `per_node` ranks on each of these Ray nodes.
 
-    Raises `PreflightError` where a rank fails, or where one does not answer in time.
+    env: Ray's runtime environment. seconds: time for the messages. start: longest wait for the ranks' processes, which are gone
+    when it returns. Raise `PreflightError` if a rank fails or does not answer in time.
     """
     actor: Any = ray.remote(Peer)
     options = {"num_cpus": 0, "num_gpus": int(gpu), "max_restarts": 0, "runtime_env": env}
@@ -116,7 +122,7 @@ def _answers(calls: list[Any], deadline: float, gpu: bool) -> list[Any]:
 
 
 def fix(gpu: bool) -> str:
-    """What to write where ranks do not reach one another, or not fast enough."""
+    """Return what to write if ranks do not reach one another, or not fast enough."""
     if not gpu:
         return "write cluster.interface=NAME of the network interface between the nodes"
     return (

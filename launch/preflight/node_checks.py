@@ -1,4 +1,4 @@
-"""What is checked of each node of the cluster, from what the nodes report of themselves (`node.report`)."""
+"""Checks of the cluster's nodes, from their own reports (`node_report.report`)."""
 
 from typing import Any
 
@@ -7,17 +7,17 @@ from launch.slime.arguments import on_cpu
 from launch.slime.pins import MEGATRON, NUMPY, PACKAGES, SLIME, TRANSFORMER_ENGINE
 from recipes.config import Recipe
 
-# Bytes of /dev/shm for each GPU, an allowance for NCCL's buffers and Ray's objects; Docker gives 64 MB in all.
+# Bytes of /dev/shm per GPU, an allowance for NCCL's buffers and Ray's objects; Docker's default is 64 MB in all.
 SHM = 10**9
 IMAGE = "run slime's image, slimerl/slime, there"
 PINNED = f"check out slime {SLIME[:7]} and Megatron-LM {MEGATRON[:7]} with slime's patches, or {IMAGE}"
-Reports = dict[str, dict[str, Any]]  # `node.report` by node
+Reports = dict[str, dict[str, Any]]  # `node_report.report` by node
 
 
 NOT_ON_CPU = Found("not on a CPU", judged=False)
 
 
-@check("numpy", "slime's own assertion, at its start")
+@check("numpy", "an assertion that stops slime at its start")
 def numpy(r: Recipe, reports: Reports) -> Found:
     here = {name: str(report["versions"]["numpy"]) for name, report in reports.items()}
     good = {*here.values()} == {NUMPY}
@@ -29,14 +29,14 @@ def numpy(r: Recipe, reports: Reports) -> Found:
     return Found(listed(here), NUMPY, "" if good else fix)
 
 
-@check("software", "ranks that do not understand one another")
+@check("software", "ranks that cannot talk to one another")
 def software(reports: Reports) -> Found:
     here = {}
     for name, report in reports.items():
         versions = report["versions"]
         here[name] = f"python {report['python']}, torch {versions['torch']}, ray {versions['ray']}"
     good = len({*here.values()}) == 1 and "None" not in next(iter(here.values()))
-    return Found(listed(here), "alike on all nodes", "" if good else f"the same image on all nodes: {IMAGE}")
+    return Found(listed(here), "the same on all nodes", "" if good else f"use the same image on all nodes: {IMAGE}")
 
 
 @check("Transformer Engine", "layers and attention that slime's GPU path does not have")
@@ -48,12 +48,12 @@ def transformer_engine(r: Recipe, reports: Reports) -> Found:
     return Found(listed(here), TRANSFORMER_ENGINE, "" if good else IMAGE)
 
 
-@check("slime", "another slime than the one that the project was checked with")
+@check("slime", "another slime version than the one that the project was checked with")
 def slime(r: Recipe, reports: Reports) -> Found:
     return _checkout(reports, "slime", SLIME, str(r.engine.slime_root))
 
 
-@check("Megatron-LM", "another Megatron-LM, or one without slime's patches")
+@check("Megatron-LM", "another Megatron-LM version, or one without slime's patches")
 def megatron(r: Recipe, reports: Reports) -> Found:
     found, root = _checkout(reports, "megatron", MEGATRON, str(r.engine.megatron_root)), str(r.engine.megatron_root)
     lacking = {n: ", ".join(p) for n, report in reports.items() if (p := report["patches"])}
@@ -61,10 +61,10 @@ def megatron(r: Recipe, reports: Reports) -> Found:
     if found.fix:
         return found
     if unsure and any(report["slime"] != SLIME for report in reports.values()):
-        return Found(f"{found.text}; whether it is patched shows once slime is right", found.limit, judged=False)
+        return Found(f"{found.text}; patches are checked once slime's version is right", found.limit, judged=False)
     if unsure:
-        again = f"git -C {r.engine.slime_root} checkout -- docker/patch, or {IMAGE}"
-        return Found("slime's patches are not to be found", found.limit, again)
+        restore = f"git -C {r.engine.slime_root} checkout -- docker/patch, or {IMAGE}"
+        return Found("slime's patches were not found", found.limit, restore)
     if not lacking:
         return Found(f"{found.text}, patched", found.limit)
     patch = f"git -C {root} apply {r.engine.slime_root}/docker/patch/latest/megatron*.patch"
@@ -77,11 +77,11 @@ def _checkout(reports: Reports, name: str, commit: str, root: str) -> Found:
     if not wrong:
         return Found(commit[:7], commit[:7])
     elsewhere = f"write engine.{name}_root=FOLDER of a checkout of it, or {IMAGE}"
-    there = all(" " not in found for found in wrong.values())  # commits, and not why there is none
+    there = all(" " not in found for found in wrong.values())  # all are commits, not reasons why there is none
     return Found(listed(here), commit[:7], f"git -C {root} checkout {commit}, or {elsewhere}" if there else elsewhere)
 
 
-@check("contract", "a name, signature or text of slime's or Megatron-LM's that changed, met in the middle of a run")
+@check("contract", "a changed name, signature or text in slime or Megatron-LM that fails in the middle of a run")
 def contract(reports: Reports) -> Found:
     here = {name: "; ".join(report["broken"]) or "kept" for name, report in reports.items()}
     limit = "as at the commits that the project was checked with"
@@ -103,7 +103,7 @@ def packages(reports: Reports) -> Found:
 
 @check("files", "nodes that do not see the checkpoint or the data")
 def files(r: Recipe, reports: Reports, paths: list[str]) -> Found:
-    """paths: those that the reports are about, all of them here."""
+    """paths: the paths that the reports cover; None, if not all exist on this machine, leaves the check unjudged."""
     unseen = {name: ", ".join(report["unseen"]) for name, report in reports.items() if report["unseen"]}
     fix = "write model.checkpoint=FOLDER and data.out=FOLDER on the file system that every node sees"
     if unseen:
@@ -111,14 +111,14 @@ def files(r: Recipe, reports: Reports, paths: list[str]) -> Found:
     return Found("model.checkpoint and data.out are seen", "on every node")
 
 
-@check("shared memory", "NCCL and Ray without room for what processes of a node share")
+@check("shared memory", "NCCL and Ray without space for data that processes of a node share")
 def shared_memory(r: Recipe, reports: Reports) -> Found:
     least, needed = min(report["shm"] for report in reports.values()), SHM * r.cluster.gpus_per_node
-    text, limit = f"{least / 1e9:,.1f} GB of /dev/shm free, at least", f"{needed / 1e9:g} GB: 1 a GPU"
+    text, limit = f"at least {least / 1e9:,.1f} GB of /dev/shm free", f"{needed / 1e9:g} GB: 1 per GPU"
     if on_cpu(r):
         return Found(f"{text}; not on a CPU", limit, judged=False)
     return Found(
-        text, limit, "" if least >= needed else f"docker run --shm-size={needed // 10**9}g, or more, on that node"
+        text, limit, "" if least >= needed else f"docker run --shm-size={needed // 10**9}g or more, on that node"
     )
 
 
@@ -137,7 +137,7 @@ def locked_memory(r: Recipe, reports: Reports) -> Found:
     )
 
 
-@check("Weights & Biases", "figures that nobody sees")
+@check("Weights & Biases", "metrics that nobody sees")
 def wandb(r: Recipe, reports: Reports) -> Found:
     if r.engine.wandb is None:
         return Found("engine.wandb is not set", judged=False)
@@ -149,7 +149,7 @@ def wandb(r: Recipe, reports: Reports) -> Found:
 
 
 def listed(values: dict[str, str]) -> str:
-    """What is said of each node, nodes of which the same is said together."""
+    """Return the values as text, with nodes of the same value grouped together."""
     by_value: dict[str, list[str]] = {}
     for name, value in values.items():
         by_value.setdefault(value, []).append(name)

@@ -1,4 +1,7 @@
-"""What one node of the cluster has, and what it can write and read: runs there, as Ray tasks, with Python's own library alone."""
+"""Report of one cluster node: what it has, and what it can write and read.
+
+These functions run on the node as Ray tasks, with Python's standard library only.
+"""
 
 import importlib
 import os
@@ -25,8 +28,11 @@ def report(
     touches: Sequence[Touch],
     paths: list[str],
 ) -> dict[str, Any]:
-    """versions: distributions to name the version of; modules: to import; touches: what both checkouts must keep; paths: to look
-    for."""
+    """Return the node's report.
+
+    versions: distributions whose versions to report. modules: modules to try to import. touches: code of both checkouts that must
+    be unchanged. paths: files and folders to look for.
+    """
     return {
         "python": sys.version.split()[0],
         "versions": {name: _version(name) for name in versions},
@@ -44,7 +50,7 @@ def report(
 
 
 def write(folder: str, name: str, nonce: str) -> None:
-    """A file of this name in the folder, with the nonce in it, on the disk when it returns."""
+    """Write the nonce to a file of this name in the folder. It is on the disk when the function returns."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     with Path(folder, name).open("w", encoding="utf-8") as file:
         file.write(nonce)
@@ -53,8 +59,8 @@ def write(folder: str, name: str, nonce: str) -> None:
 
 
 def unread(folder: str, nonces: dict[str, str]) -> list[str]:
-    """The files, by name, that do not hold their nonce here."""
-    # By name and not from a listing: a network file system may show an old one for a minute.
+    """Return the names of the files that do not hold their nonce on this node."""
+    # Read by name, not from a listing: a network file system may show an old listing for a minute.
     return [name for name, nonce in nonces.items() if _text(Path(folder, name)) != nonce]
 
 
@@ -79,19 +85,19 @@ def _version(distribution: str) -> str | None:
 def _import_fault(name: str) -> str:
     try:
         importlib.import_module(name)
-    except Exception as error:  # whatever a package raises as it is imported
+    except Exception as error:  # a package may raise anything when it is imported
         return type(error).__name__
     return ""
 
 
 def _git(folder: str, *words: str) -> subprocess.CompletedProcess[str]:
-    # The checkouts of a container belong to whoever made its image, which git distrusts.
+    # The checkouts of a container belong to another user, whom git distrusts.
     command = ["git", "-c", "safe.directory=*", "-C", folder, *words]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
 
 
 def _commit(folder: str) -> str:
-    """The commit checked out, or why there is none."""
+    """Return the checked-out commit, or the reason why there is none."""
     if not Path(folder).is_dir():
         return f"no folder {folder}"
     done = _git(folder, "rev-parse", "HEAD")
@@ -99,7 +105,7 @@ def _commit(folder: str) -> str:
 
 
 def _not_applied(slime_root: Path, megatron_root: str) -> list[str] | None:
-    """slime's patches that Megatron-LM lacks; None where they are not to be found."""
+    """Return the names of slime's patches that Megatron-LM lacks; None if no patches or no Megatron-LM are found."""
     patches = sorted(slime_root.glob("docker/patch/latest/megatron*.patch"))
     if not patches or not Path(megatron_root).is_dir():
         return None
@@ -107,7 +113,7 @@ def _not_applied(slime_root: Path, megatron_root: str) -> list[str] | None:
 
 
 def _memlock() -> int | None:
-    """Bytes that a process may lock; None without a limit."""
+    """Return how many bytes a process may lock in memory; None if there is no limit."""
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     capabilities = next(
         line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith("CapEff")

@@ -1,6 +1,6 @@
-"""What is checked before anything starts, without a cluster: recipe, checkpoint, data, memory and room.
+"""Checks before anything starts, without a cluster: recipe, checkpoint, data, memory and disk space.
 
-slime lets most of it pass and trains on without a word, or fails hours later with the GPUs held.
+slime does not check most of this: it trains on silently, or fails hours later while holding the GPUs.
 """
 
 import os
@@ -37,21 +37,23 @@ Pack = Callable[[], dict[str, "Dataset"]]
 
 @dataclass
 class Known:
-    """What one check found out and later ones need; None where it could not."""
+    """Results of one check that later checks need; None if the check failed."""
 
     packed: dict[str, "Dataset"] | None = None
-    sequences: Sequences | None = None  # within the model's context
-    settled: RunPlan | None = None  # with a legal layout
-    capped: RunPlan | None = None  # whose sequences fit its micro-batches
-    spread: RunPlan | None = None  # whose steps spread over its ranks
+    sequences: Sequences | None = None  # all within the model's context
+    settled: RunPlan | None = None  # a plan with a legal layout
+    capped: RunPlan | None = None  # a plan whose sequences can be put into micro-batches
+    spread: RunPlan | None = None  # a plan whose steps give every rank a sequence
 
 
-def rows(r: Recipe, pack: Pack, able: Check | None = None) -> list[Check]:
-    """Every check of the recipe, in the order in which they are made: later ones use what earlier ones found. pack: gives the
-    data sets by name, `training` among them. able: the row of `machine`, where it was made before."""
+def rows(r: Recipe, pack: Pack, able: Row | None = None) -> list[Row]:
+    """Return the rows of all checks of the recipe, in order: later checks use results of earlier ones.
+
+    pack: returns the data sets by name, including `training`. able: the row of `machine`, if it was already checked.
+    """
     known, able = Known(), able or machine(r)
-    # What cannot run here is not told to fetch what it would run.
-    elsewhere = able.failed and is_remote(r.model.checkpoint)
+    # A run that cannot start here must not be told to fetch its model.
+    elsewhere = able.red and is_remote(r.model.checkpoint)
     found = [
         able,
         paths(r),
@@ -76,20 +78,20 @@ def rows(r: Recipe, pack: Pack, able: Check | None = None) -> list[Check]:
     return [*(row for row in found if row.name not in said), *odd]
 
 
-def oddities(plan: RunPlan | None) -> list[Check]:
-    """What `make plan` warns of, a row each; none where a plan could not be made."""
+def oddities(plan: RunPlan | None) -> list[Row]:
+    """Return one row per warning of `make plan`; none if there is no plan."""
     return [_odd(one.name)(one) for one in planner.warnings(plan)] if plan is not None else []
 
 
-def _odd(name: str) -> Callable[..., Check]:
-    @check(name, "days of a run that was not meant so")
+def _odd(name: str) -> Callable[..., Row]:
+    @check(name, "days of training that was not meant that way")
     def row(one: planner.Oddity) -> Found:
         return Found(one.problem, fix=one.fix, odd=True)
 
     return row
 
 
-@check("paths", "files that a Ray job, which runs in a copy of the checkout, looks for there")
+@check("paths", "relative paths, which a Ray job resolves in its own copy of the checkout")
 def paths(r: Recipe) -> Found:
     found = {"model.checkpoint": r.model.checkpoint, "data.path": r.data.path, "data.heldout": r.data.heldout}
     named = {name: path for name, path in found.items() if path and not (is_hub_id(path) and not Path(path).exists())}
@@ -104,7 +106,7 @@ def paths(r: Recipe) -> Found:
     return Found(text, "absolute in a Ray job", f"write {fix}, on a file system that every node sees")
 
 
-@check("warm-up", "a warm-up that another one silently wins over")
+@check("warm-up", "a warm-up setting that another one silently overrides")
 def warmup_once(r: Recipe) -> Found:
     optim = r.optim
     passed = [f"engine.args.{name}" for name in r.engine.args if name.replace("-", "_").startswith("lr_warmup")]
@@ -112,20 +114,20 @@ def warmup_once(r: Recipe) -> Found:
     own = f"warmup_steps {optim.warmup_steps}" if optim.warmup_fraction is None else f"fraction {optim.warmup_fraction}"
     if passed:
         return Found(
-            f"{', '.join(passed)} beside {own}",
+            f"{', '.join(passed)} in addition to {own}",
             "one",
             f"leave out {' '.join(passed)} and write optim.warmup_steps=N or optim.warmup_fraction=X",
         )
     if typed and optim.warmup_fraction is not None:
         return Found(
-            f"{typed[-1]} beside optim.warmup_fraction={optim.warmup_fraction:g}, which wins",
+            f"{typed[-1]} in addition to optim.warmup_fraction={optim.warmup_fraction:g}, which overrides it",
             "one",
             "write optim.warmup_fraction=null, or leave out optim.warmup_steps",
         )
     return Found(own, "one")
 
 
-@check("flags", "a misspelt flag, which slime takes without a word")
+@check("flags", "a misspelt flag, which slime accepts silently")
 def flags(r: Recipe) -> Found:
     from launch.slime.arguments import arguments
 
@@ -141,7 +143,7 @@ def flags(r: Recipe) -> Found:
     return Found(f"{count} flags, {len(r.engine.args)} of them passed on", "slime's and Megatron-LM's")
 
 
-@check("data", "trajectories that cannot be read or proved")
+@check("data", "trajectories that cannot be read, or whose loss masks cannot be proved")
 def data(r: Recipe, known: Known, pack: Pack) -> Found:
     packed = pack()
     known.packed = packed
@@ -149,7 +151,7 @@ def data(r: Recipe, known: Known, pack: Pack) -> Found:
     return Found(text, f"{r.data.max_rejected} rejected")
 
 
-@check("supervised tokens", "a denominator one too large, and a neighbour's prediction taken for this one's")
+@check("supervised tokens", "a loss that counts one token too many, or a prediction made for the neighbouring sequence")
 def supervision(packed: dict[str, "Dataset"]) -> Found:
     none, first, count = [], [], 0
     for one in packed.values():
@@ -191,19 +193,24 @@ def layout(r: Recipe, known: Known) -> Found:
     return Found(degrees(degrees_of(plan.recipe)), limit)
 
 
-@check("micro-batches", "a sequence that runs above the cap, in more memory than the cap was meant to allow")
+@check("micro-batches", "a sequence longer than the cap, which needs more memory than the cap was meant to allow")
 def cap(known: Known, plan: RunPlan) -> Found:
     p, lengths = plan.recipe.layout, plan.sequences.lengths
     most = p.max_tokens_per_gpu * p.cp
-    longest, _ = max(lengths), plan.schedule  # which raises `ConfigError` where padding takes the longest over the cap
+    longest, _ = (
+        max(lengths),
+        plan.schedule,
+    )  # raises `ConfigError` if padding makes the longest sequence exceed the cap
     known.capped = plan
     limit = f"{most:,} tokens (layout.max_tokens_per_gpu {p.max_tokens_per_gpu:,} x cp {p.cp})"
     if above := sum(n > most for n in lengths):
-        return Found(f"{above} of {len(lengths)} sequences run alone above it; memory counts them", limit, judged=False)
+        return Found(
+            f"{above} of {len(lengths)} sequences exceed it and run alone; memory includes them", limit, judged=False
+        )
     return Found(f"the longest has {longest:,} tokens", limit)
 
 
-@check("steps", "ranks without a sequence, an assertion of slime's in the middle of a run")
+@check("steps", "ranks without a sequence, on which slime stops with an assertion in the middle of a run")
 def steps(known: Known, plan: RunPlan) -> Found:
     dp = data_parallel(plan.recipe)
     limit = f"{dp} data-parallel ranks"
@@ -224,18 +231,18 @@ def memory(plan: RunPlan) -> Found:
     return Found(text, f"{gigabytes(limit)} GB", "" if fits else _fitting(plan))
 
 
-@check("host memory", "nodes that run out of memory, by the optimizer on the host or Ray's object store")
+@check("host memory", "nodes that run out of memory by the optimizer on the host or by Ray's object store")
 def host(plan: RunPlan) -> Found:
     needed, there = plan.host.total, plan.recipe.cluster.host_memory_gb
     if there is None:
         return Found(f"{gigabytes(needed)} GB a node", "cluster.host_memory_gb is not set", judged=False)
-    found = verdict(needed, there * 1e9)
-    text = f"{gigabytes(needed)} GB a node: {found.value}"
-    return Found(text, f"{there:,.0f} GB", "" if found is not Verdict.does_not_fit else _fitting(plan))
+    fits = verdict(needed, there * 1e9)
+    text = f"{gigabytes(needed)} GB a node: {fits.value}"
+    return Found(text, f"{there:,.0f} GB", "" if fits is not Verdict.does_not_fit else _fitting(plan))
 
 
 def _fitting(plan: RunPlan) -> str:
-    """What the planner says would make it fit."""
+    """Return the planner's fix for a plan that does not fit."""
     try:
         planner.refuse_too_large(plan)
     except ConfigError as error:
@@ -243,19 +250,19 @@ def _fitting(plan: RunPlan) -> str:
     raise AssertionError("a plan that does not fit is not refused")
 
 
-@check("disk", "a run that ends at a checkpoint which cannot be written")
+@check("disk", "a run that stops because a checkpoint cannot be written")
 def room(r: Recipe, known: Known) -> Found:
     root = Path(r.cluster.root)
     there = next(folder for folder in (root, *root.parents) if folder.is_dir())
     free, one = shutil.disk_usage(there).free, disk(r)
-    count = r.engine.keep_last + 1  # the oldest goes when the new one is whole
+    count = r.engine.keep_last + 1  # the oldest is removed once the new one is complete
     if known.spread is not None:
         count = min(count, -(-len(known.spread.steps) // r.engine.save_steps))
     needed = count * one.checkpoint + one.export
     text = f"{gigabytes(free)} GB free"
     if own := held(r):
         free += own
-        text += f", {gigabytes(own)} GB of this run there"
+        text += f", and {gigabytes(own)} GB held by this run"
     limit = f"{gigabytes(needed)} GB: {count} checkpoint{'s' if count > 1 else ''} and the export"
     if free >= needed:
         return Found(text, limit)

@@ -18,7 +18,7 @@ _MARKS = (
     "<|endoftext|>",
 )  # fmt: skip
 _WITH_CJK = ("HIRAGANA", "KATAKANA")  # scripts that one text mixes with CJK characters, so they count as CJK
-_LEAST_LETTERS = 12  # fewest letters from which a script is told
+_LEAST_LETTERS = 12  # fewest letters needed to determine a script
 _TIMES = 4  # a text's end is a repetition if a unit occurs at least this often in a row,
 _LEAST_REPEATED = 60  # and the repeated part has at least this many characters
 _MORE_CALLS = 2  # limit of calls in a turn, as a multiple of the largest recorded number

@@ -163,20 +163,20 @@ def check(found: Sequence[Placement], exact: Collection[str]) -> Check:
         "tensors that are swapped, transposed, or have rows or heads in another order",
     )
     wrong = [f.fault for f in found if f.fault]
-    untold = [f for f in found if not f.fault and not f.ordered]
-    left = [f for f in untold if f.name not in exact]
+    undecided = [f for f in found if not f.fault and not f.ordered]
+    left = [f for f in undecided if f.name not in exact]
     placed, ordered = sum(f.placed for f in found), sum(f.ordered for f in found)
     figure = f"{placed} of {len(found)} confirmed by the base, {ordered} of them with the order of their parts"
-    if len(left) < len(untold):
-        figure += f"; {len(untold) - len(left)} more by the trainer's checkpoint"
+    if len(left) < len(undecided):
+        figure += f"; {len(undecided) - len(left)} more by the trainer's checkpoint"
     if left and not wrong:
         figure += f"; {len(left)} cannot be told"
     outcome = Outcome.failed if wrong else Outcome.warned if left else Outcome.passed
-    detail = looks.some(wrong) if wrong else _untold(left) if left else _least(found)
+    detail = looks.some(wrong) if wrong else _undecided(left) if left else _least(found)
     return Check(name, protects, figure, "each surely matches its own base tensor", outcome, detail)
 
 
-def _untold(left: Sequence[Placement]) -> str:
+def _undecided(left: Sequence[Placement]) -> str:
     """Return one example of each kind of placement that cannot be told, and the number of the others."""
     lines = [f"{_likeness(f)}: its position cannot be told" for f in left if not f.placed][:1]
     lines += [f"the order of the parts of {f.name} cannot be told" for f in left if f.placed][:1]

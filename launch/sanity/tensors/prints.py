@@ -99,9 +99,9 @@ def _orders(row: np.ndarray, bands: Bands) -> dict[str, np.ndarray]:
     """
     first, inside, half = row - row % bands.head, row % bands.head, bands.turned // 2
     apart = inside % 2 * half + inside // 2
-    beside = inside % half * 2 + inside // half
+    adjacent = inside % half * 2 + inside // half
     turned = inside < bands.turned
     return {
         "with the rows of a pair side by side": first + np.where(turned, apart, inside),
-        "with the rows of a pair apart": first + np.where(turned, beside, inside),
+        "with the rows of a pair apart": first + np.where(turned, adjacent, inside),
     }

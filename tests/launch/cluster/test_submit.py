@@ -263,7 +263,7 @@ def nothing():
     [
         (nothing, "does not answer"),
         pytest.param(silent, "does not answer", marks=pytest.mark.slow),
-        (page, "not as Ray's dashboard does"),
+        (page, "but it is not Ray's dashboard"),
     ],
 )
 def test_an_address_without_a_cluster(tmp_path, server, says):

@@ -153,7 +153,7 @@ def test_shards_of_two_downloads_are_told(base):
 @pytest.mark.parametrize(
     ("file", "says"),
     [
-        ("pytorch_model-00001-of-00002.bin", "pickles, which are code: save them anew with transformers"),
+        ("pytorch_model-00001-of-00002.bin", "pickles, which are code: re-save them with transformers"),
         ("consolidated.00.pth", "pickles"),
         ("Qwen3-4B-Q4_K_M.gguf", "quantised for llama.cpp, which cannot be trained"),
         ("adapter_config.json", "a LoRA adapter, to be merged into its base first (peft: merge_and_unload"),
@@ -187,8 +187,8 @@ def test_tensors_of_another_model_are_mended_as_its_config_is(base):
     assert model.failed and not tensors.failed, "the tensors are the recipe's"
     model, _, tensors = checkpoint_checks.rows(compose_recipe([*words, "model.ffn=64"]))
     assert tensors.fix == model.fix and "write model.ffn=128, or" in model.fix
-    assert tensors.figure.startswith(
-        "3 tensors of another shape: model.layers.0.mlp.gate_proj.weight is [192, 96], and not [64, 96]"
+    assert tensors.found.startswith(
+        "3 tensors of another shape: model.layers.0.mlp.gate_proj.weight is [192, 96], not [64, 96]"
     )
 
 
@@ -204,7 +204,7 @@ def test_a_tensor_that_is_missing_ends_it_before_a_rank_starts(root, base, stage
     save_file(held, base / "model.safetensors")
     done = limi(stage, "model=glm4.5-tiny", f"model.checkpoint={base}", f"cluster.root={root}", "run=lacking")
     assert done.returncode == 2, done.stdout + done.stderr
-    assert "\n  tensors: lm_head.weight is missing, and the recipe's model is untied" in done.stderr
+    assert "\n  tensors: lm_head.weight is missing, but the recipe's model is untied" in done.stderr
     assert "write model.mtp=drop" in done.stderr and "Traceback" not in done.stderr
     assert not (root / "runs" / "lacking").exists()
 

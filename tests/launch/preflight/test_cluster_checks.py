@@ -51,7 +51,7 @@ FAULTS = [
     ({"slime": "0" * 40}, "slime", f"{'0' * 40} on b", f"git -C /root/slime checkout {SLIME}"),
     ({"megatron": "0" * 40}, "Megatron-LM", "on b", f"git -C /root/Megatron-LM checkout {MEGATRON}"),
     ({"patches": ["megatron.patch"]}, "Megatron-LM", "without megatron.patch", "git -C /root/Megatron-LM apply"),
-    ({"patches": None}, "Megatron-LM", "are not to be found", "git -C /root/slime checkout -- docker/patch"),
+    ({"patches": None}, "Megatron-LM", "were not found", "git -C /root/slime checkout -- docker/patch"),
     ({"broken": ["a.py: has no b"]}, "contract", "a.py: has no b on b", f"check out slime {SLIME[:7]}"),
     ({"missing": ["hydra (ModuleNotFoundError)"]}, "packages", "hydra", "pip install hydra-core numpy==1.26.4"),
     ({"unseen": ["/x/config.json"]}, "files", "/x/config.json", "model.checkpoint=FOLDER"),
@@ -129,7 +129,7 @@ def test_a_ray_that_cannot_be_reached_is_a_red_row(monkeypatch):
         (None, "No such file or directory"),
         ("echo Ray 1.0.0 for Python 3.8", "Ray 1.0.0 for Python 3.8"),
         ("echo ModuleNotFoundError: No module named 'ray' >&2; exit 1", "ModuleNotFoundError: No module named ray"),
-        ("exit 1", "says nothing"),
+        ("exit 1", "no output"),
     ],
 )
 def test_a_python_without_this_ray_is_named_before_a_ray_starts(tmp_path, monkeypatch, says, found):
@@ -142,8 +142,8 @@ def test_a_python_without_this_ray_is_named_before_a_ray_starts(tmp_path, monkey
     (row,) = cluster_checks.connected_rows(
         compose_recipe(["engine=slime", f"engine.python={python}"]), Console(quiet=True)
     )
-    assert row.failed and row.figure == f"engine.python={python}: {found}"
-    assert row.fix.endswith("or engine.python=PYTHON of one that has it")
+    assert row.red and row.found == f"engine.python={python}: {found}"
+    assert row.fix.endswith("or engine.python=PYTHON of an environment that has it")
 
 
 @pytest.mark.run
@@ -182,7 +182,7 @@ def test_a_mend_names_only_what_is_there(monkeypatch):
     one = compose_recipe(["engine=slime", "gpu=h100", "cluster.gpus_per_node=8"])
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
     assert cluster_checks.nodes(one, cluster_checks.Known()).fix == (
-        "write cluster.nodes=1 cluster.gpus_per_node=4, or write cluster.address=http://HEAD:8265 of a larger one"
+        "write cluster.nodes=1 cluster.gpus_per_node=4, or write cluster.address=http://HEAD:8265 of a larger cluster"
     )
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     assert cluster_checks.nodes(one, cluster_checks.Known()).fix.endswith(

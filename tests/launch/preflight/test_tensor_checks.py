@@ -64,10 +64,10 @@ def test_an_untied_model_without_an_output_layer():
     """As Qwen3-VL-Embedding-8B: config.json says untied, and no file has it."""
     fault = only(UNTIED, without(whole(UNTIED), OUTPUT))
     assert fault.problem.startswith(
-        "lm_head.weight is missing, and the recipe's model is untied (model.tied=false): slime would"
+        "lm_head.weight is missing, but the recipe's model is untied (model.tied=false): slime would"
     )
     assert fault.fix == (
-        f"{AGAIN.format('qwen3-tiny')}; where it was trained tied, set tie_word_embeddings to true in config.json and write "
+        f"{AGAIN.format('qwen3-tiny')}; if it was trained tied, set tie_word_embeddings to true in config.json and write "
         "model.tied=true"
     )
 
@@ -78,11 +78,11 @@ def test_a_tied_model_with_an_output_layer_of_its_own_is_odd_and_no_fault():
     assert problems(QWEN, there) == []
     (odd,) = check.oddities(QWEN, there)
     assert odd.problem.startswith(
-        "lm_head.weight is there, and the recipe's model is tied: training, Megatron, slime and SGLang"
+        "lm_head.weight is present, but the recipe's model is tied: training, Megatron, slime and SGLang"
     )
     assert "write model.tied=false" in odd.fix
     of_other_rows = there | {OUTPUT: entry((800, QWEN.hidden))}
-    assert only(QWEN, of_other_rows).problem == "lm_head.weight is of 800 rows, and model.vocab=768"
+    assert only(QWEN, of_other_rows).problem == "lm_head.weight is of 800 rows, but model.vocab=768"
 
 
 def test_transformers_takes_the_output_layer_of_a_tied_model_where_it_is_not_the_embedding(bases, tmp_path):
@@ -112,7 +112,7 @@ def test_names_that_begin_otherwise_are_one_fault(m, prefix):
     there = {renamed(n): e for n, e in whole(m).items()}
     fault = only(m, there)
     assert fault.problem.startswith(
-        f"names begin with '{prefix}' where the model's begin with 'model.': {prefix}embed_tokens.weight"
+        f"names begin with '{prefix}', but the model's begin with 'model.': {prefix}embed_tokens.weight"
     )
     assert ("without its output layer" in fault.problem) == (prefix == "")
     assert "or write model.checkpoint=FOLDER of a" in fault.fix
@@ -126,7 +126,7 @@ def test_a_vision_model_s_towers_are_no_part():
     there = {n.replace("model.", "model.language_model."): e for n, e in whole(QWEN).items()}
     there |= {f"model.visual.blocks.{i}.attn.proj.weight": entry((8, 8)) for i in range(3)}
     assert problems(QWEN, there)[1:] == [
-        "3 tensors that no part of qwen3-tiny takes: model.visual.blocks.0.attn.proj.weight and 2 like it"
+        "3 tensors that no part of qwen3-tiny uses: model.visual.blocks.0.attn.proj.weight and 2 like it"
     ]
 
 
@@ -136,8 +136,8 @@ EXPERT = "model.layers.2.mlp.experts.3."
 @pytest.mark.parametrize(
     ("parts", "says"),
     [
-        ([EXPERT], "expert 3 of layer 2 is missing, where a layer has 4"),
-        ([EXPERT, "model.layers.1.mlp.experts.0."], "expert 0 of layer 1 and 1 more are missing, where a layer has 4"),
+        ([EXPERT], "expert 3 of layer 2 is missing; a layer has 4 experts"),
+        ([EXPERT, "model.layers.1.mlp.experts.0."], "expert 0 of layer 1 and 1 more are missing; a layer has 4 experts"),
         ([f"{EXPERT}up_proj"], f"missing, 1 of 107 tensors: {EXPERT}up_proj.weight"),
         (["1.mlp.shared_experts.", "2.mlp.shared_experts."],
          "missing, 6 of 107 tensors: model.layers.1.mlp.shared_experts.gate_proj.weight and 1 like it, "
@@ -163,7 +163,7 @@ def test_multi_token_prediction_layers_follow_the_recipe():
     assert problems(dropped, bare) == problems(dropped, whole(GLM)) == []
     none = compose_recipe(["model=glm4.5-tiny", "layout.ep=1", "model.mtp_layers=0", "model.checkpoint=F"]).model
     fault = only(none, whole(GLM))
-    assert fault.problem.endswith("more are of multi-token-prediction layers, and model.mtp_layers=0")
+    assert fault.problem.endswith("more are of multi-token-prediction layers, but model.mtp_layers=0")
     assert fault.fix.startswith("write model.mtp=drop, or model.mtp_layers=N")
     none.mtp = dropped.mtp
     assert problems(none, whole(GLM)) == []
@@ -180,10 +180,10 @@ def test_layers_beyond_the_model_s_are_no_mtp_layers():
     [
         (
             "model.layers.0.self_attn.o_proj.bias",
-            "1 tensor that no part of qwen3-tiny takes: model.layers.0.self_attn.o_proj.bias",
+            "1 tensor that no part of qwen3-tiny uses: model.layers.0.self_attn.o_proj.bias",
         ),
-        ("model.rotary_emb.inv_freq", "1 tensor that no part of qwen3-tiny takes: model.rotary_emb.inv_freq"),
-        ("score.weight", "1 tensor that no part of qwen3-tiny takes: score.weight"),
+        ("model.rotary_emb.inv_freq", "1 tensor that no part of qwen3-tiny uses: model.rotary_emb.inv_freq"),
+        ("score.weight", "1 tensor that no part of qwen3-tiny uses: score.weight"),
     ],
 )
 def test_what_no_part_takes_is_named(name, says):
@@ -194,7 +194,7 @@ def test_what_no_part_takes_is_named(name, says):
 def test_many_kinds_are_counted():
     extra = {f"{kind}.{n}.x": entry((3,)) for kind in "abcdef" for n in range(2)}
     assert only(QWEN, whole(QWEN) | extra).problem == (
-        "12 tensors that no part of qwen3-tiny takes: a.0.x and 1 like it, b.0.x and 1 like it, c.0.x and 1 like it, d.0.x and 1 like "
+        "12 tensors that no part of qwen3-tiny uses: a.0.x and 1 like it, b.0.x and 1 like it, c.0.x and 1 like it, d.0.x and 1 like "
         "it, and 2 more kinds"
     )
 
@@ -240,7 +240,7 @@ def test_fused_experts_are_named():
         there |= {f"{begin}gate_up_proj": entry((4, 192, 96)), f"{begin}down_proj": entry((4, 96, 96))}
     fault = only(GLM, there)
     assert fault.problem.startswith("model.layers.1.mlp.experts.gate_up_proj and 3 more are of all experts in one")
-    assert "gate_up_proj[e] being gate over up" in fault.fix
+    assert "gate_up_proj[e] holds the gate above the up projection" in fault.fix
 
 
 @pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "I8", "U8", "I32", "F64"])
@@ -260,25 +260,25 @@ def test_a_mix_of_dtypes_and_a_rounded_bias_are_odd():
     there = whole(QWEN) | {EMBEDDING: entry((QWEN.vocab, QWEN.hidden), "F32")}
     assert problems(QWEN, there) == []
     (odd,) = check.oddities(QWEN, there)
-    assert odd.problem.startswith(f"tensors of several dtypes: 45 BF16, 1 F32, {EMBEDDING} among them")
+    assert odd.problem.startswith(f"tensors of several dtypes: 45 BF16, 1 F32, e.g. {EMBEDDING}")
     rounded = {n: entry(e.shape) for n, e in whole(GLM).items()}
     (odd,) = check.oddities(GLM, rounded)
     assert odd.problem.startswith(
-        "model.layers.1.mlp.gate.e_score_correction_bias and 2 more are BF16, and released in F32"
+        "model.layers.1.mlp.gate.e_score_correction_bias and 2 more are BF16, but released in F32"
     )
 
 
 def test_an_embedding_that_was_resized_names_the_override():
     there = whole(UNTIED) | {n: entry((800, UNTIED.hidden)) for n in (EMBEDDING, OUTPUT)}
     fault = only(UNTIED, there)
-    assert fault.problem == f"{EMBEDDING} and 1 more are of 800 rows, and model.vocab=768"
+    assert fault.problem == f"{EMBEDDING} and 1 more are of 800 rows, but model.vocab=768"
     assert fault.fix.startswith("write model.vocab=800, with vocab_size 800 in config.json, or")
 
 
 def test_other_shapes_are_shown_a_kind_each():
     there = {n: entry((64, 96)) if "gate_proj" in n else e for n, e in whole(QWEN).items()}
     assert only(QWEN, there).problem == (
-        "4 tensors of another shape: model.layers.0.mlp.gate_proj.weight is [64, 96], and not [192, 96]"
+        "4 tensors of another shape: model.layers.0.mlp.gate_proj.weight is [64, 96], not [192, 96]"
     )
 
 

@@ -78,9 +78,11 @@ def test_sglang_s_own_parser_takes_the_words_of_every_model_on_its_default_clust
 
 def test_a_model_that_one_node_cannot_hold_is_refused_with_what_to_type(tmp_path):
     recipe = compose_recipe(["model=glm4.5"])
-    with pytest.raises(PreflightError, match=r"8 x h100 gives 5\d\d GB.*sanity\.url=http://HOST:PORT of it") as error:
+    with pytest.raises(
+        PreflightError, match=r"8 x h100 offers 5\d\d GB.*write its sanity\.url=http://HOST:PORT"
+    ) as error:
         sglang_command.command(recipe, base(tmp_path / "base", recipe), 1, True)
-    assert "glm4.5 takes 76" in str(error.value)  # 706 GB of weights, 59 GB of keys and values
+    assert "serving glm4.5 needs 76" in str(error.value)  # 706 GB of weights, 59 GB of keys and values
 
 
 def test_sanity_tp_is_taken_as_it_is_and_held_against_heads_and_gpus(tmp_path):
@@ -127,7 +129,7 @@ def test_a_yarn_that_does_not_reach_what_was_trained_is_refused(tmp_path):
     recipe = compose_recipe(["model=qwen3-32b"])
     folder = base(tmp_path / "base", recipe, max_position_embeddings=40_960, **yarn(4.0))
     with pytest.raises(
-        PreflightError, match=r"over the 131,072 tokens that the YaRN of .*write data\.max_tokens=131072"
+        PreflightError, match=r"exceeds the 131,072 tokens that the YaRN of .*write data\.max_tokens=131072"
     ):
         sglang_command.command(recipe, folder, 1, True)
 
