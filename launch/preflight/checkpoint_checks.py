@@ -31,7 +31,7 @@ class Known:
     shards: Shards | None = None  # set only if all files are whole
 
 
-def rows(r: Recipe | None) -> list[Row]:
+def rows(r: Recipe | None) -> list[Check]:
     """Return the rows: whether the checkpoint is whole, and whether it is of the recipe's model. For None nothing is known."""
     known, first = Known(), model(r)
     return [first, weights(r and folder(r), known), tensors(r, known.shards, first.fix)]

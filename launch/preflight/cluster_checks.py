@@ -48,7 +48,7 @@ class Known:
     answering: dict[str, dict[str, Any]] | None = None  # nodes that sent a report
 
 
-def connected_rows(r: Recipe, console: Console, seconds: float = NETWORK_S) -> list[Row]:
+def connected_rows(r: Recipe, console: Console, seconds: float = NETWORK_S) -> list[Check]:
     """Connect to the Ray of this job or of this machine, run all checks, and disconnect.
 
     The first rows say whether a Ray can be reached. seconds: as for `rows`.
@@ -92,7 +92,7 @@ def reach(r: Recipe, found: list[Check], seconds: float) -> Found:
     return Found(version)
 
 
-def rows(r: Recipe, seconds: float = NETWORK_S, start: float = network.START_S) -> list[Row]:
+def rows(r: Recipe, seconds: float = NETWORK_S, start: float = network.START_S) -> list[Check]:
     """Return the rows of all checks of the cluster.
 
     seconds: longest time for messages between the ranks; 0 skips the network checks. start: longest wait for the ranks' processes.
@@ -211,7 +211,7 @@ def shared_folder(r: Recipe, answering: dict[str, dict[str, Any]]) -> Found:
     return Found(f"'{r.cluster.root}': {len(read)} of {len(answering)} nodes", limit)
 
 
-def _network(r: Recipe, known: Known, seconds: float, start: float) -> list[Row]:
+def _network(r: Recipe, known: Known, seconds: float, start: float) -> list[Check]:
     """Return the rows of both exchanges. They are measured together: a failure shows in both rows."""
     if not seconds:
         return []
@@ -226,7 +226,7 @@ def _network(r: Recipe, known: Known, seconds: float, start: float) -> list[Row]
     return [exchange(name)(r, speeds, name) for name in ("all-reduce", "all-to-all")]
 
 
-def exchange(name: str) -> Callable[..., Row]:
+def exchange(name: str) -> Callable[..., Check]:
     """Return the check of one exchange, all-reduce or all-to-all."""
     return check(name, "a network at a fraction of its speed, which slows every step")(_exchange)
 

@@ -46,14 +46,14 @@ class Known:
     spread: RunPlan | None = None  # a plan whose steps give every rank a sequence
 
 
-def rows(r: Recipe, pack: Pack, able: Row | None = None) -> list[Row]:
+def rows(r: Recipe, pack: Pack, able: Check | None = None) -> list[Check]:
     """Return the rows of all checks of the recipe, in order: later checks use results of earlier ones.
 
     pack: returns the data sets by name, including `training`. able: the row of `machine`, if it was already checked.
     """
     known, able = Known(), able or machine(r)
     # A run that cannot start here must not be told to fetch its model.
-    elsewhere = able.red and is_remote(r.model.checkpoint)
+    elsewhere = able.failed and is_remote(r.model.checkpoint)
     found = [
         able,
         paths(r),
@@ -78,12 +78,12 @@ def rows(r: Recipe, pack: Pack, able: Row | None = None) -> list[Row]:
     return [*(row for row in found if row.name not in said), *odd]
 
 
-def oddities(plan: RunPlan | None) -> list[Row]:
+def oddities(plan: RunPlan | None) -> list[Check]:
     """Return one row per warning of `make plan`; none if there is no plan."""
     return [_odd(one.name)(one) for one in planner.warnings(plan)] if plan is not None else []
 
 
-def _odd(name: str) -> Callable[..., Row]:
+def _odd(name: str) -> Callable[..., Check]:
     @check(name, "days of training that was not meant that way")
     def row(one: planner.Oddity) -> Found:
         return Found(one.problem, fix=one.fix, odd=True)

@@ -98,7 +98,7 @@ def _check_read(r: Recipe) -> None:
             "write engine.python=null",
         )
     if on_cpu and r.sanity.tp not in (None, 1):
-        raise ConfigError(f"sanity.tp={r.sanity.tp} is of GPUs, and gpu={r.gpu.name}", "write sanity.tp=null")
+        raise ConfigError(f"sanity.tp={r.sanity.tp} needs GPUs, but gpu={r.gpu.name}", "write sanity.tp=null")
     if r.sanity.url is not None and r.sanity.port is not None:
         raise ConfigError(
             f"sanity.port={r.sanity.port} is of a server that is started here, and sanity.url={r.sanity.url} is up already",

@@ -187,7 +187,7 @@ def test_tensors_of_another_model_are_mended_as_its_config_is(base):
     assert model.failed and not tensors.failed, "the tensors are the recipe's"
     model, _, tensors = checkpoint_checks.rows(compose_recipe([*words, "model.ffn=64"]))
     assert tensors.fix == model.fix and "write model.ffn=128, or" in model.fix
-    assert tensors.found.startswith(
+    assert tensors.figure.startswith(
         "3 tensors of another shape: model.layers.0.mlp.gate_proj.weight is [192, 96], not [64, 96]"
     )
 

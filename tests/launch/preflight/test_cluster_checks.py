@@ -142,7 +142,7 @@ def test_a_python_without_this_ray_is_named_before_a_ray_starts(tmp_path, monkey
     (row,) = cluster_checks.connected_rows(
         compose_recipe(["engine=slime", f"engine.python={python}"]), Console(quiet=True)
     )
-    assert row.red and row.found == f"engine.python={python}: {found}"
+    assert row.failed and row.figure == f"engine.python={python}: {found}"
     assert row.fix.endswith("or engine.python=PYTHON of an environment that has it")
 
 

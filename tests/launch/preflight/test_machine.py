@@ -75,7 +75,7 @@ def test_gpus_that_are_not_on_this_machine_are_refused(gpus):
     gpus(8)
     assert not row_of("model=qwen3-8b").failed
     row = row_of("model=glm4.5")
-    assert row.red and row.found == "8 GPUs on this machine, but cluster.address is not set"
+    assert row.failed and row.figure == "8 GPUs on this machine, but cluster.address is not set"
     assert "gpus_per_node" not in row.fix
     assert not row_of("model=qwen3-4b", "cluster=h100x1").failed, "the embedded engine's"
 

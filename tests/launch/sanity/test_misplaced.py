@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from launch.sanity.files.compare_worker import BaseDifference, Seen
-from launch.sanity.files.prints import Taker, Wanted
 
 from launch.checks import Outcome
 from launch.sanity.files import misplaced
 from launch.sanity.tensors.bands import Bands, bands
+from launch.sanity.tensors.compare_worker import BaseDifference, Seen
+from launch.sanity.tensors.prints import Taker, Wanted
 from recipes.compose.recipe import compose_recipe
 
 ROWS, COLUMNS, HEAD = 48, 32, 12

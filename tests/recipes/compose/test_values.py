@@ -12,7 +12,7 @@ from recipes.errors import ConfigError
         ("engine.slime_root=/x", "write engine.slime_root=null, or engine=slime"),
         ("engine.megatron_root=/x", "write engine.megatron_root=null, or engine=slime"),
         ("engine.python=/x", "write engine.python=null"),
-        ("sanity.tp=2", "sanity.tp=2 is of GPUs, and gpu=cpu; write sanity.tp=null"),
+        ("sanity.tp=2", "sanity.tp=2 needs GPUs, but gpu=cpu; write sanity.tp=null"),
         ("sanity.url=http://h:1 sanity.port=5", "sanity.url=http://h:1 is up already; write sanity.port=null"),
         ("engine=slime model.rope_base=10000.5", "write model.rope_base=10000, or engine=megatron"),
     ],
