@@ -1,19 +1,18 @@
 #!/usr/bin/env python3
 """The entry point of every stage: `launch/limi.py [STAGE] [name=value ...]`, STAGE one of those in `stages.py`, `train` by default.
 
-The same file is a Ray job's entry point: `ray job submit --working-dir . -- launch/limi.py model=qwen3-tiny`. Inside a
-job it trains in place. Exit status: 0 done, 1 a check failed or training ended early, 2 the input is wrong, 130
-interrupted, 141 nobody reads the output.
+It is also the entry point of a Ray job: `ray job submit --working-dir . -- launch/limi.py model=qwen3-tiny`. Inside a job it trains in
+place. Exit status: 0 done, 1 a check failed or training ended early, 2 wrong input, 130 interrupted, 141 nobody reads the output.
 """
 
-from __future__ import annotations  # an older Python reads this file too, and is told that it is one
+from __future__ import annotations  # so that an older Python can read this file and print its error
 
 import signal
 import sys
 from pathlib import Path
 from types import FrameType
 
-# Python puts this file's folder first on the path; the packages are one above it.
+# Python puts this file's folder first on the path, but the packages are in the folder above.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from launch.cli import python_environment  # noqa: E402
@@ -34,7 +33,7 @@ def main(words: list[str]) -> int:
 
 
 def _failed(words: list[str]) -> LimiError | KeyboardInterrupt | None:
-    """Runs the stage to its end; what ended it early."""
+    """Run the stage. Return the error or interrupt that ended it early, or None."""
     try:
         python_environment.check_python(words)
         from launch.cli import terminal
@@ -94,8 +93,8 @@ def _say(text: str, style: str) -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    """SIGTERM, as `ray job stop` sends it, or SIGHUP of a closed terminal ends a stage as Ctrl-C does, everything started here
-    first; the embedded engine saves."""
+    """End a stage as Ctrl-C does, on SIGTERM (`ray job stop`) or SIGHUP (a closed terminal). The embedded engine saves a checkpoint
+    first."""
     raise KeyboardInterrupt
 
 

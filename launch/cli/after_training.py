@@ -1,4 +1,4 @@
-"""Stages after training: a step again, the export, and its check."""
+"""Stages after training: replay a step, export, and check the export."""
 
 import time
 from dataclasses import replace
@@ -11,7 +11,7 @@ from recipes.paths import run_folder
 
 
 def replay(recipe: Recipe, console: Console) -> None:
-    """Repeats one step of a run, `step`, whole and sequence by sequence; the recipe is the run's own."""
+    """Repeat step `step` of a run, as a whole and sequence by sequence, with the recipe from the run's folder."""
     from launch.megatron.replay import replay_step
     from launch.preflight import checklist, machine
     from launch.run import prepare, which_run
@@ -35,7 +35,7 @@ def replay(recipe: Recipe, console: Console) -> None:
 
 
 def export(recipe: Recipe, console: Console) -> None:
-    """Hugging Face folder of a run's newest checkpoint, or of `step`'s; the recipe is the run's own."""
+    """Write the Hugging Face folder of a run's newest checkpoint, or of the one after `step` steps."""
     from launch.export.export import export_checkpoint
     from launch.run import which_run
 
@@ -46,7 +46,7 @@ def export(recipe: Recipe, console: Console) -> None:
 
 
 def sanity(recipe: Recipe, console: Console) -> None:
-    """Checks an export, of `checkpoint` or of the run: its files, then what SGLang makes of it."""
+    """Check the export in `checkpoint`, or that of the run: its files, then what SGLang answers with it."""
     from launch.cli import train
     from launch.run import which_run
     from launch.sanity import sanity_check, subject

@@ -1,4 +1,4 @@
-"""Stages before training: what is packed, planned and checked, and scripts for schedulers."""
+"""Stages before training: pack, inspect, plan, check, and print scripts for schedulers."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from recipes.config import EngineName, Recipe
 
 
 def data(recipe: Recipe, console: Console) -> None:
-    """Packs the training and the held-out trajectories, every mask proved."""
+    """Pack the training and held-out trajectories, prove every mask, and print the counts."""
     from launch.run import prepare
 
     packed = prepare.packed(recipe, console)
@@ -28,7 +28,7 @@ def data(recipe: Recipe, console: Console) -> None:
 
 
 def inspect(recipe: Recipe, console: Console) -> None:
-    """Shows one trajectory's sequences, supervised tokens coloured; without `id`, lists all."""
+    """Show the sequences of trajectory `id` with supervised tokens coloured; without `id`, list all trajectories."""
     from data_prep.pack import show
     from launch.run import prepare
 
@@ -46,7 +46,7 @@ def inspect(recipe: Recipe, console: Console) -> None:
 
 
 def plan(recipe: Recipe, console: Console) -> None:
-    """Layout, memory, steps, time and cost, before a GPU is taken."""
+    """Print the plan and write it as `plan.json` and `plan.html`. Raise `ConfigError` if the model does not fit."""
     from data_prep.files import write_text
     from launch.run import prepare
     from recipes.plan import plan_page, plan_summary, plan_table, planner
@@ -64,8 +64,8 @@ def plan(recipe: Recipe, console: Console) -> None:
 
 
 def check(recipe: Recipe, console: Console) -> None:
-    """Everything that would end or spoil a run, before a GPU is held: recipe, checkpoint, data, memory, disk; with slime the
-    cluster's nodes, what is on them, their shared folder and network."""
+    """Run every check of the recipe, checkpoint, data, memory and disk; with slime also of the cluster's nodes and network. Print
+    the table and raise `PreflightError` if a check failed."""
     from launch import checks
     from launch.preflight import checklist, machine, recipe_checks
     from launch.run import prepare
@@ -82,14 +82,14 @@ def check(recipe: Recipe, console: Console) -> None:
 
 
 def slurm(recipe: Recipe, console: Console) -> None:
-    """Prints the sbatch script that starts Ray on the nodes and runs the recipe there."""
+    """Print the sbatch script that starts Ray on the nodes and runs the recipe there."""
     from launch.cluster import schedulers
 
     console.file.write(schedulers.slurm(recipe))
 
 
 def kuberay(recipe: Recipe, console: Console) -> None:
-    """Prints the RayJob manifest that runs the recipe on Kubernetes."""
+    """Print the RayJob manifest that runs the recipe on Kubernetes."""
     from launch.cluster import schedulers
 
     console.file.write(schedulers.kuberay(recipe))

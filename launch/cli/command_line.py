@@ -1,4 +1,4 @@
-"""The words of a command, `[STAGE] [name=value ...]`: which stage they name, and its overrides."""
+"""Parse the words of a command, `[STAGE] [name=value ...]`, into a stage and its overrides."""
 
 import shlex
 
@@ -31,9 +31,9 @@ _ELSEWHERE = {
 
 
 def parted(words: list[str]) -> tuple[str, list[str]]:
-    """The stage that the words name, `train` where they name none, and the overrides.
+    """Return the stage (`train` if none is named) and the overrides.
 
-    Raises `ConfigError` for a word that is neither, and for two stages.
+    Raise `ConfigError` for a word that is neither, and for two stages.
     """
     _refuse_spaces(words)
     named = [word for word in words if "=" not in word]
@@ -52,7 +52,7 @@ def parted(words: list[str]) -> tuple[str, list[str]]:
 
 
 def _refuse_spaces(words: list[str]) -> None:
-    """`name = value`, `name= value` and `name =value` are one word to a reader and two or three to a shell."""
+    """Raise `ConfigError` for spaces around `=`: a shell splits `name = value` into several words."""
     for place, word in enumerate(words):
         before, after = words[place - 1 : place] if place else [], words[place + 1 : place + 2]
         if word.startswith("=") and before and "=" not in before[0]:
@@ -67,12 +67,12 @@ def _refuse_spaces(words: list[str]) -> None:
 
 
 def _dashed(word: str) -> bool:
-    """Whether the word is an option as argparse has them, and no negative number."""
+    """Return whether the word looks like `--option`, and is not a negative number."""
     return typed(word).lstrip("-")[:1].isalpha() and typed(word).startswith("-")
 
 
 def _neither(word: str, following: str) -> ConfigError:
-    """The error for a word that is no stage and has no `=`. following: the next word, where that may be its value."""
+    """Return the error for a word that is not a stage and has no `=`. following: the next word, if it may be the value."""
     here = _ELSEWHERE.get(folded(word))
     if not here and is_like_option(word):
         return without_value(word, following)

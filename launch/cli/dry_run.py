@@ -1,4 +1,4 @@
-"""`dry_run=true`: the whole recipe and what would run."""
+"""`dry_run=true`: print the whole recipe, the origin of each value, and what would run."""
 
 import itertools
 import os
@@ -18,7 +18,7 @@ from recipes.paths import run_folder
 
 
 def show(stage: Stage, recipe: Recipe, console: Console) -> None:
-    """`dry_run=true`: the resolved recipe and what would run; writes nothing but a cluster run's `job.json`."""
+    """Print the resolved recipe and what the stage would do. Only the `job.json` of a slime run is written."""
     if stage.name == "serve":
         _show_server(recipe, console)
         return
@@ -50,7 +50,7 @@ def show(stage: Stage, recipe: Recipe, console: Console) -> None:
 
 
 def _foreseen(recipe: Recipe) -> str:
-    """What `make train` would do from what is in the run's folder."""
+    """Return what `make train` would do, given what is in the run's folder."""
     from launch.run import run_state, same_run
 
     root = run_folder(recipe)
@@ -68,7 +68,7 @@ def _foreseen(recipe: Recipe) -> str:
 
 
 def _show_server(recipe: Recipe, console: Console) -> None:
-    """SGLang's command line, as it can be typed on the node that serves."""
+    """Print SGLang's command line, ready to be typed on the node that serves."""
     from launch.run import which_run
     from launch.serving import sglang_command
     from launch.serving.serve import PORT, thinks
@@ -81,8 +81,8 @@ def _show_server(recipe: Recipe, console: Console) -> None:
 
 
 def _show_job(recipe: Recipe, console: Console) -> None:
-    """What would be submitted to the cluster, with the layout that the plan settles on; writes `job.json`, and leaves that of a
-    run which has begun."""
+    """Print what would be submitted to the cluster, with the layout that the planner chooses. Write `job.json`, unless the run has
+    begun."""
     from launch.run import prepare
     from launch.slime import job
     from recipes.plan import planner
@@ -102,7 +102,7 @@ def _show_job(recipe: Recipe, console: Console) -> None:
 
 
 def _grouped(words: list[str]) -> Iterator[tuple[str, list[str]]]:
-    """Every flag with its values."""
+    """Yield every flag with its values."""
     starts = [i for i, word in enumerate(words) if word.startswith("--")]
     for start, end in itertools.pairwise([*starts, len(words)]):
         yield words[start], words[start + 1 : end]

@@ -1,4 +1,4 @@
-"""The Python that runs this, and what it cannot import: said in one sentence, with the command that has a Python that can."""
+"""Checks of the Python that runs a command: its version and its packages. Errors name the command that works."""
 
 from __future__ import annotations  # an older Python reads this file too
 
@@ -15,7 +15,7 @@ _OURS = ("data_prep", "launch", "recipes")
 
 
 def check_python(words: list[str]) -> None:
-    """Raises `PreflightError` where this Python is too old to read the other files. words: the command's."""
+    """Raise `PreflightError` if this Python is too old for the other files. words: those of the command."""
     if sys.version_info < OLDEST:
         here = ".".join(map(str, sys.version_info[:3]))
         raise PreflightError(
@@ -24,7 +24,7 @@ def check_python(words: list[str]) -> None:
 
 
 def lacking(error: ImportError, words: list[str]) -> PreflightError:
-    """What to say of a package that is not there or cannot be loaded. Raises the error itself where it is of a file of ours."""
+    """Return the error for a package that is missing or cannot be loaded. Re-raise an error in the project's own files."""
     name = (error.name or "").split(".")[0]
     if name in _OURS:
         raise error
@@ -34,7 +34,7 @@ def lacking(error: ImportError, words: list[str]) -> PreflightError:
 
 
 def _instead(words: list[str]) -> str:
-    """The same command by the environment that `make` sets up."""
+    """Return advice: the same command in the environment that `make` sets up."""
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # the cluster's own Python runs a job
         return "install it on every node, or run slime's image there: `make check` lists what is missing"
     python = REPO / ".venv" / "bin" / "python"

@@ -1,4 +1,4 @@
-"""`report.html`: one self-contained page of a run: recipe, data, curves, sanity table."""
+"""`report.html`: one self-contained page with a run's recipe, data, curves and sanity table."""
 
 import html
 from pathlib import Path
@@ -16,7 +16,7 @@ from recipes.config import Recipe
 
 
 def write(recipe: Recipe, root: Path) -> Path:
-    """Writes the page from what the run folder `root` holds and returns its path."""
+    """Write the page from the files in the run folder `root`, and return its path."""
     lines = metrics.read(root / "metrics.jsonl")
     steps = [m for m in lines if "loss" in m]
     plan = read_plan(root)
@@ -85,7 +85,7 @@ def _sequences(plan: dict[str, Any], recipe: Recipe, root: Path) -> list[str]:
 
 
 def _plot(steps: list[dict[str, Any]], heldout: dict[int, float]) -> str:
-    """Loss and learning rate over steps, as an embedded PNG."""
+    """Return a plot of loss and learning rate over steps, as an embedded PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5.2), layout="constrained")

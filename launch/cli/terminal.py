@@ -1,4 +1,4 @@
-"""The terminal, pipe or file that a command writes to: closed at the start, closed on the way, full, or without some characters."""
+"""Standard output and error that are closed, full, or cannot show some characters."""
 
 import contextlib
 import errno
@@ -15,11 +15,11 @@ _NO_READER = (errno.EPIPE, errno.EIO)  # of a pipe, of a terminal
 
 @contextlib.contextmanager
 def streams() -> Iterator[None]:
-    """Makes standard output and error such as can be written to, whatever this process was started with: a closed one leads
-    nowhere, so that no file takes its number, and a character that the encoding does not have becomes '?'.
+    """Make standard output and error writable, whatever this process was started with.
 
-    Where standard output cannot be written any more the block ends as by SIGTERM. Ends this process with status 141 where its
-    reader is gone, as for `| head`, and raises `PreflightError` where it is full.
+    A closed stream is pointed at /dev/null, so that no opened file gets its number. A character that the encoding lacks becomes '?'. If
+    standard output can no longer be written, the block ends as on SIGTERM: the process exits with status 141 if the reader is gone
+    (`| head`), and `PreflightError` is raised if the disk is full.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -47,8 +47,8 @@ def streams() -> Iterator[None]:
 
 
 class Output:
-    """A stream that never fails to write: what cannot be written is lost. ends: the process then gets SIGTERM, so that what it
-    started is ended and a step is saved. lost: why, None where nothing was."""
+    """A stream whose writes never fail: text that cannot be written is dropped. ends: send SIGTERM to the process then, so that it
+    ends what it started and saves a step. lost: the reason, None if nothing was dropped."""
 
     def __init__(self, stream: TextIO, *, ends: bool) -> None:
         self._stream, self._ends = stream, ends
@@ -71,7 +71,7 @@ class Output:
         try:
             yield
         except OSError as error:
-            # What the stream still holds goes nowhere as well, and not into an error when Python ends.
+            # Discard what the stream still holds: it would raise an error when Python exits.
             _to_nowhere(self._stream.fileno())
             if self.lost is None:
                 self.lost = error
@@ -80,7 +80,7 @@ class Output:
 
 
 def _to_nowhere(number: int) -> None:
-    """Points a file descriptor at /dev/null."""
+    """Point a file descriptor at /dev/null."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     if nowhere != number:
         os.dup2(nowhere, number)

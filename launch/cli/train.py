@@ -1,4 +1,4 @@
-"""Training from the recipe to the report, by either engine, and its rehearsal."""
+"""`make train` from the recipe to the report, with either engine, and `make rehearse`."""
 
 import contextlib
 import time
@@ -29,10 +29,10 @@ _ONCE = "leave out anew=true from now on: it would move this run aside and train
 
 
 def train(recipe: Recipe, console: Console) -> None:
-    """Goes on from what is in the run's folder: trains to the last step, exports, checks and writes the report. What is done is not
-    done again, and a finished run is left as it is. With `anew` all of it is done, and what is there moves aside.
+    """Continue the run in its folder: train to the last step, export, check, and write the report.
 
-    Raises `ConfigError` where a run of another recipe is there.
+    Completed parts are not repeated, and a finished run is left unchanged. With `anew` the folder moves aside and everything runs. Raise
+    `ConfigError` if the folder holds a run of another recipe.
     """
     from launch.serving.server import free_port
 
@@ -70,7 +70,7 @@ def train(recipe: Recipe, console: Console) -> None:
 
 
 def _plan(recipe: Recipe, console: Console) -> Plan:
-    """What is trained, once everything that would end it early has been looked at."""
+    """Return the plan to train. Raise an error for everything that would end training early."""
     slime = recipe.engine.name is EngineName.slime
     plan = _through_slime_plan(recipe, console) if slime else _embedded_plan(recipe, console)
     console.print(
@@ -95,7 +95,7 @@ def _embedded_plan(recipe: Recipe, console: Console) -> Plan:
 
 
 def _through_slime_plan(recipe: Recipe, console: Console) -> Plan:
-    """Every check of `make check` first; on a CPU without the network's, which is not judged there."""
+    """Run every check of `make check`, on a CPU without the network's; then return the plan."""
     from launch.preflight import cluster_checks as on_cluster
     from launch.slime.arguments import on_cpu
 
@@ -112,7 +112,7 @@ def _through_slime_plan(recipe: Recipe, console: Console) -> Plan:
 
 @contextlib.contextmanager
 def _once(recipe: Recipe) -> Iterator[None]:
-    """Where the run has begun with `anew`, whatever ends it says that the word is not for the next command."""
+    """If the run began with `anew`, make every error say to leave that override out of the next command."""
     try:
         yield
     except LimiError as error:
@@ -126,7 +126,7 @@ def _once(recipe: Recipe) -> Iterator[None]:
 
 
 def trained(plan: Plan, run: RunFolder, console: Console) -> bool:
-    """Whether it came to the last step, whose checkpoint is whole then."""
+    """Train. Return whether the last step is done and its checkpoint complete."""
     if plan.recipe.engine.name is EngineName.megatron:
         from launch.megatron.engine import train_embedded
 
@@ -138,7 +138,7 @@ def trained(plan: Plan, run: RunFolder, console: Console) -> bool:
 
 
 def export(recipe: Recipe, run: RunFolder, console: Console) -> None:
-    """Makes `hf/` of the last step's checkpoint."""
+    """Write `hf/` from the last step's checkpoint."""
     from launch.export.export import export_checkpoint
 
     _, last = which_run.pick(run.root, which_run.steps(run.root))
@@ -146,11 +146,11 @@ def export(recipe: Recipe, run: RunFolder, console: Console) -> None:
 
 
 def check(one: Subject, console: Console, started: float) -> None:
-    """Checks an export, and shows and writes what was found; `started`: of the command, by `time.perf_counter`.
+    """Check an export, print the results, and write the report. started: `time.perf_counter` at the start of the command.
 
-    Raises `SanityError` where a check failed.
+    Raise `SanityError` if a check failed.
     """
-    # Here, not at the top: a finished run is told without transformers' import.
+    # Not at the top: a finished run is reported without importing transformers.
     from launch.cli import report
     from launch.sanity import sanity_check, sanity_page
 
@@ -166,7 +166,7 @@ def check(one: Subject, console: Console, started: float) -> None:
 
 
 def rehearse(recipe: Recipe, console: Console) -> None:
-    """What a run through slime does first and last, on the longest sequence."""
+    """Rehearse a run through slime on the longest sequence. Raise `ConfigError` for the embedded engine."""
     if recipe.engine.name is not EngineName.slime:
         raise ConfigError(
             f"cluster={recipe.cluster.name} trains with the embedded engine, which needs no rehearsal",
