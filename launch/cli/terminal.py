@@ -17,9 +17,9 @@ _NO_READER = (errno.EPIPE, errno.EIO)  # of a pipe, of a terminal
 def streams() -> Iterator[None]:
     """Make standard output and error writable, whatever this process was started with.
 
-    A closed stream is pointed at /dev/null, so that no opened file gets its number. A character that the encoding lacks becomes '?'. If
-    standard output can no longer be written, the block ends as on SIGTERM: the process exits with status 141 if the reader is gone
-    (`| head`), and `PreflightError` is raised if the disk is full.
+    A closed stream is pointed at /dev/null, so that no opened file gets its number. A character that the encoding lacks becomes '?'.
+    If standard output can no longer be written, the block ends as on SIGTERM: the process exits with status 141 if the reader is
+    gone (`| head`), and `PreflightError` is raised if the disk is full.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:

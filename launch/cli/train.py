@@ -31,8 +31,8 @@ _ONCE = "leave out anew=true from now on: it would move this run aside and train
 def train(recipe: Recipe, console: Console) -> None:
     """Continue the run in its folder: train to the last step, export, check, and write the report.
 
-    Completed parts are not repeated, and a finished run is left unchanged. With `anew` the folder moves aside and everything runs. Raise
-    `ConfigError` if the folder holds a run of another recipe.
+    Completed parts are not repeated, and a finished run is left unchanged. With `anew` the folder moves aside and everything runs.
+    Raise `ConfigError` if the folder holds a run of another recipe.
     """
     from launch.serving.server import free_port
 
