@@ -199,8 +199,8 @@ def _stages(m: Model, p: Layout) -> Iterator[Wrong]:
     left, middle = m.layers - sum(ends), p.pp - len(ends)
     if left < middle or (left % middle if middle else left):
         yield Wrong(
-            f"first_stage_layers {p.first_stage_layers or 'alike'} and last_stage_layers {p.last_stage_layers or 'alike'} "
-            f"leave {left} of {m.layers} layers to {middle} stages, which must be alike",
+            f"first_stage_layers={p.first_stage_layers or 'null'} and last_stage_layers={p.last_stage_layers or 'null'} leave {left} of "
+            f"{m.layers} layers to {middle} stages, which cannot share them equally",
             (alike,),
         )
 
@@ -254,7 +254,7 @@ def _engine(r: Recipe) -> Iterator[Wrong]:
             # Zigzag chunks see keys before and after them. The embedded engine needs a mask of all pairs for that.
             more = divisor(math.gcd(r.model.kv_heads, r.cluster.gpus_per_node), p.tp * p.cp)
             yield Wrong(
-                f"cp {p.cp} on GPUs is slime's",
+                f"cp {p.cp} on GPUs needs engine=slime",
                 ({"layout.cp": 1, "layout.tp": more}, {"engine": EngineName.slime}),
             )
         if p.offload and p.recompute not in (Recompute.linear, Recompute.full):

@@ -169,8 +169,8 @@ def rehearse(recipe: Recipe, console: Console) -> None:
     """Rehearse a run through slime on the longest sequence. Raise `ConfigError` for the embedded engine."""
     if recipe.engine.name is not EngineName.slime:
         raise ConfigError(
-            f"cluster={recipe.cluster.name} trains with the embedded engine, which needs no rehearsal",
-            "write MODEL=qwen3-32b, or engine=slime",
+            f"only runs through slime are rehearsed, and cluster={recipe.cluster.name} trains with the embedded engine",
+            "write engine=slime, or a model that trains through it: MODEL=qwen3-32b",
         )
     from launch.slime import rehearsal
 

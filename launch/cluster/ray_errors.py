@@ -34,7 +34,7 @@ def named() -> Iterator[None]:
 
 
 def folder() -> Path:
-    """Return the folder for the files of a Ray that is started here."""
+    """Return the folder in which a Ray that this command starts keeps its session files."""
     return Path(os.path.abspath(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"), "ray")  # noqa: S108
 
 

@@ -33,7 +33,8 @@ class Piece:
 
 @dataclass(frozen=True)
 class Group:
-    """The tensors of one Megatron parameter. If `part` is None, they are copied from the base."""
+    """The exported (Hugging Face) tensors that one Megatron parameter holds. part: the parameter in the checkpoint; None means that
+    they are copied from the base."""
 
     pieces: tuple[Piece, ...]
     link: Link

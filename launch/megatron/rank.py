@@ -122,8 +122,10 @@ class Rank:
             return write_shard(Path(folder), self.chunks, self.recipe.model, self.place.rank)
 
     def write_gradients(self, folder: str) -> None:
-        """Write the last step's gradients under their Hugging Face names. Gather them first: the distributed optimizer leaves each
-        rank only its part of the reduced gradients."""
+        """Write the last step's gradients under their Hugging Face names.
+
+        They are gathered here first, because the distributed optimizer leaves each rank only its part of the reduced gradients.
+        """
         for chunk in self.model:
             for buffer in chunk.buffers + chunk.expert_parallel_buffers:
                 group = buffer.data_parallel_group

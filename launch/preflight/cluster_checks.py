@@ -173,7 +173,7 @@ def answers(r: Recipe, known: Known, alive: dict[str, dict[str, Any]]) -> Found:
     if silent:
         out = ", or take it out: ray stop" if in_ray_job() else ""
         return Found(listed(silent), limit, f"read that node's logs in {logs()}{out}")
-    return Found(f"{len(said)} of {len(alive)} nodes", limit)
+    return Found(f"{len(said)} of {len(alive)} nodes answered", limit)
 
 
 @check("slime's flags", "a flag that slime does not know, which it accepts silently")

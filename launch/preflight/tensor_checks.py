@@ -53,7 +53,7 @@ def faults(m: Model, there: Entries) -> Iterator[Fault]:
     untrainable = [n for n in expected if n in there and there[n].dtype not in WIDTHS]
     if untrainable:
         dtypes = ", ".join(sorted({there[n].dtype for n in untrainable}))
-        yield Fault(f"{some(untrainable)} {dtypes}; {', '.join(WIDTHS)} can be trained", _not_quantised(m))
+        yield Fault(f"{some(untrainable)} {dtypes}; only {', '.join(WIDTHS)} can be trained", _not_quantised(m))
 
 
 def oddities(m: Model, there: Entries) -> Iterator[Fault]:
@@ -97,9 +97,9 @@ def _not_quantised(m: Model) -> str:
 
 
 def _of_another_kind(m: Model, there: Entries) -> Fault | None:
-    """Return the fault of a checkpoint whose names mean something else (adapter, quantised, fused experts), or None.
+    """Return the fault of a checkpoint whose tensor names show another format (adapter, quantised, fused experts), or None.
 
-    Further faults of such a checkpoint would say nothing.
+    Such a checkpoint needs no further checks: their faults would only follow from this one.
     """
     if adapter := [n for n in there if _ADAPTER.search(n)]:
         return Fault(

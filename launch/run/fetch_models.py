@@ -47,7 +47,10 @@ def fetch(there: hub.Repository) -> None:
 
 
 def is_wanted(name: str) -> bool:
-    """Return whether to fetch a repository's file. It must be in the top folder and not share the name of this project's record."""
+    """Return whether to fetch a repository's file.
+
+    It must be in the top folder, and must not have the name of the file in which this project records the download.
+    """
     return name.endswith(KINDS) and "/" not in name and name != RECORD
 
 

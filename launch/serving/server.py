@@ -135,10 +135,10 @@ class Server(Client):
         )
 
     def _starting(self) -> object:
-        """Return figures that change while the server starts.
+        """Return figures that change as long as a starting server makes progress.
 
-        They are whether it listens, the size of its log, its CPU time in units of `_BUSY` x timeout, and the MB it read from
-        disks. Once it listens it uses CPU time even when idle, so that CPU time no longer counts.
+        They are: whether it listens, the size of its log, its CPU time in units of `_BUSY` x timeout, and the MB it read from disks.
+        CPU time is left out once the server listens, because it then uses some even when idle.
         """
         with socket.socket() as probe:
             listens = probe.connect_ex(("127.0.0.1", self.port)) == 0

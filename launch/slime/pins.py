@@ -1,4 +1,4 @@
-"""The versions from slime's Dockerfile that the project was checked with, and the project's packages that slime's processes import."""
+"""The versions in slime's Dockerfile with which this project was checked, and the packages that its code imports inside slime."""
 
 SLIME = "624b824a898ab0ec1fcb4d373004c7f3852bf515"
 MEGATRON = "1dcf0dafa884ad52ffb243625717a3471643e087"

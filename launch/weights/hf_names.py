@@ -97,7 +97,8 @@ def load(chunks: list[Any], m: Model, read: Callable[[str], Tensor]) -> None:
             whole = shard(link, whole, axis, group.size(), group.rank())
         if whole.shape != tensor.shape:
             raise CheckpointError(
-                f"{', '.join(link.hf)}: shape {list(whole.shape)} on this rank, the recipe's model has {list(tensor.shape)}",
+                f"{', '.join(link.hf)}: the checkpoint gives shape {list(whole.shape)} on this rank, but the recipe's model needs "
+                f"{list(tensor.shape)}",
                 "check model.* against the checkpoint's config.json",
             )
         if name.endswith("expert_bias"):

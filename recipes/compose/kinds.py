@@ -162,7 +162,7 @@ def _no_value(name: str, base: type, text: str) -> ConfigError:
 
 
 def _meant(base: type, text: str) -> list[str]:
-    """Return the texts that were probably meant, the likeliest first. Some may not be values of the type either."""
+    """Return what was probably meant by a text that is no value of its type, the likeliest first; some may be invalid too."""
     bare = re.split(r"\s*#", typed(text))[0].strip(" \t\"'`[](){}<>,;")
     if base is bool:
         near = nearest(bare, _FLAGS)

@@ -95,7 +95,8 @@ def _listed(name: str, value: str) -> list[str]:
 
 
 def _one_by_one(words: Sequence[str], place: int, values: list[str], stage: str) -> ConfigError:
-    """Return the error for a list of values. Its fix is one command per value, each with its own run name."""
+    """Return the error for an override with several values where one belongs. Its fix is one command per value, each with its own run
+    name."""
     name, _, given = words[place].partition("=")
     others = [word for i, word in enumerate(words) if i != place and not word.startswith("run=")]
     run = next((f"{word.partition('=')[2]}-" for word in words if word.startswith("run=")), "")

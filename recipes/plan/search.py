@@ -203,7 +203,7 @@ def _free(r: Recipe) -> list[str]:
 
 
 def _other(name: str, options: list[Option], best: list[Option], pricing: Pricing) -> Option | None:
-    """Return the fastest layout that fits with another value on this axis, or None."""
+    """Return the fastest layout that fits in memory and differs from the chosen one on this axis, or None."""
     chosen_value = getattr(best[0].recipe.layout, name)
     unlike = [o for o in options if getattr(o.recipe.layout, name) != chosen_value]
     if name in ("recompute", "offload", "optimizer_state"):

@@ -122,7 +122,7 @@ class Clock:
         return {"gradient reduction": reduced, "optimizer": update}
 
     def passes(self, stage: int, tokens: np.ndarray, pairs: np.ndarray) -> tuple[Parts, Parts]:
-        """Return the (forward, backward) seconds of micro-batches on one stage, by kind of work.
+        """Return {kind of work: (forward, backward)}: the seconds that each micro-batch takes on one stage.
 
         tokens, pairs: padded tokens and causal pairs of each micro-batch.
         """

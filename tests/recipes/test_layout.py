@@ -35,7 +35,7 @@ def refused(*words: str) -> str:
         (["layout.first_stage_layers=1"], "need a pipeline"),
         (
             ["layout.pp=2", "layout.first_stage_layers=1", "layout.last_stage_layers=2"],
-            "leave 1 of 4 layers to 0 stages",
+            "leave 1 of 4 layers to 0 stages, which cannot share them equally",
         ),
         (["layout.pp=2", "layout.vpp=2", "layout.first_stage_layers=2"], "write layout.vpp=1"),
         (["layout.optimizer_state=precision_aware", "engine.dtype=bf16"], "write layout.optimizer_state=offloaded"),

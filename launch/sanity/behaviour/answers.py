@@ -105,7 +105,7 @@ def leaks(answers: Sequence[Answer], family: Family, least: float) -> Check:
 def separated(answers: Sequence[Answer]) -> Check:
     """Check that the server puts thinking in `reasoning_content` and the reply in `content`.
 
-    Only answers whose text equals the record are judged, as only for these the right split is known.
+    Only answers whose text equals that of the recorded turn are judged, because only for these is the right split known.
     """
     seen, misplaced = 0, []
     for a in answers:

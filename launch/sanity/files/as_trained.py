@@ -90,7 +90,9 @@ def check(seen: Mapping[str, Seen], trained: Mapping[str, Digest], checkpoint: P
     exact = same(own, trained)
     lines = _causes({n: s for n, s in own.items() if n not in exact}, trained, m)
     figure = f"{len(exact)} of {len(own)} tensors, bit for bit"
-    return Check(_NAME, _PROTECTS, figure, f"all as in {checkpoint.name}", judged(not lines), looks.some(lines))
+    return Check(
+        _NAME, _PROTECTS, figure, f"all tensors equal those of {checkpoint.name}", judged(not lines), looks.some(lines)
+    )
 
 
 def same(seen: Mapping[str, Seen], trained: Mapping[str, Digest]) -> set[str]:
@@ -100,7 +102,9 @@ def same(seen: Mapping[str, Seen], trained: Mapping[str, Digest]) -> set[str]:
 
 def not_compared(why: str) -> Check:
     """Return the check's result when there is no checkpoint to compare with: a warning."""
-    return Check(_NAME, _PROTECTS, "not compared", "all as in the trainer's checkpoint", Outcome.warned, why)
+    return Check(
+        _NAME, _PROTECTS, "not compared", "all tensors equal those of the trainer's checkpoint", Outcome.warned, why
+    )
 
 
 def _causes(differing: Mapping[str, Seen], trained: Mapping[str, Digest], m: Model) -> list[str]:

@@ -130,7 +130,7 @@ def _orders(names: Sequence[str], moved: dict[str, Prints], found: dict[str, Pla
 
 
 def _odds(cosines: np.ndarray | float, n: int) -> np.ndarray:
-    """Return the log odds that n elements with this cosine are related, compared with being unrelated."""
+    """Return the log-likelihood ratio of related to unrelated for two tensors of n elements with this cosine similarity."""
     explained = np.clip(cosines, 0.0, 1 - 1e-6) ** 2
     return np.asarray(-n / 2 * np.log1p(-explained))
 

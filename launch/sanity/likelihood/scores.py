@@ -115,10 +115,11 @@ def _refuse_long(data: Dataset, asked: Sequence[_Scored], info: dict[str, Any]) 
         beyond = sum(a.length > most for a in asked)
         needed = longest.length + RESERVED
         raise SanityError(
-            f"{_named(data, longest.sequence)} has {longest.length:,} tokens up to its last supervised one, the longest of "
-            f"{beyond} sequences that SGLang cannot score: it accepts {most:,}, with a cache of {info['max_total_num_tokens']:,}. "
-            f"Write sanity.url=ADDRESS of a server started with --context-length {needed} and a cache of as many tokens, or "
-            f"data.max_tokens={most} data.too_long=split to cut the trajectories"
+            f"{beyond} sequences are too long for this server, which accepts {most:,} tokens with a cache of "
+            f"{info['max_total_num_tokens']:,}. The longest, {_named(data, longest.sequence)}, has {longest.length:,} up to its last "
+            "supervised token",
+            f"start a server with --context-length {needed} and a cache of at least {needed} tokens and write sanity.url=ADDRESS, or "
+            f"cut the trajectories: data.max_tokens={most} data.too_long=split",
         )
 
 

@@ -223,4 +223,6 @@ def _closed(figure: str, least: float | None, outcome: Outcome, detail: str) -> 
 
 
 def _protection(figure: str, outcome: Outcome, detail: str) -> Check:
-    return Check("loop protection", "a call that harms the machine", figure, "all, or nothing is run", outcome, detail)
+    return Check(
+        "loop protection", "a tool call that harms this machine", figure, "all, or nothing is run", outcome, detail
+    )

@@ -151,16 +151,16 @@ class Sandbox:
 
 
 def readable() -> list[str]:
-    """Return the folders, and links to folders, that Python needs; calls may read them."""
+    """Return the folders, and links to folders, that Python needs; tool calls in the sandbox may read them."""
     wanted = sorted({os.path.realpath(sys.base_prefix), *filter(os.path.exists, _LIBRARIES)})
     return [path for path in wanted if not any(path.startswith(f"{other}/") for other in wanted)]
 
 
 def _map_users(pid: int) -> None:
-    """Map the user inside to an unprivileged user outside: nobody if this process runs as root, otherwise this process's user.
+    """Map the user inside to an unprivileged user outside: `nobody` if this process runs as root, otherwise this process's user.
 
-    Limits on processes do not apply to root, and root owns many files. The program inside starts as root to build its file
-    system, and becomes nobody before it answers calls.
+    It must not be root, because process limits do not apply to root and root owns many files. The program inside starts as root to
+    build its file system, and switches to this user before it answers tool calls.
     """
     uid, gid = os.geteuid(), os.getegid()
     try:

@@ -1,7 +1,7 @@
 """Stand-ins for packages that SGLang 0.5.23 imports everywhere but uses only on GPUs: triton, torchvision, sgl_kernel.
 
-Python imports this file at start-up if its folder is on PYTHONPATH; only the server's process has it there. A
-stand-in can be imported, subclassed and used as a decorator of definitions; calling anything else of it raises.
+Python imports this file at start-up if its folder is on PYTHONPATH; only the server's process has it there. Names of a stand-in can be
+imported, subclassed and used as decorators; any other call of them raises.
 Libraries that only probe for the real package find it absent.
 """
 

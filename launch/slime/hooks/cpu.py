@@ -138,7 +138,7 @@ def _register() -> None:
 
 
 def _complete_process_groups() -> None:
-    """Add the methods to slime's process group that torch 2.13 calls and that slime does not forward."""
+    """Add to slime's process group the methods that torch 2.13 calls and slime's wrapper does not forward."""
     from slime.utils.reloadable_process_group import ReloadableProcessGroup
 
     def forwarding(name: str) -> Any:

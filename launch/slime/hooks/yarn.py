@@ -23,8 +23,8 @@ def provider(pre_process: bool = True, post_process: bool = True, vp_stage: int 
 
 
 def scale(chunk: Any, run: Path) -> None:
-    """Set a model chunk to YaRN. Its frequencies become those of `launch.model.rotary.yarn_frequencies`. A configuration field that
-    Megatron's attention reads makes it multiply cosine and sine by 0.1 ln(factor) + 1."""
+    """Switch a model chunk to YaRN: replace its frequencies with those of `launch.model.rotary.yarn_frequencies`, and set the
+    configuration field by which Megatron's attention multiplies cosine and sine by 0.1 ln(factor) + 1."""
     m = from_yaml(run / "config.yaml").model
     chunk.config.yarn_rotary_scaling_factor = m.rope_factor
     chunk.rotary_pos_emb.inv_freq = yarn_frequencies(m)

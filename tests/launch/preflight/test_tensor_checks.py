@@ -248,7 +248,8 @@ def test_dtypes_that_cannot_be_trained(dtype):
     there = {n: entry(e.shape, dtype if "q_proj" in n else "BF16") for n, e in whole(QWEN).items()}
     fault = only(QWEN, there)
     assert (
-        fault.problem == f"model.layers.0.self_attn.q_proj.weight and 3 more are {dtype}; BF16, F16, F32 can be trained"
+        fault.problem
+        == f"model.layers.0.self_attn.q_proj.weight and 3 more are {dtype}; only BF16, F16, F32 can be trained"
     )
     assert (
         fault.fix
