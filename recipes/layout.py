@@ -199,8 +199,8 @@ def _stages(m: Model, p: Layout) -> Iterator[Wrong]:
     left, middle = m.layers - sum(ends), p.pp - len(ends)
     if left < middle or (left % middle if middle else left):
         yield Wrong(
-            f"first_stage_layers={p.first_stage_layers or 'null'} and last_stage_layers={p.last_stage_layers or 'null'} leave {left} of "
-            f"{m.layers} layers to {middle} stages, which cannot share them equally",
+            f"first_stage_layers={p.first_stage_layers or 'null'} and last_stage_layers={p.last_stage_layers or 'null'} leave {left} "
+            f"of {m.layers} layers to {middle} stages, which cannot share them equally",
             (alike,),
         )
 

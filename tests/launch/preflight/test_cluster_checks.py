@@ -340,11 +340,11 @@ def on_ray(root, checkouts, tmp_path_factory):
 def test_two_good_nodes_are_green(on_ray):
     case = on_ray["good"]
     assert red(case) == []
-    assert [name for name, row in case["rows"].items() if not row["judged"]] == [
+    assert [name for name, row in case["rows"].items() if not row["outcome"] != "shown"] == [
         "Transformer Engine", "shared memory", "locked memory", "Weights & Biases", "all-reduce", "all-to-all",
     ]  # fmt: skip
-    assert case["rows"]["cluster.root"]["found"].endswith("2 of 2 nodes")
-    assert "on the bus of 4 ranks, by gloo; not on a CPU" in case["rows"]["all-to-all"]["found"]
+    assert case["rows"]["cluster.root"]["figure"].endswith("2 of 2 nodes")
+    assert "on the bus of 4 ranks, by gloo; not on a CPU" in case["rows"]["all-to-all"]["figure"]
 
 
 @pytest.mark.slow
@@ -359,17 +359,17 @@ def test_everything_that_is_wrong_is_red_at_once_with_its_mend(on_ray):
         "cluster.root": "write cluster.root=FOLDER",
     }
     assert red(on_ray["spoiled"]) == list(fixes)
-    assert rows["nodes"]["found"] == "2 alive, GPUs: 2, 2"
-    assert "NotADirectoryError" in rows["cluster.root"]["found"]
-    assert "hydra (OSError)" in rows["packages"]["found"]
+    assert rows["nodes"]["figure"] == "2 alive, GPUs: 2, 2"
+    assert "NotADirectoryError" in rows["cluster.root"]["figure"]
+    assert "hydra (OSError)" in rows["packages"]["figure"]
     assert rows["all-reduce"]["figure"] == "not known until what failed passes"
 
 
 @pytest.mark.slow
 def test_ranks_that_do_not_answer_end_in_a_red_row_in_time(on_ray):
     assert red(on_ray["late"]) == red(on_ray["no network"]) == ["all-reduce", "all-to-all"]
-    assert "did not answer in time" in on_ray["late"]["rows"]["all-reduce"]["found"]
-    assert "none0" in on_ray["no network"]["rows"]["all-reduce"]["found"]
+    assert "did not answer in time" in on_ray["late"]["rows"]["all-reduce"]["figure"]
+    assert "none0" in on_ray["no network"]["rows"]["all-reduce"]["figure"]
     assert "cluster.interface=NAME" in on_ray["no network"]["rows"]["all-reduce"]["fix"]
     assert on_ray["late"]["seconds"] < 60
 
@@ -379,7 +379,7 @@ def test_a_root_that_nodes_do_not_share_is_refused(on_ray):
     if "apart" not in on_ray:
         pytest.skip("cannot give a node a file system of its own here")
     row = on_ray["apart"]["rows"]["cluster.root"]
-    assert row["red"] and row["found"].count("does not see what") == 2
+    assert row["red"] and row["figure"].count("does not see what") == 2
 
 
 @pytest.mark.slow
@@ -396,4 +396,4 @@ def test_slimes_own_environment_is_green(root):
     recipe_of(root, *words)
     (case,) = on_nodes({"cases": [{"words": words}]}, python, **{n: env[n] for n in ("SLIME_ROOT", "MEGATRON_ROOT")})
     assert red(case) == []
-    assert case["rows"]["Megatron-LM"]["found"] == f"{MEGATRON[:7]}, patched"
+    assert case["rows"]["Megatron-LM"]["figure"] == f"{MEGATRON[:7]}, patched"

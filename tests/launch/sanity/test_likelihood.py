@@ -106,7 +106,9 @@ def test_a_sequence_longer_than_the_server_takes_is_named_and_nothing_is_asked(h
     longest = max(heldout.lengths)
     where = heldout.ids[heldout.lengths.index(longest)]
     stub = Stub(longest + 6)
-    with pytest.raises(SanityError, match=f"{where}, sequence 0 has {longest} tokens .* longest of 1 ") as error:
+    with pytest.raises(
+        SanityError, match=f"^1 sequences are .* The longest, {where}, sequence 0, has {longest} up to"
+    ) as error:
         measure(stub, heldout, lambda: None)
     assert not stub.asked
     assert f"--context-length {longest + 7} " in str(error.value)
