@@ -1,6 +1,7 @@
 """The Ray cluster or local Ray instance that this process uses."""
 
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -15,6 +16,7 @@ from typing import Any
 
 import psutil
 import ray
+from ray._private import services
 
 from launch.cluster import ray_errors
 from launch.cluster.processes import end
@@ -169,17 +171,28 @@ def _started(**options: Any) -> Iterator[None]:
 def _init(options: dict[str, Any]) -> None:
     """Run `ray.init`. On failure end every process that it started, and raise `PreflightError`."""
     before = set(psutil.Process().children(recursive=True))
-    # Ray's processes are in the terminal's group: its SIGHUP would end them before the step is saved. They inherit this mask.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
-        with ray_errors.named():
+        with ray_errors.named(), _own_process_groups():
             ray.init(**options)
     except PreflightError:
         ray.shutdown()
         end(set(psutil.Process().children(recursive=True)) - before, patience=0)
         raise
+
+
+@contextlib.contextmanager
+def _own_process_groups() -> Iterator[None]:
+    """Start Ray's processes outside this process's group.
+
+    `timeout`, `make`, and a closed terminal send SIGTERM or SIGHUP to the whole group. Inside it, Ray would end before the current
+    step is saved.
+    """
+    popen = services.ConsolePopen
+    services.ConsolePopen = functools.partial(popen, process_group=0)  # type: ignore[misc,assignment]
+    try:
+        yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        services.ConsolePopen = popen  # type: ignore[misc]
 
 
 def _timed_out(error: PreflightError) -> bool:

@@ -19,7 +19,7 @@ from launch.run.retries import retrying
 from launch.run.run_folder import RunFolder
 from launch.run.run_plan import Plan
 from recipes.compose import commands
-from recipes.errors import DivergedError
+from recipes.errors import DivergedError, TrainError
 
 
 def train_embedded(plan: Plan, run: RunFolder, console: Console) -> bool:
@@ -103,6 +103,11 @@ def _steps(
                 line = ranks.call("train_step", step, limit)[0]
             except DivergedError as error:
                 raise _diverged(plan, run, ranks, step, error) from None
+            except TrainError as error:
+                if signals.received:  # it ended the ranks too, as Slurm's `scancel` does
+                    resume = "run the same command to go on from the last checkpoint"
+                    raise KeyboardInterrupt(f"{signals.received} ended the ranks in step {step + 1}; {resume}") from error
+                raise
             log.add(line)
             recent.append(line["loss"])
             done = step + 1

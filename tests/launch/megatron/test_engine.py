@@ -1,15 +1,20 @@
 """The driver, with one real rank behind it."""
 
+import contextlib
 import io
 import json
+import os
+import signal
 
 import pytest
 from rich.console import Console
 
 from launch.megatron import engine
+from launch.run import metrics
 from launch.run.run_folder import RunFolder
 from launch.run.run_plan import Plan
 from launch.weights.safetensors_folder import SafetensorsFolder
+from recipes.errors import TrainError
 from tests.launch.support import POOL, exported, metrics_of, ranks_of, recipe_of
 
 
@@ -24,6 +29,24 @@ def test_an_export_carries_the_yarn_it_was_trained_with(root, tmp_path):
     }  # fmt: skip
     assert config["max_position_embeddings"] == 2048
     assert SafetensorsFolder(tmp_path / "hf").files
+
+
+def test_a_signal_that_ends_the_ranks_too_is_not_tried_again(root, tmp_path):
+    recipe, data, _ = recipe_of(root, f"run=gone-{tmp_path.name}", "cluster.gpus_per_node=1")
+    run = RunFolder(recipe, data, None)
+    run.root.mkdir(parents=True)
+
+    class Gone:
+        def call(self, name, *_):
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise TrainError("rank 0 died")
+
+    log = metrics.Metrics(run.root, 0)
+    with (
+        contextlib.closing(log),
+        pytest.raises(KeyboardInterrupt, match="^SIGTERM ended the ranks in step 1; run the same"),
+    ):
+        engine._steps(Plan(recipe, data, None), run, Gone(), log, 0, lambda line: None)
 
 
 @pytest.mark.slow

@@ -75,11 +75,15 @@ def test_the_same_recipe_twice_gives_the_same_metrics_and_the_same_bytes(root, u
     assert [sha256(p) for p in whole] == [sha256(p) for p in again]
 
 
-@pytest.mark.parametrize(("sign", "send"), [(signal.SIGTERM, os.kill), (signal.SIGHUP, os.killpg)])
+@pytest.mark.parametrize(
+    ("sign", "send"),
+    [(signal.SIGTERM, os.kill), (signal.SIGTERM, os.killpg), (signal.SIGHUP, os.killpg)],
+    ids=["SIGTERM", "SIGTERM of the group", "SIGHUP of the group"],
+)
 @pytest.mark.slow
 def test_sigterm_saves_and_exits_with_0_and_the_run_goes_on_exactly(root, uninterrupted, sign, send):
-    """SIGHUP of a closed terminal too, which Ray's processes get as well."""
-    name = f"ended-by-{sign.name}"
+    """`timeout` and `make` send SIGTERM to the whole process group, a closed terminal SIGHUP."""
+    name = f"ended-by-{sign.name}-{send.__name__}"
     run = root / "runs" / name
     process = start(root, f"run={name}")
     wait_for_step(run, 8, process)
