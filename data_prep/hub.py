@@ -218,7 +218,7 @@ def _append(remote: Listing, file: File, partial: Path, stop: threading.Event, a
             out.flush()
             os.fsync(out.fileno())
     if partial.stat().st_size < file.size:
-        raise RemoteProtocolError(f"the answer for {file.name} ended early")
+        raise RemoteProtocolError(f"the download of {file.name} ended early")
 
 
 def _check_room(remote: Listing, files: Sequence[File]) -> None:

@@ -26,7 +26,7 @@ Script = Generator[Turn, list[str], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """The initial files of the scratch folder by path, and the script of the turns."""
+    """The files that the scratch folder starts with, by path, and the turns to play, in order."""
 
     files: dict[str, str]
     script: Script

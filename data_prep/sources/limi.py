@@ -41,7 +41,7 @@ def convert(record: dict[str, Any], repairs: list[str]) -> dict[str, Any]:
 def _list(record: dict[str, Any], name: str) -> list[Any]:
     value = [] if record.get(name) is None else record[name]
     if not isinstance(value, list) or not all(isinstance(v, dict) for v in value):
-        raise Rejected(Code.shape, f"{name} is a list of objects, this is {str(value)[:80]}")
+        raise Rejected(Code.shape, f"{name} must be a list of objects, this is {str(value)[:80]}")
     return value
 
 

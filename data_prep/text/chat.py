@@ -72,7 +72,7 @@ def _check_readable(checkpoint: Path) -> None:
 
 
 class Chat:
-    """Render, tokenise and prove trajectories with one tokenizer and its chat template."""
+    """Render and tokenise trajectories with one tokenizer and its chat template, and prove their prompts to be those of inference."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, family: Family) -> None:
         self.tokenizer = tokenizer
@@ -150,9 +150,9 @@ class Chat:
         self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], prompt: str, turns: list[tuple[int, int]],
         begins: str, thinking: Thinking,
     ) -> list[Encoded]:  # fmt: skip
-        """Return one sequence for turns whose prompts are all prefixes of the last turn's `prompt`.
+        """Return the sequences of turns whose prompts are all prefixes of the last turn's `prompt`: usually one sequence holds them.
 
-        Return several sequences if the tokenizer merges text across the end of a prompt.
+        It takes several if the tokenizer merges text across the end of a prompt.
         """
         last = turns[-1][0]
         text = prompt + self._turn_text(messages[: last + 1], tools)

@@ -57,7 +57,7 @@ def layout_rows(root: Path, names: list[str]) -> Iterator[tuple[str, str, str]]:
 
 
 def names_here() -> list[str]:
-    """Return the layouts with no more ranks than this process may use cores."""
+    """Return the names of the layouts that need no more ranks than this process has cores."""
     return [name for name, (_, ranks, _) in parity.LAYOUTS.items() if ranks <= len(os.sched_getaffinity(0))]
 
 

@@ -44,7 +44,7 @@ def bound(lengths: Sequence[int], dp: int, stages: int) -> float:
 
 
 def makespan(ranks: Ranks, lengths: Sequence[int], stages: int) -> float:
-    """Return the makespan of the slowest rank."""
+    """Return the makespan: the time until the slowest rank has finished."""
     forward = np.zeros((len(ranks), max(map(len, ranks))))
     for row, rank in zip(forward, ranks, strict=True):
         row[: len(rank)] = [model_cost().batch([lengths[s] for s in b]) for b in rank]

@@ -97,7 +97,7 @@ def _check_bias(base: Tensor, trained: Tensor, name: str) -> None:
     off = (trained.float() - base.float()).abs()
     if not bool((off <= base.float().abs() * 2**-8).all()):
         raise CheckpointError(
-            f"{name} is frozen in training, and the checkpoint's is off the base's by {off.max().item():.1e}",
+            f"{name} is frozen in training, but its values in the checkpoint differ from the base's by up to {off.max().item():.1e}",
             "write model.checkpoint=FOLDER of the run's base",
         )
 

@@ -1,4 +1,4 @@
-"""torch_dist checkpoints of one rank: model, optimizer and step, written and read by Megatron's dist_checkpointing.
+"""One rank's part in torch_dist checkpoints: model, optimizer and step, written and read by Megatron's dist_checkpointing.
 
 All ranks call `save` and `load` together. `run_folder.py` decides which checkpoints exist and when one becomes visible.
 """

@@ -106,7 +106,9 @@ def _steps(
             except TrainError as error:
                 if signals.received:  # it ended the ranks too, as Slurm's `scancel` does
                     resume = "run the same command to go on from the last checkpoint"
-                    raise KeyboardInterrupt(f"{signals.received} ended the ranks in step {step + 1}; {resume}") from error
+                    raise KeyboardInterrupt(
+                        f"{signals.received} ended the ranks in step {step + 1}; {resume}"
+                    ) from error
                 raise
             log.add(line)
             recent.append(line["loss"])

@@ -22,7 +22,7 @@ class Rotation(NamedTuple):
 
 
 def rotation(m: Model, positions: Tensor) -> Rotation:
-    """Return the rotation of tokens. positions: [t], each token's position in its sequence."""
+    """Return the rotation of tokens by their positions: [t], each token's position in its sequence."""
     frequencies = (yarn_frequencies(m) if m.rope is Rope.yarn else plain_frequencies(m)).to(positions.device)
     # 0.1 ln(factor) + 1 makes attention sharper as the context grows (YaRN, equation 22).
     magnitude = 0.1 * math.log(m.rope_factor) + 1 if m.rope is Rope.yarn else 1.0

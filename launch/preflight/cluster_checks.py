@@ -246,7 +246,7 @@ def _exchange(r: Recipe, speeds: dict[str, float] | Exception, name: str) -> Fou
     bus = speed * (ranks - 1) / ranks * (2 if name == "all-reduce" else 1)
     text = f"{bus:.3g} GB/s on the bus of {ranks} ranks"
     if on_cpu(r):
-        return Found(f"{text}, by gloo; not on a CPU", judged=False)
+        return Found(f"{text}, over gloo; not judged on a CPU", judged=False)
     if r.cluster.nodes == 1 or r.cluster.network_gb_s is None:
         return Found(f"{text}; one node, or cluster.network_gb_s is not set", judged=False)
     between = bus / a_node if name == "all-reduce" else speed * (ranks - a_node) / ranks

@@ -172,7 +172,7 @@ def _extra(m: Model, expected: Tensors, there: Entries) -> Iterator[Fault]:
     if further and not dropped:
         yield Fault(
             f"{some(further)} of multi-token-prediction layers, but model.mtp_layers={m.mtp_layers}",
-            "write model.mtp=drop, or model.mtp_layers=N, with num_nextn_predict_layers in config.json",
+            "write model.mtp=drop; or write model.mtp_layers=N and set num_nextn_predict_layers to N in config.json",
         )
     beyond = [n for n in extra if number.get(n, 0) >= known and number[n] not in predicts]
     if beyond:

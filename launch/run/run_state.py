@@ -43,7 +43,8 @@ class Reached(IntEnum):
 class State:
     """The state of a run.
 
-    steps: total of the run, if it has a checkpoint or an export. completed: steps of `checkpoint`, the newest one. failed:
+    steps: the run's total number of steps; None if it has neither a checkpoint nor an export. completed: steps done at
+    `checkpoint`, the newest checkpoint. failed:
     names of the failed checks.
     """
 

@@ -39,7 +39,10 @@ Step = tuple[str, int, Callable[[Progress], list[Check]]]  # name, number of req
 
 
 class Served:
-    """The checks of one export on one server. The server has the export's weights first, and later the base's if it is ours."""
+    """The checks of one export on one server.
+
+    The server first has the export's weights. If this command started it, it later loads the base's.
+    """
 
     def __init__(self, subject: Subject, client: Client) -> None:
         self.subject, self.client, self.recipe = subject, client, subject.recipe

@@ -1,4 +1,4 @@
-"""Process many tensors in batches of neighbours, in several processes, with a progress bar of bytes on a terminal."""
+"""Process many tensors in several processes, neighbours of a file together. A progress bar on a terminal counts bytes."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator

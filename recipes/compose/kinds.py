@@ -43,7 +43,7 @@ def as_flag(text: str) -> str | None:
 
 
 def holds_text(kind: Any) -> bool:
-    """Return whether an option of this kind may hold any text. Options of a dictionary may."""
+    """Return whether an option of this kind accepts any text, as the entries of a dictionary do."""
     return kind is None or get_origin(kind) is dict or str in _members(kind)
 
 

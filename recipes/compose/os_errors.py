@@ -30,7 +30,10 @@ _CODE = ("data_prep", "hydra_conf", "launch", "recipes")  # folders of the check
 
 
 def named(error: OSError, recipe: Recipe | None) -> PreflightError:
-    """Return the error with the option and the fix. recipe: source of the options; None if it could not be composed."""
+    """Return the error as a message that names the option whose path failed, and the fix.
+
+    recipe: where the options' values are; None if it could not be composed.
+    """
     code = error.errno or 0
     says = os.strerror(code) if code else f"{type(error).__name__}: {error}".removesuffix(": ")
     paths = [os.fsdecode(p) for p in (error.filename, error.filename2) if isinstance(p, str | bytes | os.PathLike)]

@@ -31,7 +31,7 @@ def _reason(chosen: Option, other: Option, name: str) -> str:
 def summary(p: RunPlan, other: RunPlan | str) -> dict[str, Any]:
     """Return the plan as plain values, in bytes and seconds.
 
-    other: plan of the released recipe, or a text that says why there is none.
+    other: plan of the recipe that LIMI's authors released, or a text that says why there is none.
     """
     r, counts, cost = p.recipe, parameters(p.recipe.model), flops(p.recipe.model)
     layout = {k: getattr(v, "value", v) for k, v in vars(r.layout).items() if k not in ("search", "fixed", "dp")}

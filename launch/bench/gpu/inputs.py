@@ -1,4 +1,4 @@
-"""The inputs of both sides: random weights under their Hugging Face names, and random tokens."""
+"""The inputs of both engines that are compared: random weights under their Hugging Face names, and random tokens."""
 
 import zlib
 from collections.abc import Callable, Sequence

@@ -118,7 +118,7 @@ def _everywhere(compared: Sequence[Seen], training: Reach, m: Model) -> Check:
     return Check(
         name,
         protects,
-        f"{changed / elements:.1%} of {elements:,} elements moved, as bf16",
+        f"{changed / elements:.1%} of {elements:,} elements changed in training, compared in bf16",
         limit,
         judged(not still),
         looks.some(still),

@@ -84,9 +84,9 @@ def measure(client: Client, data: Dataset, progress: Callable[[], None]) -> Scor
 
 
 def _supervised(data: Dataset) -> list[_Scored]:
-    """Return what to score of each sequence.
+    """Return, for each sequence, the positions of its supervised tokens and the number of each one's turn.
 
-    Turns are counted through all sequences of a trajectory: each turn is supervised once, and the sequences are in order.
+    Turns are numbered across the sequences of a trajectory: each turn is supervised in one of them, and they are in order.
     """
     before: Counter[int] = Counter()
     asked = []

@@ -219,7 +219,14 @@ def of_works(trained: list[Work], new: list[Work], least: float | None) -> list[
 
 def _closed(figure: str, least: float | None, outcome: Outcome, detail: str) -> Check:
     limit = "shown" if least is None else f"at least {least:.0%} of the trained"
-    return Check("closed loop", "an agent that gets lost after its own turns", figure, limit, outcome, detail)
+    return Check(
+        "closed loop",
+        "an agent that fails once the earlier turns are its own, not recorded ones",
+        figure,
+        limit,
+        outcome,
+        detail,
+    )
 
 
 def _protection(figure: str, outcome: Outcome, detail: str) -> Check:

@@ -344,7 +344,7 @@ def test_two_good_nodes_are_green(on_ray):
         "Transformer Engine", "shared memory", "locked memory", "Weights & Biases", "all-reduce", "all-to-all",
     ]  # fmt: skip
     assert case["rows"]["cluster.root"]["figure"].endswith("2 of 2 nodes")
-    assert "on the bus of 4 ranks, by gloo; not on a CPU" in case["rows"]["all-to-all"]["figure"]
+    assert "on the bus of 4 ranks, over gloo; not judged on a CPU" in case["rows"]["all-to-all"]["figure"]
 
 
 @pytest.mark.slow
