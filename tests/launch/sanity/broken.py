@@ -257,7 +257,7 @@ FAULTS = {
 }  # fmt: skip
 TIED = {
     "the embedding twice": Fault(
-        "tied output layer", "is not model.embed_tokens.weight",
+        "tied output layer", "differs from model.embed_tokens.weight",
         lambda f: f.tensors(lambda h: h.update({"lm_head.weight": h["model.embed_tokens.weight"] * 1.01})),
     ),
 }  # fmt: skip

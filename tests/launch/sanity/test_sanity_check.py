@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from data_prep.sample import make
+from launch import checks
 from launch.checks import Check, Outcome
 from launch.run.run_plan import Plan
 from launch.sanity import sanity_check as sanity
@@ -78,7 +79,7 @@ def checked(subject, monkeypatch):
         started = [int(pid) for pid in re.findall(r"\d+", re.match(r"children.*|", subject.log.read_text())[0])]
         assert not alive([psutil.Process(pid) for pid in started if psutil.pid_exists(pid)], 3)
         assert not alive(list(set(descendants(os.getpid())) - before), 3)
-        assert json.loads((subject.folder / "sanity.json").read_text()) == [dataclasses.asdict(c) for c in done]
+        assert json.loads((subject.folder / "sanity.json").read_text()) == [c.as_json() for c in done]
         assert len({c.name for c in done}) == len(done)
         found = {c.name: c for c in done}
         assert found["finite numbers"].outcome is Outcome.failed, "a fault of the files, found before"
@@ -223,7 +224,7 @@ def test_every_failed_check_is_named_and_no_other(subject):
 
 def test_the_table_shows_every_check_with_its_outcome():
     console = Console(record=True, width=200, file=io.StringIO())
-    console.print(sanity.table(DONE))
+    console.print(checks.table("Sanity check", DONE, 200))
     lines = console.export_text().splitlines()
     for mark, name in (("pass", "good"), ("warn", "odd"), ("FAIL", "bad"), ("FAIL", "worse")):
         assert any(mark in line and f"figure of {name}" in line and f"limit of {name}" in line for line in lines)
