@@ -190,7 +190,7 @@ LINT := $(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check . 
 lint: $(READY) ## Ruff and mypy
 	@$(LINT)
 
-# The slowest twenty at the end. Quick tests in two processes; the others, which start many each, one after another.
+# The slowest twenty at the end. Two processes; whole modules to each of them where tests share ranks and runs.
 PYTEST := $(BIN)/python -m pytest --durations=20 --durations-min=0.5
 
 .PHONY: test-quick
@@ -199,7 +199,7 @@ test-quick: $(READY) ## Lint, and beside it the tests that start nothing: within
 
 .PHONY: test
 test: test-quick ## The quick tests, and whole trainings, servers and kills: within ten minutes on two cores
-	@$(PYTEST) -m 'run and not (slow or contract)'
+	@$(PYTEST) -m 'run and not (slow or contract)' -n 2 --dist loadfile
 
 .PHONY: test-all
 test-all: test-quick $(SLIME_READY) ## All tests; those of the contract with slime where SLIME_ROOT and MEGATRON_ROOT are named
