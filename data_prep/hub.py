@@ -73,7 +73,7 @@ class Repository:
 
     def read(self) -> dict[str, Any] | None:
         """Return the record, or None if the repository has not been fetched completely."""
-        return json_file.read(self.record, self._fix) if self.record.is_file() else None
+        return json_file.read_json(self.record, self._fix) if self.record.is_file() else None
 
     def files(self) -> list[Path] | None:
         """Return the fetched files, or None if any file is missing or has the wrong size."""

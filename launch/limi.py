@@ -76,7 +76,7 @@ def _run(words: list[str]) -> None:
             recipe = fetched(recipe)
         console = Console(soft_wrap=True, markup=False, highlight=False)
         if recipe.dry_run:
-            dry_run.show(stage, recipe, console)
+            dry_run.show_dry_run(stage, recipe, console)
         else:
             stage.run(recipe, console)
     except OSError as error:

@@ -11,7 +11,7 @@ from recipes.errors import CheckpointError, LimiError
 _KINDS = {dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number", bool: "true or false"}
 
 
-def read(path: Path, fix: str, error: type[LimiError] = CheckpointError) -> dict[str, Any]:
+def read_json(path: Path, fix: str, error: type[LimiError] = CheckpointError) -> dict[str, Any]:
     """Return the JSON object in a file.
 
     Raise `error` with this fix if the file does not hold one. A missing file raises `OSError`.

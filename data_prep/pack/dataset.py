@@ -180,7 +180,7 @@ def tokenizer_hashes(checkpoint: Path) -> dict[str, str]:
 def open_dataset(folder: Path) -> Dataset:
     """Open a packed data set. Raise `DataError` if a file differs from the hash in the manifest."""
     fix = f"remove {folder} to pack it once more"
-    manifest = json_file.read(folder / "manifest.json", fix, DataError)
+    manifest = json_file.read_json(folder / "manifest.json", fix, DataError)
     with json_file.shape(folder / "manifest.json", fix, DataError):
         for name, digest in manifest["files"].items():
             if not (folder / name).is_file() or sha256(folder / name) != digest:

@@ -58,7 +58,7 @@ def trajectory(record: Record, source_module: Source) -> Trajectory:
     return validated if identity is not None else validated.model_copy(update={"id": validated.content_hash()[:16]})
 
 
-def read(path: Path, name: str) -> Iterator[Trajectory]:
+def read_trajectories(path: Path, name: str) -> Iterator[Trajectory]:
     """Yield every trajectory of a source, in order. Raise `Rejected` for the first invalid record."""
     module = source(name)
     for record in module.records(path):

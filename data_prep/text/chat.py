@@ -59,7 +59,7 @@ def _check_readable(checkpoint: Path) -> None:
         "added_tokens.json",
     ):
         if (checkpoint / name).is_file():
-            json_file.read(checkpoint / name, AGAIN, DataError)
+            json_file.read_json(checkpoint / name, AGAIN, DataError)
     for path in checkpoint.rglob("*.jinja"):
         raw = path.read_bytes()
         try:

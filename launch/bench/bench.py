@@ -18,7 +18,7 @@ from recipes.plan import published
 CALLS = 20
 
 
-def run(recipe: Recipe, console: Console) -> None:
+def run_bench(recipe: Recipe, console: Console) -> None:
     """Measure and print: the assignment inside a step, planning, the embedded engine, the sandbox, and the data stage compared with
     the tokenizer alone."""
     modes = " | ".join(f"slime's {mode}" for mode in schedule_bench.SLIME)
@@ -29,13 +29,13 @@ def run(recipe: Recipe, console: Console) -> None:
     for row in itertools.chain(schedule_bench.planning_rows(), schedule_bench.command_rows()):
         console.print(f"| {' | '.join(row)} |")
     console.print("\n| TFLOP/s a GPU | published | predicted | error |\n|---|---|---|---|")
-    for figures in published.rows():
+    for figures in published.published_rows():
         console.print(f"| {' | '.join(figures)} |")
     root = Path(recipe.cluster.root)
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root, prefix=".bench.") as folder:
         console.print("\n| embedded engine | measured | to reach |\n|---|---|---|")
-        for engine_row in engine_bench.rows(Path(folder)):
+        for engine_row in engine_bench.engine_rows(Path(folder)):
             console.print(f"| {' | '.join(engine_row)} |")
         console.print("\n| layout | ranks | tokens/s |\n|---|---|---|")
         for layout_row in engine_bench.layout_rows(Path(folder), engine_bench.names_here()):
@@ -45,7 +45,7 @@ def run(recipe: Recipe, console: Console) -> None:
         console.print(f"| {' | '.join(sandbox_row)} |")
     console.print()
     prepare.base(recipe, console)
-    data_bench.run(recipe, console)
+    data_bench.bench_data(recipe, console)
 
 
 def sandbox_rows() -> Iterator[tuple[str, str, str]]:

@@ -25,7 +25,7 @@ import psutil
 from rich.console import Console
 from rich.progress import track
 
-from data_prep.sources import read
+from data_prep.sources import read_trajectories
 from data_prep.text.chat import Chat, load_tokenizer
 from data_prep.trajectory import Trajectory
 from recipes.config import Recipe
@@ -44,14 +44,14 @@ Row = tuple[str, str, str]
 CHARACTERS_A_TOKEN = 3.77  # in the text of `records`, with Qwen3's tokenizer
 
 
-def run(recipe: Recipe, console: Console) -> None:
+def bench_data(recipe: Recipe, console: Console) -> None:
     """Print the table, each row as soon as it is measured."""
     console.print("| work | measured | to reach |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source = folder / "limi_like.jsonl"
         _write(source, records(lengths(COUNT), seed=0))
-        trajectories = list(read(source, "limi"))
+        trajectories = list(read_trajectories(source, "limi"))
         chat = Chat(load_tokenizer(Path(recipe.model.checkpoint)), recipe.model.family)
         rows = (
             _encoding(_Timed(chat.tokenizer, recipe.model.family), trajectories),

@@ -21,7 +21,7 @@ from data_prep.files import sync_tree
 from data_prep.pack.dataset import prepare
 from launch.bench import parity
 from launch.megatron.ranks import Pool, Ranks
-from launch.run.metrics import read
+from launch.run.metrics import read_metrics
 from launch.run.run_folder import RunFolder
 from launch.run.run_plan import Plan
 from launch.weights import tiny
@@ -40,7 +40,7 @@ TINY = ("qwen3-tiny", "glm4.5-tiny")
 WIDE = ["model=qwen3-tiny", "model.hidden=768", "model.ffn=2304", "model.layers=10", "run=wide"]
 
 
-def rows(root: Path) -> Iterator[tuple[str, str, str]]:
+def engine_rows(root: Path) -> Iterator[tuple[str, str, str]]:
     """Yield all rows but those of layouts: what is measured, the figure, and the target. root: the folder to write in."""
     return itertools.chain(model_rows(root), start_rows(root), checkpoint_rows(root))
 
@@ -95,8 +95,8 @@ def _start(root: Path) -> dict[str, float]:
         "imports and data": (run / "config.yaml").exists,
         "plan": (run / "plan.json").exists,
         "ranks": metrics.exists,
-        "held-out loss": lambda: len(read(metrics)) > 0,
-        "first step": lambda: len(read(metrics)) > 1,
+        "held-out loss": lambda: len(read_metrics(metrics)) > 0,
+        "first step": lambda: len(read_metrics(metrics)) > 1,
     }
     words = ["model=qwen3-tiny", f"model.checkpoint={root}/models/qwen3-tiny", f"cluster.root={root}", "run=start"]
     seconds: dict[str, float] = {}

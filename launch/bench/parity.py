@@ -253,7 +253,7 @@ def compared_bf16(pool: Pool, root: Path, names: Iterable[str]) -> Iterator[tupl
         yield name, ranks, difference(run, run, one, one), limits
 
 
-def show(_: Recipe, console: Console) -> None:
+def show_parity(_: Recipe, console: Console) -> None:
     """Print both tables row by row. Raise `TrainError` if a layout differs by more than its limits."""
     with tempfile.TemporaryDirectory() as folder, Pool() as pool:
         root = Path(folder)

@@ -54,4 +54,4 @@ def sanity(recipe: Recipe, console: Console) -> None:
     started = time.perf_counter()
     own, folder = which_run.exported(recipe)
     sanity_check.say_unserved(own, folder, console)
-    train.check(subject.of_export(own, folder, console), console, started)
+    train.check_export(subject.of_export(own, folder, console), console, started)

@@ -51,9 +51,9 @@ def plan(recipe: Recipe, console: Console) -> None:
     from launch.run import prepare
     from recipes.plan import plan_page, plan_summary, plan_table, planner
 
-    made = planner.plan(recipe, prepare.sequences(recipe, console))
+    made = planner.make_plan(recipe, prepare.sequences(recipe, console))
     found = plan_summary.summary(made, planner.released(made))
-    for part in plan_table.show(found):
+    for part in plan_table.plan_tables(found):
         console.print(part)
     folder = Path(recipe.cluster.root) / "plans" / recipe.run
     folder.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def check(recipe: Recipe, console: Console) -> None:
     from launch.run import prepare
 
     able = machine.machine(recipe)
-    rows = recipe_checks.rows(recipe, lambda: prepare.packed(recipe, console), able)
+    rows = recipe_checks.recipe_rows(recipe, lambda: prepare.packed(recipe, console), able)
     if recipe.engine.name is EngineName.slime and not able.failed:
         from launch.preflight import cluster_checks as on_cluster
 

@@ -17,7 +17,7 @@ from recipes.layout import data_parallel, world_size
 from recipes.paths import run_folder
 
 
-def show(stage: Stage, recipe: Recipe, console: Console) -> None:
+def show_dry_run(stage: Stage, recipe: Recipe, console: Console) -> None:
     """Print the resolved recipe and what the stage would do. Only the `job.json` of a slime run is written."""
     if stage.name == "serve":
         _show_server(recipe, console)
@@ -25,7 +25,7 @@ def show(stage: Stage, recipe: Recipe, console: Console) -> None:
     if stage.name == "bench-gpu":
         from launch.bench.gpu import run
 
-        run.show(recipe, console)
+        run.show_bench_gpu(recipe, console)
         return
     console.print(annotated(to_yaml(recipe), origins(recipe.words, stage.name)))
     console.print(f"would run: {stage.name} ({stage.does})")
@@ -87,7 +87,7 @@ def _show_job(recipe: Recipe, console: Console) -> None:
     from launch.slime import job
     from recipes.plan import planner
 
-    made = planner.plan(recipe, prepare.sequences(recipe, console))
+    made = planner.make_plan(recipe, prepare.sequences(recipe, console))
     steps, base = made.schedule.num_steps, made.recipe.model.checkpoint
     submitted = job.job(made.recipe, steps, base, save=True)
     console.print("  submit   python3 " + submitted["entrypoint"])
@@ -98,7 +98,7 @@ def _show_job(recipe: Recipe, console: Console) -> None:
     if (begun := run_folder(recipe) / "plan.json").exists():
         console.print(f"  job      not written: '{begun.parent}' has begun and keeps its own")
     else:
-        console.print(f"  job      {job.write(made.recipe, steps, base)}")
+        console.print(f"  job      {job.write_job(made.recipe, steps, base)}")
 
 
 def _grouped(words: list[str]) -> Iterator[tuple[str, list[str]]]:

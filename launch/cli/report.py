@@ -15,9 +15,9 @@ from recipes import html_page, json_file
 from recipes.config import Recipe
 
 
-def write(recipe: Recipe, root: Path) -> Path:
+def write_report(recipe: Recipe, root: Path) -> Path:
     """Write the page from the files in the run folder `root`, and return its path."""
-    lines = metrics.read(root / "metrics.jsonl")
+    lines = metrics.read_metrics(root / "metrics.jsonl")
     steps = [m for m in lines if "loss" in m]
     plan = read_plan(root)
     with json_file.shape(root / "plan.json", BACK):

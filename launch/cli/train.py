@@ -65,8 +65,8 @@ def train(recipe: Recipe, console: Console) -> None:
                 console.print(_ONCE)
             return
         if there.reached < Reached.exported:
-            export(plan.recipe, run, console)
-        check(of_run(plan, run.hf), console, started)
+            export_run(plan.recipe, run, console)
+        check_export(of_run(plan, run.hf), console, started)
 
 
 def _plan(recipe: Recipe, console: Console) -> Plan:
@@ -83,10 +83,10 @@ def _plan(recipe: Recipe, console: Console) -> Plan:
 def _embedded_plan(recipe: Recipe, console: Console) -> Plan:
     checklist.refuse([recipe_checks.paths(recipe), machine(recipe)])
     prepare.base(recipe, console)
-    rows = checkpoint_checks.rows(recipe)
+    rows = checkpoint_checks.checkpoint_rows(recipe)
     checklist.refuse(rows)
     check_kept(Path(recipe.model.checkpoint))
-    plan = prepare.plan(recipe, console)
+    plan = prepare.prepare_plan(recipe, console)
     check_context(recipe.model, max(plan.data.lengths))
     checks.warn([*rows, *recipe_checks.oddities(plan.planned)], console)
     one = disk(plan.recipe)  # every checkpoint kept, one being written, and the export
@@ -103,7 +103,7 @@ def _through_slime_plan(recipe: Recipe, console: Console) -> Plan:
     checklist.refuse([able])
     prepare.base(recipe, console)
     packed = cache(lambda: prepare.packed(recipe, console))
-    rows = recipe_checks.rows(recipe, packed, able)
+    rows = recipe_checks.recipe_rows(recipe, packed, able)
     checklist.refuse(rows)  # before Ray starts, and half a minute goes by
     checklist.refuse(on_cluster.connected_rows(recipe, console, 0.0 if on_cpu(recipe) else on_cluster.NETWORK_S))
     checks.warn(rows, console)
@@ -137,7 +137,7 @@ def trained(plan: Plan, run: RunFolder, console: Console) -> bool:
     return True
 
 
-def export(recipe: Recipe, run: RunFolder, console: Console) -> None:
+def export_run(recipe: Recipe, run: RunFolder, console: Console) -> None:
     """Write `hf/` from the last step's checkpoint."""
     from launch.export.export import export_checkpoint
 
@@ -145,7 +145,7 @@ def export(recipe: Recipe, run: RunFolder, console: Console) -> None:
     export_checkpoint(recipe, last, run.hf, console)
 
 
-def check(one: Subject, console: Console, started: float) -> None:
+def check_export(one: Subject, console: Console, started: float) -> None:
     """Check an export, print the results, and write the report. started: `time.perf_counter` at the start of the command.
 
     Raise `SanityError` if a check failed.
@@ -154,13 +154,13 @@ def check(one: Subject, console: Console, started: float) -> None:
     from launch.cli import report
     from launch.sanity import sanity_check, sanity_page
 
-    done = sanity_check.check(one, console)
+    done = sanity_check.run_checks(one, console)
     console.print(checks.table("Sanity check", done, console.width))
     if one.folder == one.export.parent:  # the last export of its run
-        written = report.write(one.recipe, one.folder)
+        written = report.write_report(one.recipe, one.folder)
         run_state.mark_checked(one.folder)
     else:
-        written = sanity_page.write(one)
+        written = sanity_page.write_sanity_page(one)
     console.print(f"report: {written}   checkpoint: {one.export}   {time.perf_counter() - started:.0f} s")
     sanity_check.refuse_failed(done, one)
 

@@ -50,7 +50,7 @@ def export_checkpoint(recipe: Recipe, checkpoint: Path, target: Path, console: C
         check_room(recipe, size)
         groups = _with_files(scratch, groups)
         weight_map = {p.name: p.file for g in groups for p in g.pieces}
-        work = partial(export_worker.write, checkpoint, scratch, m)
+        work = partial(export_worker.write_tensors, checkpoint, scratch, m)
         batches = list(tensor_work.cut(groups, BATCH_BYTES))
         for _ in tensor_work.each("Exporting", work, batches, export_worker.start, console):
             pass

@@ -52,7 +52,7 @@ def start() -> None:
     os.environ["THP_MEM_ALLOC_ENABLE"] = "1"
 
 
-def write(checkpoint: Path, folder: Path, m: Model, groups: list[Group]) -> None:
+def write_tensors(checkpoint: Path, folder: Path, m: Model, groups: list[Group]) -> None:
     """Write the tensors of some groups into their files."""
     for group in groups:
         for piece, content in zip(group.pieces, _contents(checkpoint, m, group), strict=True):
@@ -66,7 +66,7 @@ def _contents(checkpoint: Path, m: Model, group: Group) -> Iterator[memoryview]:
     if group.part is None:
         yield from (_of_base(piece, m) for piece in group.pieces)
         return
-    trained = torch_dist.read(checkpoint, group.part)
+    trained = torch_dist.read_part(checkpoint, group.part)
     if group.part.key.endswith("expert_bias"):
         (piece,) = group.pieces
         content = _of_base(piece, m)

@@ -40,10 +40,12 @@ def _track(numbers: Sequence[int], what: str, console: Console) -> Iterable[int]
 
 
 def _compared(root: Path, step: int, figures: dict[str, Any]) -> str:
-    recorded = {line["step"]: metrics.shown(line) for line in metrics.read(root / "metrics.jsonl") if "loss" in line}
+    recorded = {
+        line["step"]: metrics.shown(line) for line in metrics.read_metrics(root / "metrics.jsonl") if "loss" in line
+    }
     if (root / "diverged.json").exists():
         path, away = root / "diverged.json", "move that file away"
-        diverged = json_file.read(path, away)
+        diverged = json_file.read_json(path, away)
         with json_file.shape(path, away):
             recorded.setdefault(int(diverged["step"]), str(diverged["problem"]))
     if step not in recorded:

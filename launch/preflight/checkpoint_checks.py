@@ -10,7 +10,7 @@ from launch.preflight import tensor_checks
 from launch.preflight.checklist import Found, check
 from launch.run.fetch_models import RECORD, local_checkpoint
 from launch.weights.hf_folder import INDEX, check_kept
-from launch.weights.shards import Shards, read
+from launch.weights.shards import Shards, read_shards
 from recipes import json_file
 from recipes.checkpoint.checkpoint_config import AGAIN, differences, read_config, remedy
 from recipes.config import Recipe
@@ -31,7 +31,7 @@ class Known:
     shards: Shards | None = None  # set only if all files are whole
 
 
-def rows(r: Recipe | None) -> list[Check]:
+def checkpoint_rows(r: Recipe | None) -> list[Check]:
     """Return the rows: whether the checkpoint is whole, and whether it is of the recipe's model. For None nothing is known."""
     known, first = Known(), model(r)
     return [first, weights(r and folder(r), known), tensors(r, known.shards, first.fix)]
@@ -60,7 +60,7 @@ def model(r: Recipe) -> Found:
 
 @check("weights", "an incomplete download, or files mixed from two downloads")
 def weights(folder: Path, known: Known) -> Found:
-    there = read(folder, alone=True)
+    there = read_shards(folder, alone=True)
     again = f"download {folder} again, or write model.checkpoint=FOLDER of a whole checkpoint"
     limit = "*.safetensors, all those of the index"
     if not any(folder.glob("*.safetensors")) and not (folder / INDEX).exists():
@@ -116,7 +116,9 @@ def code(folder: Path) -> Found:
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.py"))
     settings = ("config.json", "tokenizer_config.json")
     mapped = [
-        name for name in settings if (folder / name).is_file() and "auto_map" in json_file.read(folder / name, AGAIN)
+        name
+        for name in settings
+        if (folder / name).is_file() and "auto_map" in json_file.read_json(folder / name, AGAIN)
     ]
     if not files and not mapped:
         return Found("none", "no *.py, no auto_map")

@@ -88,11 +88,11 @@ def python(r: Recipe) -> Found:
 def reach(r: Recipe, found: list[Check], seconds: float) -> Found:
     with connected(**own_resources(r)):
         version = f"Ray {ray.__version__}"
-        found += rows(r, seconds)
+        found += cluster_rows(r, seconds)
     return Found(version)
 
 
-def rows(r: Recipe, seconds: float = NETWORK_S, start: float = network.START_S) -> list[Check]:
+def cluster_rows(r: Recipe, seconds: float = NETWORK_S, start: float = network.START_S) -> list[Check]:
     """Return the rows of all checks of the cluster.
 
     seconds: longest time for messages between the ranks; 0 skips the network checks. start: longest wait for the ranks' processes.
@@ -199,7 +199,7 @@ def shared_folder(r: Recipe, answering: dict[str, dict[str, Any]]) -> Found:
         "write cluster.root=FOLDER on a file system that every node can write to",
     )
     try:
-        _, failed = _on_each(r, answering, node_report.write, lambda name: (folder, name, nonces[name]))
+        _, failed = _on_each(r, answering, node_report.write_nonce, lambda name: (folder, name, nonces[name]))
         if failed:
             return Found(f"'{r.cluster.root}': {listed(failed)}", limit, fix)
         read, failed = _on_each(r, answering, node_report.unread, lambda _: (folder, nonces))

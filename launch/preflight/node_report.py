@@ -49,7 +49,7 @@ def report(
     }
 
 
-def write(folder: str, name: str, nonce: str) -> None:
+def write_nonce(folder: str, name: str, nonce: str) -> None:
     """Write the nonce to a file of this name in the folder. It is on the disk when the function returns."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     with Path(folder, name).open("w", encoding="utf-8") as file:

@@ -46,7 +46,7 @@ class Known:
     spread: RunPlan | None = None  # a plan whose steps give every rank a sequence
 
 
-def rows(r: Recipe, pack: Pack, able: Check | None = None) -> list[Check]:
+def recipe_rows(r: Recipe, pack: Pack, able: Check | None = None) -> list[Check]:
     """Return the rows of all checks of the recipe, in order: later checks use results of earlier ones.
 
     pack: returns the data sets by name, including `training`. able: the row of `machine`, if it was already checked.
@@ -60,7 +60,7 @@ def rows(r: Recipe, pack: Pack, able: Check | None = None) -> list[Check]:
         warmup_once(r),
         *([flags(r)] if r.engine.name is EngineName.slime else []),
         data(r, known, None if elsewhere else pack),
-        *checkpoint.rows(None if elsewhere else r),
+        *checkpoint.checkpoint_rows(None if elsewhere else r),
         checkpoint.code(None if elsewhere else checkpoint.folder(r)),
         checkpoint.tokenizer(r, known.packed),
         supervision(known.packed),
@@ -188,7 +188,7 @@ def layout(r: Recipe, known: Known) -> Found:
         if r.layout.search:
             return Found("searched for once data and context are right", limit, judged=False)
         return Found(degrees(degrees_of(r)), limit)
-    plan = planner.plan(r, known.sequences)
+    plan = planner.make_plan(r, known.sequences)
     known.settled = plan
     return Found(degrees(degrees_of(plan.recipe)), limit)
 

@@ -37,7 +37,7 @@ class Metrics:
         self._board.close()
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the lines of a metrics file. Omit a last line that a crash truncated: its step will be repeated."""
     found = json_file.lines(path, MEND)
     with json_file.shape(path, MEND):
@@ -50,7 +50,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def keep(path: Path, completed: int) -> None:
     """Retain only the lines of the first `completed` steps. Later steps will be repeated and write their lines then."""
-    kept = [m for m in read(path) if m["step"] <= completed] if path.exists() and completed else []
+    kept = [m for m in read_metrics(path) if m["step"] <= completed] if path.exists() and completed else []
     text = "".join(json.dumps(m) + "\n" for m in kept)
     if not path.exists() or path.read_bytes() != text.encode():
         write_text(path, text)  # atomic: a crash here must not lose or repeat the lines of earlier steps
@@ -64,24 +64,24 @@ def shown(line: dict[str, Any]) -> str:
 def completed(root: Path) -> int:
     """Return the last step in the run's metrics; 0 if there is none."""
     path = root / NAME
-    return max((m["step"] for m in read(path)), default=0) if path.exists() else 0
+    return max((m["step"] for m in read_metrics(path)), default=0) if path.exists() else 0
 
 
 def losses(root: Path) -> list[float]:
     """Return the losses of the run's steps, in order."""
-    return [m["loss"] for m in read(root / NAME) if "loss" in m]
+    return [m["loss"] for m in read_metrics(root / NAME) if "loss" in m]
 
 
 def rates(root: Path) -> list[float]:
     """Return the learning rates of the run's steps, in order."""
-    lines = read(root / NAME)
+    lines = read_metrics(root / NAME)
     with json_file.shape(root / NAME, MEND):
         return [m["lr"] for m in lines if "loss" in m]
 
 
 def heldout_losses(path: Path) -> dict[int, float]:
     """Return {completed steps: held-out loss}, in order."""
-    return {m["step"]: m["heldout_loss"] for m in read(path) if "heldout_loss" in m}
+    return {m["step"]: m["heldout_loss"] for m in read_metrics(path) if "heldout_loss" in m}
 
 
 class _Board:

@@ -49,7 +49,7 @@ def _warn(console: Console, what: str, pairs: list[tuple[str, str]]) -> None:
         console.print(f"{len(pairs)} {what}: {shown}{' …' if len(pairs) > 5 else ''}", style="yellow")
 
 
-def plan(recipe: Recipe, console: Console) -> Plan:
+def prepare_plan(recipe: Recipe, console: Console) -> Plan:
     """Return the plan of the recipe. Pack the data unless it is cached, and search the layout if the recipe asks for it."""
     return settled(recipe, packed(recipe, console))
 
@@ -57,7 +57,7 @@ def plan(recipe: Recipe, console: Console) -> Plan:
 def settled(recipe: Recipe, data: dict[str, Dataset]) -> Plan:
     """Return the plan as `plan` does, from the result of `packed`."""
     if recipe.layout.search:
-        recipe = planner.plan(recipe, _of_data(recipe, data["training"])).recipe
+        recipe = planner.make_plan(recipe, _of_data(recipe, data["training"])).recipe
     return Plan(recipe, data["training"], data.get("held out"))
 
 

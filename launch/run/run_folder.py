@@ -218,7 +218,7 @@ def _files(checkpoint: Path) -> dict[str, Path]:
 def read_record(checkpoint: Path) -> dict[str, Any]:
     """Return a checkpoint's record. Raise `CheckpointError` if it cannot be read."""
     path, away = checkpoint / RECORD, f"move '{checkpoint}' away: the other checkpoints remain"
-    record = json_file.read(path, away)
+    record = json_file.read_json(path, away)
     with json_file.shape(path, away):
         return {**record, "step": int(record["step"]), "fixed": dict(record["fixed"]), "files": dict(record["files"])}
 

@@ -59,7 +59,7 @@ class Plan:
     @cached_property
     def planned(self) -> RunPlan:
         """The planner's result for this recipe and data."""
-        return planner.plan(self.recipe, Sequences(self.data.trajectory, self.data.lengths, self.recipe.data.path))
+        return planner.make_plan(self.recipe, Sequences(self.data.trajectory, self.data.lengths, self.recipe.data.path))
 
     def summary(self) -> dict[str, Any]:
         """Return the planner's summary with the folders and counts of the data, for `plan.json`."""
@@ -102,4 +102,4 @@ def _packed(folder: Path) -> Dataset:
 
 def read_plan(root: Path) -> dict[str, Any]:
     """Return the `plan.json` of a run folder, as `Plan.write` wrote it. Raise `CheckpointError` if it cannot be read."""
-    return json_file.read(root / "plan.json", BACK)
+    return json_file.read_json(root / "plan.json", BACK)

@@ -147,7 +147,7 @@ def _hashes(root: Path) -> dict[str, str] | None:
 def finished(recipe: Recipe, state: State) -> str:
     """Return the results of a finished run, with the commands to type next."""
     root = run_folder(recipe)
-    lines = metrics.read(root / metrics.NAME)
+    lines = metrics.read_metrics(root / metrics.NAME)
     losses, heldout = ([m[name] for m in lines if name in m] for name in ("loss", "heldout_loss"))
     figures = [f"loss {losses[0]:.4f} → {losses[-1]:.4f}"]
     if heldout:

@@ -21,7 +21,7 @@ from recipes.config import Recipe
 from recipes.errors import PreflightError, SanityError
 
 
-def check(subject: Subject, console: Console) -> list[Check]:
+def run_checks(subject: Subject, console: Console) -> list[Check]:
     """Run every check, regardless of the others' outcomes, and write and return the results. The caller fails the command."""
     from launch.sanity.files import file_checks as files
 
@@ -30,7 +30,7 @@ def check(subject: Subject, console: Console) -> list[Check]:
         (subject.folder / earlier).unlink(missing_ok=True)
     recipe = subject.recipe
     base = Path(recipe.model.checkpoint)
-    done = files.checks(
+    done = files.file_checks(
         subject.export,
         base,
         recipe,

@@ -15,7 +15,7 @@ _CLASSES = {"pass": "pass", "warn": "odd", "fail": "fail"}  # CSS class by outco
 _PLOTS = {"likelihood.json": likelihood_page.plot, "moved.json": moved_page.plot}
 
 
-def write(subject: Subject) -> Path:
+def write_sanity_page(subject: Subject) -> Path:
     """Write the page of an export that is not its run's last one, and return its path. A run's last export is in the run's report."""
     path = subject.folder / "sanity.html"
     name = str(subject.export)

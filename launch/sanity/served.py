@@ -107,7 +107,7 @@ class Served:
 
     def _measured(self, progress: Progress) -> Scores:
         assert self.subject.heldout is not None
-        return likelihood.measure(self.client, self.subject.heldout, progress)
+        return likelihood.measure_likelihood(self.client, self.subject.heldout, progress)
 
     def _compared(self, trained: Scores, base: Scores | None) -> Retention:
         """Compare the scores, write `likelihood.json`, and return the comparison."""
@@ -150,7 +150,9 @@ class Served:
 
     def _closed_loop(self, progress: Progress) -> list[Check]:
         tokens = longest_answer(self.subject.data)
-        done = loop.check(self.client, self.subject.data, self.subject.heldout, tokens, self.recipe.sanity.min_finished)
+        done = loop.closed_loop(
+            self.client, self.subject.data, self.subject.heldout, tokens, self.recipe.sanity.min_finished
+        )
         progress()
         return done
 

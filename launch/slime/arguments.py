@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from recipes.compose.kinds import write
+from recipes.compose.kinds import advice
 from recipes.compose.names.instead import as_here
 from recipes.compose.names.nearest import nearest
 from recipes.config import OptimizerState, Recipe, Recompute, Rope
@@ -47,7 +47,7 @@ def _passed_on(name: str, value: str, given: list[str]) -> tuple[Argument, ...]:
     flag = "--" + name.replace("_", "-")
     if flag not in _FLAGS:
         near = nearest(flag, _FLAGS)
-        fix = f"the nearest is {near}: {write(f'engine.args.{near[2:]}={value}')}" if near else as_here(name, value)
+        fix = f"the nearest is {near}: {advice(f'engine.args.{near[2:]}={value}')}" if near else as_here(name, value)
         raise ConfigError(
             f"engine.args.{name}: slime has no {flag}", fix or "leave it out; launch/slime/flags.txt lists all flags"
         )

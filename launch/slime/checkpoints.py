@@ -32,7 +32,7 @@ def remove_parts(run: RunFolder) -> None:
     unrecorded = [folder for folder in _folders(run) if not (folder / RECORD).exists()]
     if any(_iteration(folder) <= latest for folder in unrecorded):
         if (record := run.root / "checkpoints" / RECORD).exists():
-            run.compare(json_file.read(record, f"move '{record.parent}' away to start anew"))
+            run.compare(json_file.read_json(record, f"move '{record.parent}' away to start anew"))
         settle(run)
     for folder in unrecorded:
         if folder.exists() and not (folder / RECORD).exists():

@@ -45,7 +45,7 @@ def _attempt(plan: Plan, run: RunFolder, console: Console) -> Path:
         console.print(note)
     if completed < total:
         plan.write(run.root / "plan.json")
-        job.write(plan.recipe, total, checkpoints.go_on_from(run, checkpoint))
+        job.write_job(plan.recipe, total, checkpoints.go_on_from(run, checkpoint))
         start(plan.recipe, run, completed, total, console)
         checkpoints.settle(run)
     last = run.checkpoint(total)

@@ -56,7 +56,7 @@ def job(r: Recipe, num_steps: int, load: str, save: bool) -> dict[str, Any]:
     }
 
 
-def write(r: Recipe, num_steps: int, load: str, *, save: bool = True) -> Path:
+def write_job(r: Recipe, num_steps: int, load: str, *, save: bool = True) -> Path:
     """Write `job.json`, and the resolved recipe next to it. Return the path of `job.json`. load, save: see `arguments`."""
     root = run_folder(r)
     root.mkdir(parents=True, exist_ok=True)

@@ -80,7 +80,7 @@ def _refuse_a_run(root: Path) -> None:
 
 def _rehearsed(plan: Plan, run: RunFolder, console: Console) -> Rehearsed:
     recipe = plan.recipe
-    job.write(recipe, 1, recipe.model.checkpoint)
+    job.write_job(recipe, 1, recipe.model.checkpoint)
     engine.start(recipe, run, 0, 1, console)
     checkpoints.settle(run)
     saved = run.checkpoint(1)
@@ -88,9 +88,9 @@ def _rehearsed(plan: Plan, run: RunFolder, console: Console) -> Rehearsed:
         raise TrainError("no checkpoint was written", f"see {run.root / engine.LOG}")
     # The step's metrics are written before the save; Megatron writes the checkpoint's number after it.
     save_s = (saved.parent / TRACKER).stat().st_mtime - (run.root / metrics.NAME).stat().st_mtime
-    job.write(recipe, 2, checkpoints.go_on_from(run, saved), save=False)
+    job.write_job(recipe, 2, checkpoints.go_on_from(run, saved), save=False)
     engine.start(recipe, run, 1, 2, console)
-    first, second = (m for m in metrics.read(run.root / metrics.NAME) if "loss" in m)
+    first, second = (m for m in metrics.read_metrics(run.root / metrics.NAME) if "loss" in m)
     step = plan.schedule.step(0)
     tokens = [[plan.schedule.padded([plan.data.lengths[s] for s in batch]) for batch in rank] for rank in step.ranks]
     done = Rehearsed(

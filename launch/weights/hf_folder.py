@@ -36,7 +36,7 @@ def check_kept(base: Path) -> None:
     for name in _COPIED_FILES:
         if name.endswith("_config.json") or name.endswith("_map.json"):
             with contextlib.suppress(FileNotFoundError):
-                json_file.read(base / name, AGAIN)
+                json_file.read_json(base / name, AGAIN)
 
 
 def finish(folder: Path, weight_map: dict[str, str], m: Model, checkpoint: str) -> None:
@@ -83,7 +83,7 @@ def damage(folder: Path, *, read: bool) -> str | None:
 def weight_map(folder: Path) -> dict[str, str]:
     """Return {tensor: file name} from a folder's index. Raise `CheckpointError` if the index cannot be read."""
     path = folder / INDEX
-    index = json_file.read(path, AGAIN)
+    index = json_file.read_json(path, AGAIN)
     with json_file.shape(path, AGAIN):
         found: dict[str, str] = index["weight_map"]
         if stray := [file for file in found.values() if file != Path(file).name]:

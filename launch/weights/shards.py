@@ -38,7 +38,7 @@ class Shards:
     beside: dict[str, str]
 
 
-def read(folder: Path, *, alone: bool = False) -> Shards:
+def read_shards(folder: Path, *, alone: bool = False) -> Shards:
     """Return the tensors and faults of a folder; never raise. alone: accept a single `model.safetensors` without an index."""
     found: list[str] = []
     total, index = None, {}
@@ -46,7 +46,7 @@ def read(folder: Path, *, alone: bool = False) -> Shards:
     if not alone:
         try:
             index = weight_map(folder)
-            total = (json_file.read(folder / INDEX, AGAIN).get("metadata") or {}).get("total_size")
+            total = (json_file.read_json(folder / INDEX, AGAIN).get("metadata") or {}).get("total_size")
         except CheckpointError as error:
             found.append(f"{INDEX} cannot be read: {error.problem}")
         except (OSError, AttributeError) as error:

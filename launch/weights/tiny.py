@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.files import sha256, whole_folder
-from data_prep.sources import read
+from data_prep.sources import read_trajectories
 from launch.weights.hf_folder import INDEX
 from recipes import json_file
 from recipes.checkpoint import tensors
@@ -38,7 +38,7 @@ def make(recipe: Recipe) -> bool:
         return False
     inputs = _inputs(recipe)
     if folder.exists():
-        record = json_file.read(folder / RECORD, "remove that file") if (folder / RECORD).is_file() else {}
+        record = json_file.read_json(folder / RECORD, "remove that file") if (folder / RECORD).is_file() else {}
         # A fetched model has a record with the same file name but other keys.
         if record.keys() != inputs.keys() or record == inputs:
             return False
@@ -98,7 +98,7 @@ def _sample_texts(template: str, special: Sequence[str]) -> list[str]:
 
     cut = re.compile("|".join(map(re.escape, special)))
     texts: list[str] = []
-    for trajectory in read(SAMPLE, "limi"):
+    for trajectory in read_trajectories(SAMPLE, "limi"):
         rendered: Any = render_jinja_template([trajectory.chat()], [*trajectory.tools], chat_template=template)
         texts += cut.split(rendered[0][0])
     return texts

@@ -116,7 +116,7 @@ class TorchDist:
         return self._by_rows[key]
 
 
-def read(folder: Path, part: Part) -> Tensor:
+def read_part(folder: Path, part: Part) -> Tensor:
     """Return a part's tensor. Raise `CheckpointError` if a record's bytes differ from those written."""
     whole: Tensor | None = None
     for piece in part.pieces:

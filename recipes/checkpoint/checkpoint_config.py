@@ -56,7 +56,7 @@ def check_checkpoint(m: Model) -> None:
 
 def read_config(checkpoint: Path) -> dict[str, Any]:
     """Return the `config.json` of a Hugging Face folder. Raise `CheckpointError` if it cannot be read."""
-    return json_file.read(checkpoint / "config.json", AGAIN)
+    return json_file.read_json(checkpoint / "config.json", AGAIN)
 
 
 def remedy(m: Model, found: list[Fault]) -> str:

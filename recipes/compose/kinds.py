@@ -32,7 +32,7 @@ def shown(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def write(*words: str) -> str:
+def advice(*words: str) -> str:
     """Return the advice to write these words, quoted for a shell."""
     return "write " + shown(shlex.join(words))
 
@@ -70,7 +70,7 @@ def hydra_value(name: str, kind: Any, text: str) -> str:
     if optional and text == "null":
         return text
     if optional and text.casefold() in ("null", "none"):
-        raise ConfigError(f"{name}={text}: an option without a value is null", write(f"{name}=null"))
+        raise ConfigError(f"{name}={text}: an option without a value is null", advice(f"{name}=null"))
     if base is str:
         if text == "null":
             raise ConfigError(f"{name}=null: this option has a value", f"leave {name} out, or write {name}=TEXT")
@@ -144,7 +144,7 @@ def _choice(name: str, choices: list[str], text: str) -> str:
     known = ", ".join(choices)
     raise ConfigError(
         f"{name}={shown(text)} is none of {known}",
-        write(f"{name}={near}") if near else f"write {name}=CHOICE, one of them",
+        advice(f"{name}={near}") if near else f"write {name}=CHOICE, one of them",
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import PurePath
 from typing import Any, get_origin
 
-from recipes.compose.kinds import hydra_value, quoted, shown, typed, write
+from recipes.compose.kinds import advice, hydra_value, quoted, shown, typed
 from recipes.compose.names.nearest import nearest
 from recipes.config import Recipe
 from recipes.errors import ConfigError
@@ -73,9 +73,9 @@ def _choice_instead(group: str, value: str) -> str:
     if group == "model" and "/" in value:
         return _model_of(value)
     if near := nearest(value, choices(group)):
-        return write(f"{group}={near}")
+        return advice(f"{group}={near}")
     if group == "data" and ("/" in value or PurePath(value).suffix):
-        return f"{write('data=NAME', f'data.path={value}')}, NAME being the form it has"
+        return f"{advice('data=NAME', f'data.path={value}')}, NAME being the form it has"
     return f"write {group}=NAME, one of them"
 
 
@@ -85,12 +85,12 @@ def _model_of(checkpoint: str) -> str:
     for model in models:
         own = re.search(r"^checkpoint: *(\S+)", (CONF / "model" / f"{model}.yaml").read_text(encoding="utf-8"), re.M)
         if own and own[1].casefold() == checkpoint.casefold():
-            return write(f"model={model}")
+            return advice(f"model={model}")
     named = _letters(PurePath(checkpoint).name)
     inside = [model for model in models if _letters(model) in named]
     if inside:
-        return write(f"model={max(inside, key=len)}", f"model.checkpoint={checkpoint}")
-    return f"{write('model=NAME', f'model.checkpoint={checkpoint}')}, NAME being one with its dimensions"
+        return advice(f"model={max(inside, key=len)}", f"model.checkpoint={checkpoint}")
+    return f"{advice('model=NAME', f'model.checkpoint={checkpoint}')}, NAME being one with its dimensions"
 
 
 def _letters(name: str) -> str:

@@ -5,7 +5,7 @@ import shlex
 import unicodedata
 from collections.abc import Sequence
 
-from recipes.compose.kinds import holds_text, listed, one_number, shown, typed, write
+from recipes.compose.kinds import advice, holds_text, listed, one_number, shown, typed
 from recipes.compose.names.instead import foreign, instead
 from recipes.compose.names.nearest import same_key
 from recipes.compose.options import GROUPS, NAMES, is_option, override
@@ -43,7 +43,7 @@ def _parted(word: str) -> tuple[str, str]:
     if several:
         raise ConfigError(
             f"'{shown(word)}' is {len(several)} words in one",
-            f"{write(*several)}, each a word of its own, without quotes around them all",
+            f"{advice(*several)}, each a word of its own, without quotes around them all",
         )
     name, equals, value = word.partition("=")
     # Inside text, such as a folder's name, control characters may be intended. At its ends they come from files of other systems.
@@ -105,7 +105,7 @@ def _one_by_one(words: Sequence[str], place: int, values: list[str], stage: str)
         own = re.sub(r"[^\w.-]+", "-", f"{run}{name.rpartition('.')[2]}-{value}")
         commands.append(shlex.join(["make", stage, *others, f"{name}={value}", f"run={own}"]))
     one = one_number(NAMES.get(name), given)
-    alone = f"{write(f'{name}={one}')} for one number, or " if one else ""
+    alone = f"{advice(f'{name}={one}')} for one number, or " if one else ""
     return ConfigError(
         f"{shown(words[place])} lists {len(values)} values, and a run takes one",
         f"{alone}run one after the other: {shown(' && '.join(commands))}",

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from recipes.compose.kinds import shown, write
+from recipes.compose.kinds import advice, shown
 from recipes.config import EngineName, Recipe, Rope
 from recipes.errors import ConfigError
 
@@ -22,7 +22,7 @@ def check_values(r: Recipe) -> None:
     if not os.path.isabs(r.cluster.root):
         raise ConfigError(
             f"cluster.root='{shown(r.cluster.root)}' is not absolute",
-            write(f"cluster.root={Path(r.cluster.root).absolute()}"),
+            advice(f"cluster.root={Path(r.cluster.root).absolute()}"),
         )
     if r.cluster.address is not None and not re.fullmatch(r"https?://[^/\s]+/?", r.cluster.address):
         raise ConfigError(

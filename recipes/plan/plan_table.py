@@ -23,7 +23,7 @@ _STAGES = 8  # stage columns that fit into 80 characters
 _COLOUR = {"fits": "green", "risky": "yellow", "does not fit": "red"}
 
 
-def show(s: dict[str, Any]) -> Iterator[RenderableType]:
+def plan_tables(s: dict[str, Any]) -> Iterator[RenderableType]:
     """Yield everything to print, in order. s: the plan's summary."""
     yield Text(headline(s), f"bold {_COLOUR[s['memory']['verdict']]}")
     for warning in s["warnings"]:

@@ -130,7 +130,7 @@ class RunPlan:
         return [*counts.values()]
 
 
-def plan(r: Recipe, sequences: Sequences) -> RunPlan:
+def make_plan(r: Recipe, sequences: Sequences) -> RunPlan:
     """Return the plan of a recipe. With `layout=auto` it searches for the layout.
 
     Raise `ConfigError` if the recipe cannot run on these sequences.
@@ -157,7 +157,7 @@ def released(p: RunPlan) -> RunPlan | str:
         public = compose_recipe([f"model={r.model.name}", "experiment=released", f"cluster={r.cluster.name}", *size])
         public = replace(public, cluster=r.cluster, gpu=r.gpu, engine=r.engine, data=r.data)
         check_layout(public)
-        made = plan(public, p.sequences)
+        made = make_plan(public, p.sequences)
         made.schedule.check()
     except ConfigError as error:
         return str(error)

@@ -88,7 +88,7 @@ def calibration(gpu: Gpu) -> Calibration:
     return Calibration(factor, text)
 
 
-def rows() -> list[tuple[str, str, str, str]]:
+def published_rows() -> list[tuple[str, str, str, str]]:
     """Return rows of name, published figure, calibrated prediction and error, for the README."""
     factor = calibration(compose_recipe(["cluster=h100x8", "layout=data_parallel"]).gpu).factor
     made = []

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from data_prep.records import Record
-from data_prep.sources import read, source, trajectory
+from data_prep.sources import read_trajectories, source, trajectory
 from data_prep.trajectory import Rejected
 from recipes.errors import ConfigError
 from tests.conftest import REPO
@@ -47,7 +47,7 @@ def test_limi_json_lines_and_an_array_read_the_same(tmp_path):
     records = [json.loads(line) for line in SAMPLE.read_text().splitlines()]
     array = tmp_path / "limi.json"
     array.write_text(json.dumps(records, indent=1))
-    assert list(read(array, "limi")) == list(read(SAMPLE, "limi"))
+    assert list(read_trajectories(array, "limi")) == list(read_trajectories(SAMPLE, "limi"))
     assert len(records) == 20
 
 
@@ -55,7 +55,7 @@ def test_read_names_the_record_that_is_none(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text(SAMPLE.read_text() + "5\n")
     with pytest.raises(Rejected, match=r"x\.jsonl: line 21: a record is a JSON object"):
-        list(read(path, "limi"))
+        list(read_trajectories(path, "limi"))
 
 
 def test_limi_null_filling_is_undone_and_named():

@@ -13,7 +13,7 @@ def checked(root, *words, **layout):
     """Rows by name. layout: values that composing a recipe would refuse already."""
     recipe, data, heldout = recipe_of(root, *words)
     recipe = replace(recipe, layout=replace(recipe.layout, **layout))
-    return {row.name: row for row in recipe_checks.rows(recipe, lambda: {"training": data, "held out": heldout})}
+    return {row.name: row for row in recipe_checks.recipe_rows(recipe, lambda: {"training": data, "held out": heldout})}
 
 
 def red(rows):

@@ -18,10 +18,10 @@ def train(recipe, console):
     from launch.cli import train
     from launch.run.run_folder import RunFolder
 
-    plan = prepare.plan(recipe, console)
+    plan = prepare.prepare_plan(recipe, console)
     run = RunFolder(recipe, plan.data, plan.heldout)
     if train.trained(plan, run, console):
-        train.export(recipe, run, console)
+        train.export_run(recipe, run, console)
 
 
 if __name__ == "__main__":

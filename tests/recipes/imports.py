@@ -15,7 +15,7 @@ from recipes.schedule import lengths
 def main() -> None:
     for module in pkgutil.walk_packages(recipes.__path__, "recipes."):
         importlib.import_module(module.name)
-    made = planner.plan(compose_recipe(["model=qwen3-4b"]), Sequences(range(78), lengths.quantiles(), ""))
+    made = planner.make_plan(compose_recipe(["model=qwen3-4b"]), Sequences(range(78), lengths.quantiles(), ""))
     plan_summary.summary(made, "")
     assert not [name for name in ("torch", "ray") if name in sys.modules]
 

@@ -38,7 +38,7 @@ def test_a_broken_file_is_named_with_what_belongs_there(tmp_path, name):
     raw, says = BROKEN[name]
     path.write_bytes(raw)
     with pytest.raises(CheckpointError) as error:
-        json_file.read(path, "copy it anew")
+        json_file.read_json(path, "copy it anew")
     assert error.value.problem.startswith(f"'{path}'{says}")
     assert error.value.fix == "copy it anew"
 
@@ -46,16 +46,16 @@ def test_a_broken_file_is_named_with_what_belongs_there(tmp_path, name):
 def test_a_whole_file_is_read_and_one_that_is_not_there_is_the_systems(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(GOOD)
-    assert json_file.read(path, "") == {"a": 1, "b": "ü"}
+    assert json_file.read_json(path, "") == {"a": 1, "b": "ü"}
     with pytest.raises(FileNotFoundError):
-        json_file.read(tmp_path / "none.json", "")
+        json_file.read_json(tmp_path / "none.json", "")
 
 
 def test_the_error_is_the_callers(tmp_path):
     path = tmp_path / "manifest.json"
     path.write_text("[]")
     with pytest.raises(DataError, match="manifest.json' holds a list"):
-        json_file.read(path, "make it again", DataError)
+        json_file.read_json(path, "make it again", DataError)
 
 
 def test_lines_name_the_line_and_leave_out_the_one_being_written(tmp_path):
@@ -84,7 +84,7 @@ def test_lines_name_the_line_and_leave_out_the_one_being_written(tmp_path):
 def test_what_is_picked_apart_has_the_shape_that_it_needs(tmp_path, value, says):
     path = tmp_path / "index.json"
     path.write_text(json.dumps(value))
-    index = json_file.read(path, "")
+    index = json_file.read_json(path, "")
     with pytest.raises(CheckpointError, match=says) as error, json_file.shape(path, "copy it anew"):
         [name.upper() for name in index["weight_map"].values()]
     assert error.value.problem.startswith(f"'{path}' ") and error.value.fix == "copy it anew"

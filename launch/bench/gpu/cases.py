@@ -123,4 +123,4 @@ def planned(case: Case, words: Sequence[str]) -> Planned:
     of_case = ["model=qwen3-4b", *SHAPES[case.shape].split(), *case.words, f"run={case.key}"]
     steps = [f"optim.batch_size={count}", f"optim.epochs={case.steps}", "optim.copies=1"]
     recipe = compose_recipe([*of_case, *steps, "engine=megatron", *words])
-    return Planned(case, planner.plan(recipe, Sequences(range(count), case.sequences, "drawn at random")))
+    return Planned(case, planner.make_plan(recipe, Sequences(range(count), case.sequences, "drawn at random")))

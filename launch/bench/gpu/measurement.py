@@ -53,7 +53,9 @@ def main(part: str, folder: Path) -> None:
     planned = read_case(folder)
     if part == "cpu":
         planned = in_fp32(planned)
-    measure = {"transformers": theirs.measure, "roofline": roofline.measure}.get(part, ours.measure)
+    measure = {"transformers": theirs.measure_transformers, "roofline": roofline.measure_roofline}.get(
+        part, ours.measure_embedded
+    )
     try:
         figures = measure(planned)
     except torch.OutOfMemoryError as error:

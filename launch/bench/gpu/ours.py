@@ -13,7 +13,7 @@ from launch.megatron.rank import Rank
 from launch.megatron.rank_place import Place
 
 
-def measure(planned: Planned) -> dict[str, Any]:
+def measure_embedded(planned: Planned) -> dict[str, Any]:
     """Train the case's steps. Return `seconds` of each step, `loss` of the first, and `peak` in bytes."""
     r, sequences = planned.recipe, planned.case.sequences
     store, port = open_store("127.0.0.1")

@@ -18,7 +18,7 @@ from recipes.config import Recipe, Recompute
 REPEATS = 3
 
 
-def measure(planned: Planned) -> dict[str, Any]:
+def measure_roofline(planned: Planned) -> dict[str, Any]:
     """Measure the parts of a step. Return `seconds` and `tflops` of the products, attention, and attention's backward pass. Both count
     what the layout recomputes."""
     r, device = planned.recipe, device_here()

@@ -27,7 +27,7 @@ DEFAULT = "h200x1"  # the cluster of a dry run, if the command line names none
 ENV = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", "HF_HUB_OFFLINE": "1"}
 
 
-def run(recipe: Recipe, console: Console, cases: Sequence[Case] = CASES) -> None:
+def bench_gpu(recipe: Recipe, console: Console, cases: Sequence[Case] = CASES) -> None:
     """Measure what is left, within `limit_s`, and print the table.
 
     Raise `PreflightError` if the GPU is missing, and `TrainError` if a measurement failed for another reason than memory.
@@ -53,12 +53,12 @@ def run(recipe: Recipe, console: Console, cases: Sequence[Case] = CASES) -> None
             failed.append(f"{one.case.name}, {part}: {folder / part}.log")
         elif not [*left([folder])]:
             console.print(table.line(one, results(folder)))
-    table.show(console, [(read_case(f), results(f)) for f in folders])
+    table.show_table(console, [(read_case(f), results(f)) for f in folders])
     if failed:
         raise TrainError(f"{len(failed)} measurements failed; the next call retries them: {'; '.join(failed)}")
 
 
-def show(recipe: Recipe, console: Console, cases: Sequence[Case] = CASES) -> None:
+def show_bench_gpu(recipe: Recipe, console: Console, cases: Sequence[Case] = CASES) -> None:
     """Print the shapes, layouts, memory and calls in order (`dry_run=true`). This works on any machine."""
     table.show_plan(console, [planned(case, machine_words(recipe, DEFAULT)) for case in cases], recipe.limit_s)
 
@@ -142,7 +142,7 @@ def results(folder: Path) -> dict[str, Any]:
     """Return the existing measurements of a case by part."""
     files = ((part, folder / f"{part}.json") for part in read_case(folder).case.parts)
     return {
-        part: json_file.read(path, "remove that file: the next call measures it anew")
+        part: json_file.read_json(path, "remove that file: the next call measures it anew")
         for part, path in files
         if path.is_file()
     }

@@ -22,7 +22,7 @@ def attention() -> str:
     return "flash_attention_2" if on_gpu and find_spec("flash_attn") else "sdpa"
 
 
-def measure(planned: Planned) -> dict[str, Any]:
+def measure_transformers(planned: Planned) -> dict[str, Any]:
     """Train the case's steps. Return what `ours.measure` returns, and `attention`, the implementation."""
     from transformers import AutoModelForCausalLM
 

@@ -37,7 +37,7 @@ _NAME, _PROTECTS = (
 )
 
 
-def read(checkpoint: Path, shards: Shards, m: Model, console: Console) -> dict[str, Digest]:
+def read_trained(checkpoint: Path, shards: Shards, m: Model, console: Console) -> dict[str, Digest]:
     """Return the expected digest of every tensor of the export by name, except tensors that an export takes from its base.
 
     Raise `CheckpointError` if the checkpoint cannot be read or lacks elements of a tensor.
@@ -81,7 +81,7 @@ def _fits(entry: Entry, rows: int, shape: tuple[int, ...]) -> bool:
     )
 
 
-def check(seen: Mapping[str, Seen], trained: Mapping[str, Digest], checkpoint: Path, m: Model) -> Check:
+def as_trained(seen: Mapping[str, Seen], trained: Mapping[str, Digest], checkpoint: Path, m: Model) -> Check:
     """Check that the export equals the trainer's checkpoint.
 
     seen: the export's tensors by name, without the copy of a tied output layer. trained: expected digests, from `read`.

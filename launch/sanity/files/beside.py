@@ -22,20 +22,20 @@ _TOKENIZER = ("tokenizer.json", "vocab.json", "merges.txt")
 Look = tuple[str, Sequence[str]]
 
 
-def checks(export: Path, base: Path, m: Model) -> list[Check]:
+def other_file_checks(export: Path, base: Path, m: Model) -> list[Check]:
     """Return the checks of these files against the base's files and the recipe's model."""
     return [
-        looks.check("manifest", "files changed since they were written", "hashes as written", lambda: _manifest(export)),
-        looks.check("config.json", "a server that builds another model", "the base's, with the recipe's changes",
+        looks.file_check("manifest", "files changed since they were written", "hashes as written", lambda: _manifest(export)),
+        looks.file_check("config.json", "a server that builds another model", "the base's, with the recipe's changes",
                      lambda: _config(export, base, m)),
-        looks.check("rope", "positions that the model was not trained with", "the recipe's", lambda: _rope(export, base, m)),
-        looks.check("EOS ids", "answers that do not end", "the base's", lambda: _eos(export, base)),
-        looks.check("tokenizer", "tokens that mean something else", "the base's, byte for byte",
+        looks.file_check("rope", "positions that the model was not trained with", "the recipe's", lambda: _rope(export, base, m)),
+        looks.file_check("EOS ids", "answers that do not end", "the base's", lambda: _eos(export, base)),
+        looks.file_check("tokenizer", "tokens that mean something else", "the base's, byte for byte",
                      lambda: _same_bytes(export, base, _TOKENIZER)),
-        looks.check("special tokens", "markers read as text", "the base's", lambda: _special(export, base)),
-        looks.check("chat template file", "prompts at inference that differ from the training text", "the base's",
+        looks.file_check("special tokens", "markers read as text", "the base's", lambda: _special(export, base)),
+        looks.file_check("chat template file", "prompts at inference that differ from the training text", "the base's",
                      lambda: _template(export, base)),
-        looks.check("generation config", "sampling that the base was not tuned for", "the base's",
+        looks.file_check("generation config", "sampling that the base was not tuned for", "the base's",
                      lambda: _generation(export, base)),
     ]  # fmt: skip
 
@@ -54,7 +54,7 @@ def mtp(seen: dict[str, Seen], shards: Shards, base: SafetensorsFolder, m: Model
         lines += [f"{n} is not the base's" for n in sorted(wanted & seen.keys()) if not _equal(seen[n])]
         return f"{layers} layers, {len(there)} tensors", lines
 
-    return looks.check(
+    return looks.file_check(
         "MTP layers", "speculative decoding that fails or guesses at random", "as configured, the base's bits", look
     )
 
@@ -65,7 +65,7 @@ def _equal(seen: Seen) -> bool:
 
 def _json(path: Path) -> dict[str, Any]:
     """Return a file's JSON object; an empty one if the file does not exist."""
-    return json_file.read(path, AGAIN) if path.is_file() else {}
+    return json_file.read_json(path, AGAIN) if path.is_file() else {}
 
 
 def _without(config: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def _wanted(base: Path, m: Model) -> dict[str, Any]:
 
 def _manifest(export: Path) -> Look:
     path = export / hf_folder.MANIFEST
-    written = json_file.read(path, AGAIN)
+    written = json_file.read_json(path, AGAIN)
     with json_file.shape(path, AGAIN):
         written = dict(written["files"])
     there = hf_folder.hashes(export)

@@ -15,13 +15,13 @@ from launch.sanity.files import as_trained, beside, misplaced, moved, names_and_
 from launch.sanity.tensors import tensor_values
 from launch.sanity.tensors.compare_worker import Seen
 from launch.weights.safetensors_folder import SafetensorsFolder
-from launch.weights.shards import Shards, read
+from launch.weights.shards import Shards, read_shards
 from recipes.config import Model, Recipe
 from recipes.errors import CheckpointError
 from recipes.families.common.parts import OUTPUT
 
 
-def checks(
+def file_checks(
     export: Path,
     base: Path,
     recipe: Recipe,
@@ -37,7 +37,7 @@ def checks(
     if it does not exist. Raise `CheckpointError` if the base cannot be read.
     """
     m = recipe.model
-    of_base, shards = SafetensorsFolder(base), read(export)
+    of_base, shards = SafetensorsFolder(base), read_shards(export)
     training = tensor_values.reach(recipe.optim, rates)
     seen = tensor_values.compare(shards, of_base, m, training, checkpoint is not None, console)
     times = recipe.sanity.max_moved
@@ -48,13 +48,13 @@ def checks(
     write_text(written, json.dumps(text, indent=2) + "\n")
     trainer_check, exact = _compare_with_trainer(own, shards, checkpoint, m, console)
     return [
-        *names_and_shapes.checks(shards, of_base, m),
-        *tensor_values.checks(seen, shards, m),
+        *names_and_shapes.shape_checks(shards, of_base, m),
+        *tensor_values.value_checks(seen, shards, m),
         trainer_check,
-        misplaced.check(misplaced.find(moved.trained(own, m)), exact),
-        *moved.checks(own, training, times, m),
+        misplaced.placement(misplaced.find(moved.trained(own, m)), exact),
+        *moved.moved_checks(own, training, times, m),
         beside.mtp(seen, shards, of_base, m),
-        *beside.checks(export, base, m),
+        *beside.other_file_checks(export, base, m),
     ]
 
 
@@ -67,7 +67,7 @@ def _compare_with_trainer(
             "the trainer's checkpoint does not exist; the tensors are compared with the base only"
         ), set()
     try:
-        trained = as_trained.read(checkpoint, shards, m, console)
+        trained = as_trained.read_trained(checkpoint, shards, m, console)
     except CheckpointError as error:
         return as_trained.not_compared(str(error)), set()
-    return as_trained.check(seen, trained, checkpoint, m), as_trained.same(seen, trained)
+    return as_trained.as_trained(seen, trained, checkpoint, m), as_trained.same(seen, trained)

@@ -156,7 +156,7 @@ def how(name: str, other: str) -> str:
     )
 
 
-def check(found: Sequence[Placement], exact: Collection[str]) -> Check:
+def placement(found: Sequence[Placement], exact: Collection[str]) -> Check:
     """Return the check of all placements. exact: tensors equal to the trainer's bit for bit, which settles what the base cannot."""
     name, protects = (
         "weights in their places",

@@ -72,7 +72,7 @@ def trained(seen: dict[str, Seen], m: Model) -> list[Seen]:
     return [s for s in seen.values() if s.base is not None and place(s.name, m).kind not in _UNTRAINED]
 
 
-def checks(seen: dict[str, Seen], training: Reach, times: float, m: Model) -> list[Check]:
+def moved_checks(seen: dict[str, Seen], training: Reach, times: float, m: Model) -> list[Check]:
     """Return the checks. times: the largest allowed change, as a multiple of the sum of the rates (`sanity.max_moved`)."""
     compared = trained(seen, m)
     return [
@@ -94,7 +94,7 @@ def _far(compared: Sequence[Seen], training: Reach, times: float) -> Check:
         return figure, [f"{n} moved by {b.largest:.2g}" for n, b in far.items()]
 
     shown = f"{limit:.2g}, {times:g} times the rates" if known else "shown; the rates are not known"
-    return looks.check("how far weights moved", "weights that training cannot have produced", shown, look)
+    return looks.file_check("how far weights moved", "weights that training cannot have produced", shown, look)
 
 
 def _everywhere(compared: Sequence[Seen], training: Reach, m: Model) -> Check:
@@ -186,4 +186,4 @@ def _frozen(seen: dict[str, Seen], m: Model) -> Check:
         ]
         return f"{len(biases) - len(lines)} of {len(biases)}", lines
 
-    return looks.check("router bias", "experts chosen differently from the base", "the base's bits, frozen", look)
+    return looks.file_check("router bias", "experts chosen differently from the base", "the base's bits, frozen", look)

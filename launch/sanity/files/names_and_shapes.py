@@ -19,7 +19,7 @@ def wanted(base: SafetensorsFolder, m: Model) -> set[str]:
     return {n for n in base.entries if not is_mtp(n, m)} - ({OUTPUT} if m.tied else set())
 
 
-def checks(shards: Shards, base: SafetensorsFolder, m: Model) -> list[Check]:
+def shape_checks(shards: Shards, base: SafetensorsFolder, m: Model) -> list[Check]:
     """Return the checks of the index with its shards, and of tensor names, shapes and dtypes."""
 
     def whole() -> tuple[str, Sequence[str]]:
@@ -46,10 +46,10 @@ def checks(shards: Shards, base: SafetensorsFolder, m: Model) -> list[Check]:
         return f"{len(pairs) - len(lines)} of {len(pairs)}", lines
 
     return [
-        looks.check("shards", "a copy that lost files, bytes or index entries", "all present, none twice", whole),
-        looks.check("tensor names", "weights that a server leaves at random values", "the base's", names),
-        looks.check("tensor shapes", "weights that no server loads", "the base's", lambda: same("shape")),
-        looks.check("tensor dtypes", "weights of lost or wasted precision", "the base's", lambda: same("dtype")),
+        looks.file_check("shards", "a copy that lost files, bytes or index entries", "all present, none twice", whole),
+        looks.file_check("tensor names", "weights that a server leaves at random values", "the base's", names),
+        looks.file_check("tensor shapes", "weights that no server loads", "the base's", lambda: same("shape")),
+        looks.file_check("tensor dtypes", "weights of lost or wasted precision", "the base's", lambda: same("dtype")),
     ]
 
 

@@ -62,7 +62,7 @@ class _Scored:
         return int(self.positions[-1]) + 1
 
 
-def measure(client: Client, data: Dataset, progress: Callable[[], None]) -> Scores:
+def measure_likelihood(client: Client, data: Dataset, progress: Callable[[], None]) -> Scores:
     """Score every supervised token with the server's current weights. Call `progress` after each sequence.
 
     Raise `SanityError` if a sequence is longer than the server accepts, or if it does not answer with a score for each token.

@@ -172,7 +172,9 @@ def _difference(done: Work, state: dict[str, str], recorded: dict[str, str]) -> 
     return f"at its end {', '.join(paths[:3])} differs from the record" if paths else ""
 
 
-def check(client: Client, data: Dataset, heldout: Dataset | None, tokens: int, least: float | None) -> list[Check]:
+def closed_loop(
+    client: Client, data: Dataset, heldout: Dataset | None, tokens: int, least: float | None
+) -> list[Check]:
     """Run the closed loop and return its checks.
 
     tokens: token limit of an answer. least: lowest share of the trained tasks that must be finished as recorded; None judges none.

@@ -9,7 +9,7 @@ Look = Callable[[], tuple[str, Sequence[str]]]  # returns the figure and all fau
 UNREADABLE = (LimiError, OSError, ValueError, LookupError, TypeError, AttributeError)  # errors that broken files cause
 
 
-def check(name: str, protects_from: str, limit: str, look: Look) -> Check:
+def file_check(name: str, protects_from: str, limit: str, look: Look) -> Check:
     """Return the check of what `look` returns. It fails if there are faults, or if `look` raises an error of broken files."""
     try:
         figure, faults = look()

@@ -66,7 +66,7 @@ def _beside(name: str, shards: Shards, base: SafetensorsFolder, m: Model) -> Sto
     return Stored(of.folder / of.files[other], there)
 
 
-def checks(seen: dict[str, Seen], shards: Shards, m: Model) -> list[Check]:
+def value_checks(seen: dict[str, Seen], shards: Shards, m: Model) -> list[Check]:
     """Return the checks of the values and of a tied output layer's copy."""
     figure = f"{len(seen)} of {len(shards.files)} tensors read"
 
@@ -93,9 +93,9 @@ def checks(seen: dict[str, Seen], shards: Shards, m: Model) -> list[Check]:
         ]
 
     return [
-        looks.check("finite numbers", "a server that answers nothing but NaN", "no NaN, no infinity", finite),
-        looks.check("tensors not zero", "weights that were never written", "none but the base's", zero),
-        looks.check(
+        looks.file_check("finite numbers", "a server that answers nothing but NaN", "no NaN, no infinity", finite),
+        looks.file_check("tensors not zero", "weights that were never written", "none but the base's", zero),
+        looks.file_check(
             "tied output layer", "a server that uses the wrong one of two different copies", "one, or two equal", tied
         ),
     ]

@@ -20,10 +20,10 @@ from recipes import json_file  # noqa: E402
 from recipes.compose.recipe import from_yaml  # noqa: E402
 
 
-def main(run: Path) -> None:
+def run_driver(run: Path) -> None:
     """Run the job of a run folder."""
     job, recipe = (
-        json_file.read(run / "job.json", "rerun `make train`, which writes it"),
+        json_file.read_json(run / "job.json", "rerun `make train`, which writes it"),
         from_yaml(run / "config.yaml"),
     )
     environment: dict[str, Any] = {"env_vars": job["env_vars"]}
@@ -40,4 +40,4 @@ def main(run: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    run_driver(Path(sys.argv[1]))

@@ -27,7 +27,7 @@ METHOD = "_split_train_data_by_dp"  # the method of slime's rollout manager that
 
 
 @functools.cache
-def plan() -> Plan:
+def run_plan() -> Plan:
     """Return the plan of this job, read from the run folder that the variable `job.RUN` names."""
     return of_run(Path(os.environ[RUN]))
 
@@ -46,7 +46,7 @@ def generate(args: Any, rollout_id: int, data_buffer: Any, evaluation: bool = Fa
     from slime.utils.types import Sample
 
     bind(inspect.currentframe())
-    planned_run = plan()
+    planned_run = run_plan()
     dp = data_parallel(planned_run.recipe)
     samples = []
     for index, sequence in enumerate(in_order(planned_run.schedule.step(rollout_id))):
@@ -112,7 +112,7 @@ def planned(
     the number of micro-batches per rank; and the global batch size in rollouts. Raise `TrainError` if slime's samples are not the
     planned ones.
     """
-    planned_run = plan()
+    planned_run = run_plan()
     dp = train_parallel_config["dp_size"]
     step = planned_run.schedule.step(min(rollout_indices) // dp)
     wanted = [planned_run.data.lengths[s] for s in in_order(step)]
@@ -140,7 +140,7 @@ def verify(args: Any, rollout_id: int, rollout_data: dict[str, Any]) -> None:
     """Check what a trainer received. Raise `TrainError` if its sequences, its micro-batches or its tokens are not the planned ones."""
     from megatron.core import parallel_state
 
-    planned_run = plan()
+    planned_run = run_plan()
     dp_rank = parallel_state.get_data_parallel_rank(with_context_parallel=False)
     rank = planned_run.schedule.step(rollout_id).ranks[dp_rank]
     sequences = [s for micro_batch in rank for s in micro_batch]

@@ -14,7 +14,7 @@ from typing import Any
 from launch.run import metrics
 from launch.run.run_plan import Plan
 from launch.slime.hooks import heldout
-from launch.slime.hooks.rollout import in_order, plan
+from launch.slime.hooks.rollout import in_order, run_plan
 from recipes.checkpoint.tensors import links
 from recipes.config import Recipe
 from recipes.errors import DivergedError, TrainError
@@ -153,7 +153,7 @@ def before(args: Any, rollout_id: int, step_id: int, model: Any, optimizer: Any,
     """Run before optimizer step `rollout_id` (from 0), as slime's hook."""
     steps = getattr(scheduler, "limi", None)
     if steps is None:
-        steps = scheduler.limi = Steps(args, plan(), model, scheduler, rollout_id)
+        steps = scheduler.limi = Steps(args, run_plan(), model, scheduler, rollout_id)
     steps.before(rollout_id, optimizer)
 
 

@@ -2,7 +2,7 @@
 
 import re
 
-from recipes.compose.kinds import as_flag, example, shown, typed, write
+from recipes.compose.kinds import advice, as_flag, example, shown, typed
 from recipes.compose.names.foreign_names import FOREIGN, Foreign
 from recipes.compose.names.nearest import folded, misspelt, nearest, same_key
 from recipes.compose.options import DICTS, GROUPS, NAMES, override
@@ -75,7 +75,7 @@ def _to_write(*wanted: tuple[str, str]) -> str:
             override(option, value)
         except ConfigError as error:
             return error.fix
-    return write(*("=".join(pair) for pair in wanted))
+    return advice(*("=".join(pair) for pair in wanted))
 
 
 def _nearest_is(options: list[str], value: str) -> str:

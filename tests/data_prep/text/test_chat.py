@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from data_prep.sources import read
+from data_prep.sources import read_trajectories
 from data_prep.text.chat import Chat, load_tokenizer
 from data_prep.trajectory import Rejected
 from recipes.config import Family, Thinking
@@ -24,7 +24,7 @@ from tests.data_prep.support import (
     user,
 )
 
-TRAJECTORIES = list(read(REPO / "data_prep" / "sample" / "train.jsonl", "limi"))
+TRAJECTORIES = list(read_trajectories(REPO / "data_prep" / "sample" / "train.jsonl", "limi"))
 REASONED = conversation(
     user("one"), assistant("1", reasoning_content="because"), user("two"), assistant("2", reasoning_content="as before")
 )

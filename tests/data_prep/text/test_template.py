@@ -2,13 +2,13 @@
 
 import pytest
 
-from data_prep.sources import read
+from data_prep.sources import read_trajectories
 from data_prep.text.template import ChatTemplate
 from data_prep.trajectory import Rejected
 from tests.conftest import REPO
 from tests.data_prep.support import OFFICIAL, assistant, call, conversation, official, result, user
 
-TRAJECTORIES = list(read(REPO / "data_prep" / "sample" / "train.jsonl", "limi"))
+TRAJECTORIES = list(read_trajectories(REPO / "data_prep" / "sample" / "train.jsonl", "limi"))
 
 
 @pytest.mark.parametrize("name", OFFICIAL)

@@ -246,14 +246,14 @@ def test_what_is_done_is_not_done_again_by_either_engine(root, tmp_path, state, 
         return True
 
     monkeypatch.setattr(train, "trained", trained)
-    monkeypatch.setattr(train, "export", lambda recipe, run, console: did.append("export"))
+    monkeypatch.setattr(train, "export_run", lambda recipe, run, console: did.append("export"))
 
     def check(one, console, started):
         did.append("check")
         assert (one.folder, one.recipe.sanity.timeout) == (run.root, 987), "the words that were given now"
         assert one.recipe.engine.timeout == 654
 
-    monkeypatch.setattr(train, "check", check)
+    monkeypatch.setattr(train, "check_export", check)
     if state < Reached.begun:
         run.root.mkdir(parents=True)
         write_text(run.root / "metrics.jsonl", "")

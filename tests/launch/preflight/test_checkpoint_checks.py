@@ -171,11 +171,11 @@ def test_a_folder_of_something_else_is_named_with_and_without_a_config(base, fil
 
 def test_the_rows_of_a_good_checkpoint_are_green_and_of_none_not_known(bases):
     for name, folder in bases.items():
-        rows = checkpoint_checks.rows(compose_recipe([f"model={name}", f"model.checkpoint={folder}"]))
+        rows = checkpoint_checks.checkpoint_rows(compose_recipe([f"model={name}", f"model.checkpoint={folder}"]))
         assert [(row.name, row.failed, row.warned) for row in rows] == [
             (name, False, False) for name in ("model", "weights", "tensors")
         ]
-    assert {row.figure for row in checkpoint_checks.rows(None)} == {"not known until what failed passes"}
+    assert {row.figure for row in checkpoint_checks.checkpoint_rows(None)} == {"not known until what failed passes"}
 
 
 def test_tensors_of_another_model_are_mended_as_its_config_is(base):
@@ -183,9 +183,9 @@ def test_tensors_of_another_model_are_mended_as_its_config_is(base):
     config = json.loads((base / "config.json").read_text()) | {"intermediate_size": 128}
     (base / "config.json").write_text(json.dumps(config))
     words = [*GLM, f"model.checkpoint={base}"]
-    model, _, tensors = checkpoint_checks.rows(compose_recipe(words))
+    model, _, tensors = checkpoint_checks.checkpoint_rows(compose_recipe(words))
     assert model.failed and not tensors.failed, "the tensors are the recipe's"
-    model, _, tensors = checkpoint_checks.rows(compose_recipe([*words, "model.ffn=64"]))
+    model, _, tensors = checkpoint_checks.checkpoint_rows(compose_recipe([*words, "model.ffn=64"]))
     assert tensors.fix == model.fix and "write model.ffn=128, or" in model.fix
     assert tensors.figure.startswith(
         "3 tensors of another shape: model.layers.0.mlp.gate_proj.weight is [192, 96], not [64, 96]"

@@ -166,7 +166,7 @@ def test_a_run_on_cores_places_its_ranks_whatever_the_machine_has(monkeypatch):
         )
         return []
 
-    monkeypatch.setattr(cluster_checks, "rows", looked)
+    monkeypatch.setattr(cluster_checks, "cluster_rows", looked)
     python, row = cluster_checks.connected_rows(recipe, Console(quiet=True))
     assert not (python.failed or row.failed) and [r.failed for r in rows] == [False] * 3
     assert rows[2].figure == f"{ranks + 4}, {ranks + 4} in all"
@@ -266,7 +266,7 @@ def test_a_report_of_this_machine(tmp_path, monkeypatch):
 
 def test_a_file_that_another_node_did_not_write_is_seen_to_be_missing(tmp_path):
     folder = str(tmp_path / "new" / "folder")
-    node_report.write(folder, "a", "1")
+    node_report.write_nonce(folder, "a", "1")
     assert node_report.unread(folder, {"a": "1", "b": "2"}) == ["b"]
     assert node_report.unread(folder, {"a": "another"}) == ["a"]
     node_report.remove(folder)

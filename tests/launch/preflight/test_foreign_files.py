@@ -38,7 +38,7 @@ def refused(root: Path, base: Path) -> str:
     recipe = compose_recipe([f"cluster.root={root}", f"model.checkpoint={base}"])
     with pytest.raises(LimiError) as error:
         train._embedded_plan(recipe, QUIET)
-    rows = [row for row in recipe_checks.rows(recipe, lambda: prepare.packed(recipe, QUIET)) if row.failed]
+    rows = [row for row in recipe_checks.recipe_rows(recipe, lambda: prepare.packed(recipe, QUIET)) if row.failed]
     # `train` may end at the first red row, or with the table of all that it has looked at.
     (found,), (fix,) = {row.figure for row in rows}, {row.fix for row in rows}
     assert found in error.value.problem, "one fault, one text"
@@ -171,7 +171,7 @@ def test_a_broken_file_of_a_run_is_named(tmp_path, fault):
     path.write_text(text)
     readers = {
         "plan.json": run_plan.of_run,
-        "metrics.jsonl": lambda root: metrics.read(root / metrics.NAME),
+        "metrics.jsonl": lambda root: metrics.read_metrics(root / metrics.NAME),
         "limi.json": lambda root: run_folder.read_record(root / "checkpoints" / "step_000001"),
     }
     with pytest.raises(CheckpointError) as error:

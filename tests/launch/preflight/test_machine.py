@@ -134,7 +134,7 @@ def test_no_stage_that_trains_tells_to_fetch_what_cannot_run_here(tmp_path, word
 
 def test_a_check_says_what_it_can_and_nothing_of_fetching(tmp_path):
     recipe = compose_recipe(["model=qwen3-32b", "cluster=local", "layout=data_parallel", f"cluster.root={tmp_path}"])
-    rows = {row.name: row for row in recipe_checks.rows(recipe, lambda: pytest.fail("asks for the data"))}
+    rows = {row.name: row for row in recipe_checks.recipe_rows(recipe, lambda: pytest.fail("asks for the data"))}
     assert red(rows)[0] == "machine" and next(iter(rows)) == "machine"
     assert "data" not in red(rows) and "model" not in red(rows)
     assert not any("fetch" in row.fix for row in rows.values())

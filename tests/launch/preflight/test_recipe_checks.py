@@ -168,7 +168,9 @@ def test_a_check_that_fails_leaves_the_others_standing(root, base):
 
     rows = {
         r.name: r
-        for r in recipe_checks.rows(compose_recipe([*GLM, f"model.checkpoint={base}", f"cluster.root={root}"]), pack)
+        for r in recipe_checks.recipe_rows(
+            compose_recipe([*GLM, f"model.checkpoint={base}", f"cluster.root={root}"]), pack
+        )
     }
     assert red(rows) == ["data", "model", "code"]
     assert rows["data"].figure == "'x' holds no trajectory"
@@ -235,7 +237,7 @@ def test_what_the_plan_warns_of_is_said_and_refuses_nothing(root, name):
 def test_what_the_plan_warns_of_stands_in_the_place_of_the_plain_row(root, monkeypatch):
     monkeypatch.setattr(machine, "gpus_here", lambda: 2)
     recipe, data, _ = recipe_of(root, "optim.warmup_fraction=0.1", "cluster.host_memory_gb=0.9")
-    names = [row.name for row in recipe_checks.rows(recipe, lambda: {"training": data})]
+    names = [row.name for row in recipe_checks.recipe_rows(recipe, lambda: {"training": data})]
     assert names.count("warm-up") == names.count("host memory") == 1
 
 

@@ -164,7 +164,7 @@ def test_multi_token_prediction_layers_follow_the_recipe():
     none = compose_recipe(["model=glm4.5-tiny", "layout.ep=1", "model.mtp_layers=0", "model.checkpoint=F"]).model
     fault = only(none, whole(GLM))
     assert fault.problem.endswith("more are of multi-token-prediction layers, but model.mtp_layers=0")
-    assert fault.fix.startswith("write model.mtp=drop, or model.mtp_layers=N")
+    assert fault.fix.startswith("write model.mtp=drop; or write model.mtp_layers=N")
     none.mtp = dropped.mtp
     assert problems(none, whole(GLM)) == []
 

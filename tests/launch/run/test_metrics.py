@@ -3,7 +3,7 @@ import json
 import pytest
 
 from launch.run import metrics as module
-from launch.run.metrics import Metrics, heldout_losses, keep, read
+from launch.run.metrics import Metrics, heldout_losses, keep, read_metrics
 
 
 def test_going_on_keeps_the_lines_of_completed_steps_only(tmp_path):
@@ -17,7 +17,7 @@ def test_going_on_keeps_the_lines_of_completed_steps_only(tmp_path):
     again = Metrics(tmp_path, 3)
     again.add({"step": 4, "loss": 9.0})
     again.close()
-    assert [m["step"] for m in read(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3, 4]
+    assert [m["step"] for m in read_metrics(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3, 4]
     assert heldout_losses(tmp_path / "metrics.jsonl") == {0: 3.0}
     assert any((tmp_path / "tensorboard").iterdir())
 
@@ -25,7 +25,7 @@ def test_going_on_keeps_the_lines_of_completed_steps_only(tmp_path):
 def test_starting_anew_forgets_what_was_there(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 7, "loss": 1.0}) + "\n")
     Metrics(tmp_path, 0).close()
-    assert read(tmp_path / "metrics.jsonl") == []
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
 
 
 def test_a_number_that_is_not_finite_never_reaches_the_file(tmp_path):

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from launch.sanity.tensors import tensor_values
 from launch.weights.safetensors_folder import SafetensorsFolder
-from launch.weights.shards import read
+from launch.weights.shards import read_shards
 from recipes.compose.recipe import from_yaml
 from tests.launch.export_alone import largest
 
@@ -16,7 +16,7 @@ from tests.launch.export_alone import largest
 def main(written: str, name: str) -> None:
     recipe, folder = from_yaml(Path(written)), Path(name)
     tensor_values.BATCH_BYTES = 1 << 40  # one process does it all
-    found = read(folder)
+    found = read_shards(folder)
     before = largest()
     reach = tensor_values.reach(recipe.optim, None)
     seen = tensor_values.compare(found, SafetensorsFolder(folder), recipe.model, reach, True, Console(quiet=True))

@@ -33,11 +33,13 @@ QUIET = Console(quiet=True)
 
 def checked(recipe, folder, checkpoint):
     """The check, of an export as it lies on the disk."""
-    found = shards.read(folder)
+    found = shards.read_shards(folder)
     base = SafetensorsFolder(broken.Path(recipe.model.checkpoint))
     seen = tensor_values.compare(found, base, recipe.model, tensor_values.reach(recipe.optim, None), True, QUIET)
     own = {n: s for n, s in seen.items() if not (recipe.model.tied and n == OUTPUT)}
-    return as_trained.check(own, as_trained.read(checkpoint, found, recipe.model, QUIET), checkpoint, recipe.model)
+    return as_trained.as_trained(
+        own, as_trained.read_trained(checkpoint, found, recipe.model, QUIET), checkpoint, recipe.model
+    )
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +113,7 @@ def test_a_damaged_checkpoint_is_no_fault_of_the_export_and_said(glm, tmp_path, 
     recipe, run = glm
     checkpoint = rewritten(run.checkpoint(2), tmp_path / "damaged")
     damage(checkpoint)
-    done = files.checks(
+    done = files.file_checks(
         run.hf,
         broken.Path(recipe.model.checkpoint),
         recipe,
@@ -222,7 +224,7 @@ def test_a_worker_s_memory_is_that_of_a_few_blocks(tmp_path):
 @pytest.mark.run
 def test_a_checkpoint_that_lacks_rows_is_refused_by_name(glm, tmp_path):
     recipe, run = glm
-    found = shards.read(run.hf)
+    found = shards.read_shards(run.hf)
     whole = as_trained._parameters(as_trained.TorchDist(run.checkpoint(2)), found.entries, recipe.model)
     one = next(p for p in whole if "linear_fc1" in p.name and len(p.pieces) > 1)
     with pytest.raises(as_trained.CheckpointError, match="holds .* elements of model.layers"):

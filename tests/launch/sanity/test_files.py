@@ -49,7 +49,9 @@ class Trained:
         return replace(self, checkpoint=None)
 
     def checks(self, folder: Path, written: Path) -> dict[str, Check]:
-        done = files.checks(folder, self.base, self.recipe, self.rates, self.checkpoint, console=QUIET, written=written)
+        done = files.file_checks(
+            folder, self.base, self.recipe, self.rates, self.checkpoint, console=QUIET, written=written
+        )
         return {c.name: c for c in done}
 
 

@@ -16,7 +16,7 @@ from launch.checks import Outcome
 from launch.sanity.likelihood import bootstrap, retention
 from launch.sanity.likelihood import likelihood_plot as likelihood_page
 from launch.sanity.likelihood.likelihood_checks import beside_base, beside_trainer
-from launch.sanity.likelihood.scores import Scores, measure
+from launch.sanity.likelihood.scores import Scores, measure_likelihood
 from launch.serving import weight_swap
 from launch.serving.server import Server
 from recipes.compose.recipe import compose_recipe
@@ -79,7 +79,7 @@ def outcomes(done):
 def test_every_supervised_token_is_scored_once_at_its_place(root):
     _, training, _ = recipe_of(root, "model=qwen3-tiny", "data.max_tokens=1000", "data.too_long=split")
     stub, seen = Stub(), []
-    scores = measure(stub, training, lambda: seen.append(1))
+    scores = measure_likelihood(stub, training, lambda: seen.append(1))
     assert len(seen) == len(stub.asked) == len(training.ids)
     assert len(scores.nll) == sum(training.supervised)
     assert np.array_equal(scores.nll, scores.position / 100), "each loss is of the token at its own position"
@@ -98,7 +98,7 @@ def test_every_supervised_token_is_scored_once_at_its_place(root):
 @pytest.mark.parametrize("cache", [1850, 2500, 1 << 20])
 def test_no_more_tokens_are_in_flight_than_the_cache_holds_and_several_sequences_where_they_fit(training, cache):
     stub = Stub(cache, wait=0.02)
-    measure(stub, training, lambda: None)
+    measure_likelihood(stub, training, lambda: None)
     assert max(training.lengths) < stub.most <= cache
 
 
@@ -109,17 +109,17 @@ def test_a_sequence_longer_than_the_server_takes_is_named_and_nothing_is_asked(h
     with pytest.raises(
         SanityError, match=f"^1 sequences are .* The longest, {where}, sequence 0, has {longest} up to"
     ) as error:
-        measure(stub, heldout, lambda: None)
+        measure_likelihood(stub, heldout, lambda: None)
     assert not stub.asked
     assert f"--context-length {longest + 7} " in str(error.value)
     assert f"data.max_tokens={longest - 1} data.too_long=split" in str(error.value)
-    measure(Stub(longest + 7), heldout, lambda: None)
+    measure_likelihood(Stub(longest + 7), heldout, lambda: None)
 
 
 def test_an_error_ends_it_at_once(training):
     stub = Stub(1850, wait=0.3, fails_at=2)
     with pytest.raises(SanityError, match="500"):
-        measure(stub, training, lambda: None)
+        measure_likelihood(stub, training, lambda: None)
     time.sleep(0.5)
     assert len(stub.asked) <= 4, "what was waiting is not asked any more"
 
@@ -130,15 +130,15 @@ def test_an_error_ends_it_at_once(training):
 )
 def test_scores_of_other_tokens_than_were_sent_are_refused(heldout, change):
     with pytest.raises(SanityError, match="which are not the"):
-        measure(Stub(change=change), heldout, lambda: None)
+        measure_likelihood(Stub(change=change), heldout, lambda: None)
 
 
 @pytest.mark.parametrize("number", [None, math.nan, -math.inf])
 @pytest.mark.parametrize("spoiled", ["trained", "base"])
 def test_a_token_without_a_score_fails_one_check_and_is_named(heldout, number, spoiled):
     at = heldout.spans(1)[1][0]
-    bad = measure(Stub(change=lambda n, e: [number, *e[1:]] if n == at else e), heldout, lambda: None)
-    good = measure(Stub(), heldout, lambda: None)
+    bad = measure_likelihood(Stub(change=lambda n, e: [number, *e[1:]] if n == at else e), heldout, lambda: None)
+    good = measure_likelihood(Stub(), heldout, lambda: None)
     trained, base = (bad, good) if spoiled == "trained" else (good, bad)
     done = checks(trained, base, float(good.nll.mean()), RECIPE)
     failed = [c for c in done if c.outcome is Outcome.failed]
@@ -153,8 +153,8 @@ def test_a_token_without_a_score_fails_one_check_and_is_named(heldout, number, s
 
 
 def test_no_score_at_all_fails_and_is_still_written(heldout):
-    bad = measure(Stub(change=lambda n, e: [None, *e[1:]]), heldout, lambda: None)
-    done = checks(bad, measure(Stub(), heldout, lambda: None), 1.0, RECIPE)
+    bad = measure_likelihood(Stub(change=lambda n, e: [None, *e[1:]]), heldout, lambda: None)
+    done = checks(bad, measure_likelihood(Stub(), heldout, lambda: None), 1.0, RECIPE)
     assert outcomes(done)["held-out loss"] is outcomes(done)["held-out loss beside the base"] is Outcome.failed
     assert likelihood_page.plot(retention.as_json(retention.compare(bad, bad))) == ""
 
@@ -327,11 +327,11 @@ def test_scores_of_the_real_server_are_those_of_transformers_for_either_weights(
     other, _, _ = recipe_of(root, f"model={model}", "seed=1")
     scores = []
     with Server(recipe, Path(recipe.model.checkpoint), tmp_path / "log", True) as server:
-        scores.append(measure(server, heldout, lambda: None))
+        scores.append(measure_likelihood(server, heldout, lambda: None))
         weight_swap.load(server, other.model.checkpoint)
-        scores.append(measure(server, heldout, lambda: None))
+        scores.append(measure_likelihood(server, heldout, lambda: None))
         weight_swap.load(server, recipe.model.checkpoint)
-        scores.append(measure(server, heldout, lambda: None))
+        scores.append(measure_likelihood(server, heldout, lambda: None))
     assert scores[0].fp32
     assert np.abs(scores[2].nll - scores[0].nll).max() < 1e-4, (
         "the weights came back, and nothing of the other's cache is left"

@@ -109,7 +109,7 @@ def first_work(agent: Agent, tmp_path: Path, task: Task = TASKS[0]) -> Work:
 
 def test_a_perfect_agent_finishes_every_task_as_recorded(tmp_path):
     with served(perfect, tmp_path) as server:
-        closed, bursts, protection = loop.check(server, TRAIN, HELDOUT, TOKENS, 1.0)  # type: ignore[arg-type]
+        closed, bursts, protection = loop.closed_loop(server, TRAIN, HELDOUT, TOKENS, 1.0)  # type: ignore[arg-type]
     calls = sum(len(m.get("tool_calls", [])) for r in TRAIN.lines + HELDOUT.lines for m in r["messages"])
     assert closed.outcome is Outcome.passed and closed.figure.startswith(
         f"20 of 20 tasks (100%), held-out 4 of 4; {calls} calls, "
@@ -210,7 +210,7 @@ def test_a_hostile_agent_reaches_nothing(tmp_path):
 def test_a_data_set_with_other_tools_is_left_out_by_name(tmp_path):
     other = Conversations([{**record, "tools": tools.TOOLS[:1]} for record in TRAIN.lines])
     server = Server(compose_recipe([]), tmp_path, tmp_path / "log", True)
-    (check,) = loop.check(server, other, HELDOUT, TOKENS, 1.0)  # type: ignore[arg-type]
+    (check,) = loop.closed_loop(server, other, HELDOUT, TOKENS, 1.0)  # type: ignore[arg-type]
     assert (
         check.outcome is Outcome.passed
         and check.name == "closed loop"
@@ -221,10 +221,10 @@ def test_a_data_set_with_other_tools_is_left_out_by_name(tmp_path):
 def test_without_protection_nothing_is_run(tmp_path, monkeypatch):
     monkeypatch.setattr(sandbox, "available", lambda: "unshare: Operation not permitted")
     server = Server(compose_recipe([]), tmp_path, tmp_path / "log", True)
-    closed, protection = loop.check(server, TRAIN, HELDOUT, TOKENS, 0.5)  # type: ignore[arg-type]
+    closed, protection = loop.closed_loop(server, TRAIN, HELDOUT, TOKENS, 0.5)  # type: ignore[arg-type]
     assert closed.outcome is protection.outcome is Outcome.failed and "sanity.min_finished=null" in protection.detail
     assert protection.figure == "not run: unshare: Operation not permitted"
-    assert {c.outcome for c in loop.check(server, TRAIN, HELDOUT, TOKENS, None)} == {Outcome.warned}  # type: ignore[arg-type]
+    assert {c.outcome for c in loop.closed_loop(server, TRAIN, HELDOUT, TOKENS, None)} == {Outcome.warned}  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

@@ -84,7 +84,7 @@ def test_a_good_export_is_never_named(seed, far, rank):
 def test_what_is_in_another_place_is_never_taken_for_good(seed, far, rank, what):
     found = {f.name: f for f in misplaced.find(seen(WRONG[what](trained(seed, far, rank))))}
     assert not found[NAMES[0]].ordered
-    assert misplaced.check([*found.values()], ()).outcome is not Outcome.passed
+    assert misplaced.placement([*found.values()], ()).outcome is not Outcome.passed
     if far <= 1:
         assert found[NAMES[0]].fault, "as far as it was large, and still found"
     assert not any(found[n].fault for n in NAMES[4:]), "of another layer, and good"
@@ -97,14 +97,14 @@ def test_tensors_that_are_alike_in_the_base_cannot_be_told_unless_they_did_not_m
         seen(moved | {names[2]: (torch.ones(64), torch.ones(64))}, lambda name: Bands(1, 0, "", name))
     )
     assert [f.placed for f in found] == [False, False, True] and not any(f.fault for f in found)
-    check = misplaced.check(found, ())
+    check = misplaced.placement(found, ())
     assert check.outcome is Outcome.warned
     assert check.figure == "1 of 3 confirmed by the base, 1 of them with the order of their parts; 2 cannot be told"
     assert check.detail == (
         "model.layers.0.input_layernorm.weight has a cosine of 1.000 with its own base tensor, and of 1.000 with the most similar "
         "other one: its position cannot be told; and 1 more"
     )
-    check = misplaced.check(found, names[:2])
+    check = misplaced.placement(found, names[:2])
     assert check.outcome is Outcome.passed and check.figure.endswith("; 2 more by the trainer's checkpoint")
 
 

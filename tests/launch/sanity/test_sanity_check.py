@@ -75,7 +75,7 @@ def checked(subject, monkeypatch):
             sglang_command, "command", lambda recipe, export, port, thinks: [*command, str(port), *words]
         )
         before = set(descendants(os.getpid()))
-        done = sanity.check(dataclasses.replace(subject, **more), QUIET)
+        done = sanity.run_checks(dataclasses.replace(subject, **more), QUIET)
         started = [int(pid) for pid in re.findall(r"\d+", re.match(r"children.*|", subject.log.read_text())[0])]
         assert not alive([psutil.Process(pid) for pid in started if psutil.pid_exists(pid)], 3)
         assert not alive(list(set(descendants(os.getpid())) - before), 3)
@@ -239,7 +239,7 @@ def test_the_page_has_a_row_of_every_check_and_says_how_it_ended(subject):
         (table,) = sanity_page.section(subject.folder)
         assert all(c.name in table and c.figure in table and c.limit in table for c in done)
         assert ("seen: &lt;s&gt;" in table) == (done is DONE) and "<goes>" not in table
-    written = sanity_page.write(subject)
+    written = sanity_page.write_sanity_page(subject)
     assert written == subject.folder / "sanity.html" and "a check failed" in written.read_text()
 
 

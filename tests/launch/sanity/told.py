@@ -17,7 +17,7 @@ from launch.sanity.files import file_checks as files
 from launch.sanity.files import misplaced, moved
 from launch.sanity.tensors import tensor_values
 from launch.weights.safetensors_folder import SafetensorsFolder
-from launch.weights.shards import read
+from launch.weights.shards import read_shards
 from recipes.families.common.parts import OUTPUT
 from tests.launch.sanity import broken
 from tests.launch.support import POOL, ranks_of
@@ -57,7 +57,7 @@ def _rows(root: Path, model: str, times: int, steps: tuple[int, ...]) -> None:
 
 
 def _told(recipe, hf: Path) -> str:
-    found, base = read(hf), SafetensorsFolder(Path(recipe.model.checkpoint))
+    found, base = read_shards(hf), SafetensorsFolder(Path(recipe.model.checkpoint))
     seen = tensor_values.compare(found, base, recipe.model, tensor_values.reach(recipe.optim, None), False, QUIET)
     places = misplaced.find(moved.trained(seen, recipe.model))
     matrices = [f for f in places if len(seen[f.name].shape) == 2 and f.name != OUTPUT]
@@ -74,7 +74,7 @@ def _caught(recipe, hf: Path, checkpoint: Path, scratch: Path) -> str:
             continue
         folder = broken.make(fault, hf, base, base, scratch / name)
         for known, counted, check in ((checkpoint, exact, broken.TRAINED), (None, alone, broken.PLACES)):
-            done = files.checks(folder, base, recipe, None, known, console=QUIET, written=scratch / "moved.json")
+            done = files.file_checks(folder, base, recipe, None, known, console=QUIET, written=scratch / "moved.json")
             if known or fault.by_base:
                 counted[next(c.outcome for c in done if c.name == check)] += 1
     assert exact.keys() == {Outcome.failed} and Outcome.passed not in alone

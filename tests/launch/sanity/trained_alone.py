@@ -7,16 +7,16 @@ from pathlib import Path
 from rich.console import Console
 
 from launch.sanity.files import as_trained
-from launch.weights.shards import read
+from launch.weights.shards import read_shards
 from recipes.compose.recipe import from_yaml
 from tests.launch.export_alone import largest
 
 
 def main(written: str, name: str, checkpoint: str) -> None:
-    recipe, found = from_yaml(Path(written)), read(Path(name))
+    recipe, found = from_yaml(Path(written)), read_shards(Path(name))
     as_trained.BATCH_BYTES = 1 << 40  # one process does it all
     before = largest()
-    trained = as_trained.read(Path(checkpoint), found, recipe.model, Console(quiet=True))
+    trained = as_trained.read_trained(Path(checkpoint), found, recipe.model, Console(quiet=True))
     assert trained.keys() == found.files.keys()
     print(largest() - before)
 

@@ -47,7 +47,7 @@ def rows_of(case: dict) -> dict:
     for name, value in case.get("pins", {}).items():
         setattr(node_checks, name, value)
     started = time.monotonic()
-    rows = cluster_checks.rows(compose_recipe(case["words"]), *case.get("times", [2.0]))
+    rows = cluster_checks.cluster_rows(compose_recipe(case["words"]), *case.get("times", [2.0]))
     seconds = time.monotonic() - started
     deadline = time.monotonic() + 10
     while running() and time.monotonic() < deadline:

@@ -41,7 +41,7 @@ def planned(*words: str) -> tuple[Recipe, int]:
     """The recipe with its layout settled on LIMI's published lengths, and its steps."""
     recipe = compose_recipe(list(words))
     counted = [n for n in lengths.quantiles() if n <= recipe.data.max_tokens]
-    made = planner.plan(recipe, Sequences(range(len(counted)), counted, "as LIMI's were published"))
+    made = planner.make_plan(recipe, Sequences(range(len(counted)), counted, "as LIMI's were published"))
     return made.recipe, made.schedule.num_steps
 
 

@@ -59,6 +59,6 @@ def test_a_job_on_two_nodes_is_stopped_submitted_again_and_survives_a_killed_tra
         assert "tokens/s" in text, "the job's log was streamed"
         # slime's Python has no SGLang: the job trains and exports, and the sanity check cannot start its server.
         assert "GB/s" in text and "SGLang" in text, text
-        lines = [m["step"] for m in metrics.read(run / metrics.NAME) if "loss" in m]
+        lines = [m["step"] for m in metrics.read_metrics(run / metrics.NAME) if "loss" in m]
         assert lines == list(range(1, 201))
         assert not psutil.wait_procs(of_run(run), timeout=60)[1]

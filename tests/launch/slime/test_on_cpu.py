@@ -60,7 +60,7 @@ def trained(root: Path, name: str, *given: str) -> tuple[Plan, Path]:
 
 def lines(plan: Plan) -> tuple[list[dict], list[dict]]:
     """Of steps, and of held-out losses."""
-    found = metrics.read(Path(plan.recipe.cluster.root) / "runs" / plan.recipe.run / metrics.NAME)
+    found = metrics.read_metrics(Path(plan.recipe.cluster.root) / "runs" / plan.recipe.run / metrics.NAME)
     return [m for m in found if "loss" in m], [m for m in found if "heldout_loss" in m]
 
 

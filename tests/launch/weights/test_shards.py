@@ -11,7 +11,7 @@ import pytest
 from launch.weights import safetensors_file
 from launch.weights.hf_folder import INDEX
 from launch.weights.safetensors_file import Entry
-from launch.weights.shards import SINGLE, read
+from launch.weights.shards import SINGLE, read_shards
 from recipes.errors import CheckpointError
 from tests.conftest import REPO
 
@@ -34,20 +34,20 @@ def index(folder, **files):
 
 
 def test_a_whole_folder(folder):
-    there = read(folder)
+    there = read_shards(folder)
     assert {n: (e.dtype, e.shape) for n, e in there.entries.items()} == {
         "a": ("BF16", (2,)), "b": ("BF16", (4,)), "c": ("BF16", (6,))
     }  # fmt: skip
     assert (there.total, there.faults, there.beside) == (24, (), {})
-    assert read(folder, alone=True) == there
+    assert read_shards(folder, alone=True) == there
 
 
 def faults(folder, **kwargs):
-    return [fault.replace(str(folder), "F") for fault in read(folder, **kwargs).faults]
+    return [fault.replace(str(folder), "F") for fault in read_shards(folder, **kwargs).faults]
 
 
 def beside(folder, **kwargs):
-    return read(folder, **kwargs).beside
+    return read_shards(folder, **kwargs).beside
 
 
 def test_files_that_are_missing_cut_off_or_too_long_are_named(folder):
@@ -108,7 +108,7 @@ def test_one_file_needs_no_index_where_it_is_the_whole_checkpoint(folder):
     (folder / "one.safetensors").rename(folder / SINGLE)
     (folder / "two.safetensors").unlink()
     assert faults(folder)[0].startswith(f"{INDEX} cannot be read: ")
-    assert (faults(folder, alone=True), [*read(folder, alone=True).entries]) == ([], ["a", "b"])
+    assert (faults(folder, alone=True), [*read_shards(folder, alone=True).entries]) == ([], ["a", "b"])
     write(folder / "adapter_model.safetensors", lora=(2,))
     says = f"lora is in adapter_model.safetensors, beside {SINGLE}"
     assert (faults(folder, alone=True), beside(folder, alone=True)) == ([], {"adapter_model.safetensors": says})
@@ -117,7 +117,7 @@ def test_one_file_needs_no_index_where_it_is_the_whole_checkpoint(folder):
 @pytest.mark.parametrize("text", ["[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": "one.safe', "\xff"])
 def test_an_index_of_another_kind_is_a_fault(folder, text):
     (folder / INDEX).write_text(text, encoding="latin-1")
-    there = read(folder)
+    there = read_shards(folder)
     assert there.faults[0].startswith(f"{INDEX} cannot be read: ")
     assert there.files.keys() == {"a", "b", "c"}
 
@@ -126,7 +126,7 @@ def test_an_index_may_leave_out_the_total(folder):
     text = json.loads((folder / INDEX).read_text())
     for metadata in ({}, None):
         (folder / INDEX).write_text(json.dumps(text | {"metadata": metadata}))
-        assert (read(folder).total, read(folder).faults) == (None, ())
+        assert (read_shards(folder).total, read_shards(folder).faults) == (None, ())
 
 
 def test_it_needs_neither_torch_nor_megatron():

@@ -23,7 +23,7 @@ def sequences(*wanted):
 
 
 def planned(*words):
-    return planner.plan(compose_recipe(list(words)), sequences(*LIMI))
+    return planner.make_plan(compose_recipe(list(words)), sequences(*LIMI))
 
 
 # Why a shipped combination may not be planned; everything else must be.
@@ -138,7 +138,7 @@ def test_the_released_recipe_stands_beside_ours_with_the_speed_up():
     assert summary["layout"]["reasons"]["tp"].endswith("x the time")
     assert len(summary["alternatives"]) == 10
     assert "does not divide 8 ranks" in planner.released(planned("model=qwen3-8b"))
-    few = planner.plan(compose_recipe(["model=glm4.5"]), sequences(*[15_000] * 9))
+    few = planner.make_plan(compose_recipe(["model=glm4.5"]), sequences(*[15_000] * 9))
     assert "no batch of 64 from 18 rows" in planner.released(few)
     odd = planned("model=qwen3-32b", "cluster.nodes=12")
     assert "does not divide 96 ranks" in planner.released(odd)
@@ -163,7 +163,7 @@ def test_what_the_command_line_fixes_stays():
 
 
 def test_nothing_is_predicted_for_a_cpu():
-    made = planner.plan(compose_recipe([]), sequences(*[500] * 20))
+    made = planner.make_plan(compose_recipe([]), sequences(*[500] * 20))
     assert made.clock is None and made.step_seconds == []
     assert plan_summary.summary(made, "none")["time"] is None
     assert made.verdict is Verdict.fits
@@ -174,7 +174,7 @@ def test_table_and_page_show_the_plan(words):
     made = planned(*words)
     summary = plan_summary.summary(made, planner.released(made))
     console = Console(width=100, file=io.StringIO())
-    for part in plan_table.show(summary):
+    for part in plan_table.plan_tables(summary):
         console.print(part)
     text = console.file.getvalue()
     for said in (

@@ -32,7 +32,7 @@ def tiny(monkeypatch):
 
 def bench(tmp_path, *words, of=(TINY, BESIDE)):
     console = Console(file=io.StringIO(), width=400)
-    run.run(compose_recipe([f"cluster.root={tmp_path}", *words]), console, of)
+    run.bench_gpu(compose_recipe([f"cluster.root={tmp_path}", *words]), console, of)
     return console.file.getvalue()
 
 
@@ -65,11 +65,11 @@ def test_without_the_gpu_it_says_so(monkeypatch):
     here = run.environment_here()
     monkeypatch.setattr(run, "environment_here", lambda: dict(here))
     with pytest.raises(PreflightError, match="needs H100 or H200, but this machine has no GPU"):
-        run.run(compose_recipe([]), Console(file=io.StringIO()))
+        run.bench_gpu(compose_recipe([]), Console(file=io.StringIO()))
     with pytest.raises(PreflightError, match="needs H200, but this machine has no GPU"):
-        run.run(compose_recipe(["cluster=h200x1"]), Console(file=io.StringIO()))
+        run.bench_gpu(compose_recipe(["cluster=h200x1"]), Console(file=io.StringIO()))
     with pytest.raises(ConfigError, match="measures one GPU"):
-        run.show(compose_recipe(["cluster=h100x8"]), Console(file=io.StringIO()))
+        run.show_bench_gpu(compose_recipe(["cluster=h100x8"]), Console(file=io.StringIO()))
 
 
 @pytest.mark.slow
@@ -114,7 +114,7 @@ def test_both_sides_train_the_same(tmp_path):
     layout = "layout.recompute=linear layout.offload=true layout.optimizer_state=offloaded layout.loss_chunk=256"
     steps = "layout.max_tokens_per_gpu=600 optim.batch_size=3 optim.epochs=2"
     recipe = compose_recipe([*words.split(), *layout.split(), *steps.split(), f"cluster.root={tmp_path}"])
-    plan = planner.plan(recipe, Sequences(range(3), TINY.sequences, "drawn at random"))
+    plan = planner.make_plan(recipe, Sequences(range(3), TINY.sequences, "drawn at random"))
     measurement.write_case(tmp_path, Planned(TINY, plan))
     for part in PARTS:
         assert run.measured(tmp_path, part, 120), (tmp_path / f"{part}.log").read_text()

@@ -28,9 +28,9 @@ def here(request, root, tmp_path, monkeypatch):
         json.dumps({"data": {"folder": str(data.folder)}, "heldout": None, "rehearsal": False})
     )
     monkeypatch.setenv(job.RUN, str(tmp_path))
-    rollout.plan.cache_clear()
+    rollout.run_plan.cache_clear()
     yield plan
-    rollout.plan.cache_clear()
+    rollout.run_plan.cache_clear()
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def manager(monkeypatch):
 
 
 def test_a_job_finds_the_recipe_it_was_made_of(here):
-    assert rollout.plan().recipe == here.recipe
+    assert rollout.run_plan().recipe == here.recipe
     assert from_yaml(Path(os.environ[job.RUN], "config.yaml")) == here.recipe
 
 

@@ -38,7 +38,7 @@ def test_a_step_s_time_is_without_the_held_out_loss_after_it(log, monkeypatch):
     log.end(peak_gb=0.5)
     # The held-out loss takes its time here.
     told(0, 2.0)
-    (line,) = metrics.read(log.metrics.path)
+    (line,) = metrics.read_metrics(log.metrics.path)
     assert line["time"]["step_s"] == pytest.approx(0.1)
     assert line["time"]["peak_gb"] == 0.5
     assert (line["step"], line["loss"], line["lr"]) == (1, 2.0, 1e-3)
