@@ -28,6 +28,8 @@ from recipes.paths import REPO, in_ray_job
 LOG = "train.log"  # output of slime and its processes; every start appends
 _POLL_S = 0.5
 
+DRIVER = REPO / "launch" / "slime" / "hooks" / "driver.py"
+
 
 def train_through_slime(plan: Plan, run: RunFolder, console: Console) -> Path:
     """Train from the last complete checkpoint (or the base) to the last step. Return the last checkpoint.
@@ -130,7 +132,7 @@ class Slime:
         with (self.run.root / LOG).open("ab") as log:
             self.logged = log.tell()
             self._process = subprocess.Popen(
-                [python, str(REPO / "launch" / "slime" / "driver.py"), str(self.run.root)],
+                [python, str(DRIVER), str(self.run.root)],
                 env={**own, **os.environ, **job_json["env_vars"]},
                 cwd=self.run.root,
                 stdin=subprocess.DEVNULL,

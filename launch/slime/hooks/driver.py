@@ -1,4 +1,4 @@
-"""Script that runs slime: `python launch/slime/driver.py RUN_FOLDER`, started by the Python that has slime.
+"""Script that runs slime: `python launch/slime/hooks/driver.py RUN_FOLDER`, started by the Python that has slime.
 
 It connects to Ray with the environment from `job.json`, which every process gets, and runs slime's own script in this process. If
 any process of the job raises one of the project's own errors, the driver writes it to the run folder.
