@@ -71,7 +71,7 @@ def _run(words: list[str]) -> None:
         stage = stages.STAGES[name]
         recipe = compose_recipe(overrides, name)
         stages.refuse_anew(stage, recipe)
-        stages.check_overrides(stage, recipe.words)
+        stages.check_overrides(stage, recipe.overrides)
         if stage.name != "fetch":
             recipe = fetched(recipe)
         console = Console(soft_wrap=True, markup=False, highlight=False)

@@ -312,7 +312,7 @@ class Recipe:
     """Every option of a command."""
 
     run: str = MISSING  # name of the run: up to 100 letters, digits, '.', '_' and '-'
-    words: list[str] = field(default_factory=list)  # set by the program: the overrides of the command line, unchanged
+    overrides: list[str] = field(default_factory=list)  # set by the program: those of the command line, unchanged
     seed: int = MISSING  # seed of random initial weights, of the shuffled epochs and of the sanity check's samples
     dry_run: bool = False  # only print the resolved recipe and what would run
     anew: bool = False  # `train`: start at the first step, and move the existing run folder aside

@@ -27,7 +27,7 @@ def show_dry_run(stage: Stage, recipe: Recipe, console: Console) -> None:
 
         run.show_bench_gpu(recipe, console)
         return
-    console.print(annotated(to_yaml(recipe), origins(recipe.words, stage.name)))
+    console.print(annotated(to_yaml(recipe), origins(recipe.overrides, stage.name)))
     console.print(f"would run: {stage.name} ({stage.does})")
     console.print(
         f"  data     {recipe.data.path} and {recipe.data.heldout or 'nothing held out'}, packed into {recipe.data.out}"

@@ -106,7 +106,7 @@ def slurm(recipe: Recipe) -> str:
     _check(recipe, "slurm")
     c = recipe.cluster
     numbers = {"gpus": c.gpus_per_node, "port": 6379, "others": c.nodes - 1}
-    words = [w for w in recipe.words if not w.startswith("cluster.address=")]
+    words = [w for w in recipe.overrides if not w.startswith("cluster.address=")]
     return _SLURM.format(
         **numbers,
         run=recipe.run,
@@ -187,7 +187,7 @@ def _check(recipe: Recipe, target: str) -> None:
             f"cluster=local is this machine, but {target} needs nodes",
             "write cluster=h100x8, or another cluster with GPUs",
         )
-    if c.root == local_root() and not any(w.startswith("cluster.root=") for w in recipe.words):
+    if c.root == local_root() and not any(w.startswith("cluster.root=") for w in recipe.overrides):
         raise ConfigError(
             f"{target} runs on other machines",
             "write cluster.root=FOLDER on the command line, with a folder that every node sees",

@@ -19,7 +19,7 @@ KILLED_S = 30.0  # Ray reports the end of a job within this time after killing i
 
 def entrypoint(stage: str, recipe: Recipe, script: str = "launch/limi.py") -> str:
     """Return the job's command line, quoted for a shell: the overrides as typed, without the cluster's address."""
-    words = [w for w in recipe.words if not w.startswith("cluster.address=")]
+    words = [w for w in recipe.overrides if not w.startswith("cluster.address=")]
     return shlex.join(["python3", script, stage, *words])
 
 

@@ -92,7 +92,7 @@ def _counted(r: Recipe) -> str:
 
 def _larger(r: Recipe) -> str:
     """Return the fix for a model that is too large for the recipe's cluster: the cluster of the model's own file."""
-    usual = compose_recipe([w for w in r.words if w.startswith("model=")])
+    usual = compose_recipe([w for w in r.overrides if w.startswith("model=")])
     if usual.gpu.memory_mib is None:
         return f"write a smaller model; {_HERE}"
     if usual.cluster.name == r.cluster.name:

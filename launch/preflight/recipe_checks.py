@@ -110,7 +110,7 @@ def paths(r: Recipe) -> Found:
 def warmup_once(r: Recipe) -> Found:
     optim = r.optim
     passed = [f"engine.args.{name}" for name in r.engine.args if name.replace("-", "_").startswith("lr_warmup")]
-    typed = [word for word in r.words if word.startswith("optim.warmup_steps=")]
+    typed = [word for word in r.overrides if word.startswith("optim.warmup_steps=")]
     own = f"warmup_steps {optim.warmup_steps}" if optim.warmup_fraction is None else f"fraction {optim.warmup_fraction}"
     if passed:
         return Found(

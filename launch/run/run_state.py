@@ -153,7 +153,7 @@ def finished(recipe: Recipe, state: State) -> str:
     if heldout:
         figures.append(f"held-out loss {heldout[0]:.4f} → {heldout[-1]:.4f}")
     figures.append(f"{len(json.loads((root / 'sanity.json').read_text(encoding='utf-8')))} checks, none failed")
-    again = commands.of_run("sanity", recipe, *(w for w in recipe.words if w.startswith("sanity.")))
+    again = commands.of_run("sanity", recipe, *(w for w in recipe.overrides if w.startswith("sanity.")))
     # An export without its MTP layers cannot be the base of the same recipe.
     further = [] if recipe.model.mtp_layers and recipe.model.mtp is Mtp.drop else [_TRAIN_FURTHER.format(root / "hf")]
     return "\n".join(

@@ -40,7 +40,7 @@ def own_recipe(asked: Recipe) -> Recipe:
     if not (run / "config.yaml").is_file():
         there = sorted(p.parent.name for p in run.parent.glob("*/config.yaml"))
         raise ConfigError(f"there is no run '{run}'", f"write run=NAME, one of: {', '.join(there) or 'none is there'}")
-    names = [word.partition("=")[0] for word in asked.words]
+    names = [word.partition("=")[0] for word in asked.overrides]
     if unused := [name for name in names if name not in _ALLOWED]:
         raise ConfigError(
             f"{', '.join(unused)}: the recipe is the run's own, '{run / 'config.yaml'}'",
@@ -139,7 +139,7 @@ def exported(asked: Recipe) -> tuple[Recipe, Path]:
             f"write checkpoint=FOLDER (make: CHECKPOINT=FOLDER) of an export, one of: "
             f"{', '.join(there) or 'none is there'}",
         )
-    names = [word.partition("=")[0] for word in asked.words]
+    names = [word.partition("=")[0] for word in asked.overrides]
     if (folder.parent / "config.yaml").is_file():
         return _served(asked, folder.parent, names), folder
     if "model" not in names:

@@ -66,7 +66,7 @@ def again(stage: str, recipe: Recipe, checkpoint: Path) -> str:
     More overrides can be appended to it.
     """
     if not (checkpoint.parent / "config.yaml").is_file():
-        return shlex.join(["make", stage, *(w for w in recipe.words if not w.startswith("sanity.timeout="))])
+        return shlex.join(["make", stage, *(w for w in recipe.overrides if not w.startswith("sanity.timeout="))])
     if checkpoint.name == "hf":
         return commands.of_run(stage, recipe)
     return commands.of_place(stage, recipe, f"checkpoint={checkpoint}")

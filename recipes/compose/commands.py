@@ -13,7 +13,7 @@ def of_words(target: str, r: Recipe, cluster: str | None = None) -> str:
 
     cluster: another cluster; it replaces all overrides of machines except `cluster.root`.
     """
-    words = r.words
+    words = r.overrides
     if cluster is not None:
         kept = [w for w in words if w.startswith("cluster.root=") or not w.startswith(_OF_MACHINES)]
         words = [*kept, f"cluster={cluster}"]

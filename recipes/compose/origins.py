@@ -9,34 +9,34 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from recipes.compose.options import GROUPS, NAMES
-from recipes.compose.overrides import overrides
+from recipes.compose.overrides import checked
 from recipes.paths import CONF
 
 COMMAND_LINE, SCHEMA = "command line", "recipes/config.py"
 _COLUMN = 40  # where the origin begins
 
 
-def origins(words: Sequence[str], stage: str = "train") -> dict[str, str]:
-    """Return for every option what set its value last. words: overrides that `compose_recipe` accepts."""
+def origins(overrides: Sequence[str], stage: str = "train") -> dict[str, str]:
+    """Return for every option what set its value last. overrides: those that `compose_recipe` accepts."""
     found = dict.fromkeys(NAMES, SCHEMA)
-    for path, package in _files(overrides(words, stage)):
+    for path, package in _files(checked(overrides, stage)):
         values = OmegaConf.load(CONF / f"{path}.yaml")
         prefix = f"{package}." if package else ""
         for name in NAMES:
             if name.startswith(prefix) and _has(values, name.removeprefix(prefix)):
                 found[name] = f"hydra_conf/{path}.yaml"
-    for word in words:
+    for word in overrides:
         name = word.partition("=")[0]
         if name not in GROUPS:
             found[name] = COMMAND_LINE
     return found
 
 
-def _files(checked: list[str]) -> list[tuple[str, str]]:
+def _files(legal: list[str]) -> list[tuple[str, str]]:
     """The files of a composition in the order in which Hydra merges them, each with the option that its values belong to."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
-        merged = loader.compute_defaults_list("limi", checked, RunMode.RUN).defaults
+        merged = loader.compute_defaults_list("limi", legal, RunMode.RUN).defaults
     return [
         (one.config_path, one.package or "")
         for one in merged

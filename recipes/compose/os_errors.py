@@ -67,7 +67,7 @@ def _option(path: str, recipe: Recipe) -> tuple[str, str] | None:
     whole = {name: os.path.abspath(value) for name, value in values.items()}
     outside = sorted((n for n, v in whole.items() if _within(path, v)), key=lambda n: -len(whole[n]))
     inside = [n for n, v in whole.items() if _within(v, path)]
-    typed = {word.partition("=")[0] for word in recipe.words}
+    typed = {word.partition("=")[0] for word in recipe.overrides}
     for name in (*outside, *inside):
         if name in typed:
             return name, values[name]

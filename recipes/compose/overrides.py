@@ -13,7 +13,7 @@ from recipes.compose.values import SECRET
 from recipes.errors import ConfigError
 
 
-def overrides(words: Sequence[str], stage: str) -> list[str]:
+def checked(words: Sequence[str], stage: str) -> list[str]:
     """Return the words in Hydra's grammar. stage: target of the command, for the advice on several runs.
 
     Raise `ConfigError` if a name is unknown, a value is not allowed, or a word is not exactly one override.

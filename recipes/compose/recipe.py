@@ -8,13 +8,13 @@ from typing import cast
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 from recipes.compose.conf_files import check_conf, check_yaml
 from recipes.compose.kinds import shown
-from recipes.compose.overrides import overrides
+from recipes.compose.overrides import checked
 from recipes.compose.values import check_values
 from recipes.config import Recipe
 from recipes.errors import ConfigError
@@ -26,32 +26,34 @@ OmegaConf.register_new_resolver("local_root", local_root, replace=True)
 ConfigStore.instance().store(name="schema", node=Recipe)
 
 
-def compose_recipe(words: Sequence[str], stage: str = "train") -> Recipe:
+def compose_recipe(overrides: Sequence[str], stage: str = "train") -> Recipe:
     """Return the recipe of `hydra_conf/limi.yaml` with these overrides. Check every name, type and layout rule.
 
     stage: target of the command. Raise `ConfigError` for a wrong name or value; its fix is what was probably meant.
     """
-    checked = overrides(words, stage)
+    legal = checked(overrides, stage)
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            raw = compose("limi", checked)
+            raw = compose("limi", legal)
         recipe = cast(Recipe, OmegaConf.to_object(raw))
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
         check_conf(CONF)  # names an edited file and its line
         if isinstance(error, OSError) and not isinstance(error, HydraException):
             raise
-        raise _explained(error, words) from error
-    recipe.words = list(words)
+        raise _explained(error, overrides) from error
+    recipe.overrides = list(overrides)
     check_values(recipe)
     if recipe.layout.search:
-        recipe.layout.fixed = [w.partition("=")[0].removeprefix("layout.") for w in words if w.startswith("layout.")]
+        recipe.layout.fixed = [
+            w.partition("=")[0].removeprefix("layout.") for w in overrides if w.startswith("layout.")
+        ]
     else:
         check_layout(recipe)
     return recipe
 
 
-def _explained(error: BaseException, words: Sequence[str]) -> ConfigError:
-    """Return the error for a recipe whose words are each correct but do not compose."""
+def _explained(error: BaseException, overrides: Sequence[str]) -> ConfigError:
+    """Return the error for a recipe whose overrides are each correct but do not compose."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = str(error)
@@ -62,7 +64,7 @@ def _explained(error: BaseException, words: Sequence[str]) -> ConfigError:
         return ConfigError(
             f"experiment=released is of LIMI's own models, and not of {missing[1]}", "write model=qwen3-4b"
         )
-    taken = [word for word in words if "${" in word]
+    taken = [word for word in overrides if "${" in word]
     if taken:
         word = next((w for w in taken if key and w.startswith(f"{key[1]}=")), taken[0])
         return ConfigError(
@@ -79,7 +81,10 @@ def from_yaml(path: Path) -> Recipe:
     """Return the recipe that `to_yaml` wrote. Raise `ConfigError` if another version wrote the file or an edit broke it."""
     check_yaml(path)
     try:
-        return cast(Recipe, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.load(path))))
+        written = cast(DictConfig, OmegaConf.load(path))
+        if "words" in written:  # as versions before 2026-12 call the overrides
+            written["overrides"] = written.pop("words")
+        return cast(Recipe, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), written)))
     except (OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(
             f"'{path}' is no recipe of this version: {str(error).splitlines()[0]}", "fix that line there"

@@ -74,7 +74,7 @@ def machine_words(recipe: Recipe, cluster: str) -> list[str]:
             f"bench-gpu measures one GPU, but cluster={recipe.cluster.name} has more", "write cluster=h100x1"
         )
     shared = ("cluster.", "gpu.", "layout.", "optim.lr=")
-    words = [w for w in recipe.words if w.startswith(shared) and not w.startswith("cluster.root")]
+    words = [w for w in recipe.overrides if w.startswith(shared) and not w.startswith("cluster.root")]
     return [f"cluster={recipe.cluster.name if named else cluster}", f"cluster.root={recipe.cluster.root}", *words]
 
 

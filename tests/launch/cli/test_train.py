@@ -239,7 +239,7 @@ def test_anew_moves_the_run_aside_and_says_that_it_is_for_once(default_run, root
 )
 def test_what_is_done_is_not_done_again_by_either_engine(root, tmp_path, state, engine, done, monkeypatch):
     recipe, run = run_in(state, root, f"run=goes-on-{tmp_path.name}", f"engine={engine}")
-    now, did = compose_recipe([*recipe.words, "sanity.timeout=987", "engine.timeout=654"]), []
+    now, did = compose_recipe([*recipe.overrides, "sanity.timeout=987", "engine.timeout=654"]), []
 
     def trained(plan, run, console):
         did.append("train")

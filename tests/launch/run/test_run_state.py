@@ -173,10 +173,10 @@ def test_a_trained_run_with_nothing_whole_left_is_refused_and_not_trained_again(
 def test_the_export_is_of_the_recipe_s_mtp_layers(made):
     recipe, _ = made(Reached.passed, "model=glm4.5-tiny")
     assert run_state.of(recipe).reached is Reached.passed
-    dropped = compose_recipe([*recipe.words, "model.mtp=drop"])
+    dropped = compose_recipe([*recipe.overrides, "model.mtp=drop"])
     assert run_state.of(dropped).reached is Reached.trained
     assert (
-        run_state.of(compose_recipe([f"run={recipe.run}", "model=qwen3-tiny", *recipe.words[:1]])).reached
+        run_state.of(compose_recipe([f"run={recipe.run}", "model=qwen3-tiny", *recipe.overrides[:1]])).reached
         is Reached.passed
     )
 
@@ -193,7 +193,7 @@ def test_an_export_of_an_earlier_step_is_not_the_run_s(made):
 def test_a_dry_run_says_what_would_be_done(made, engine):
     recipe, run = made(Reached.failed, engine)
     before = content(run.root)
-    words = [*recipe.words, "dry_run=true"]
+    words = [*recipe.overrides, "dry_run=true"]
     assert (
         f"{recipe.run} is trained and exported (20 steps, nothing of which is trained again): checks the export again; failed checks: "
         in (limi("train", *words).stdout)
@@ -230,7 +230,7 @@ def test_a_finished_run_is_left_as_it_is_though_its_base_is_gone(tmp_path, engin
     shutil.rmtree(recipe.data.out)
     before = content(tmp_path)
     done = subprocess.run(
-        [sys.executable, "-c", QUICK, "train", *recipe.words], cwd=REPO, capture_output=True, text=True
+        [sys.executable, "-c", QUICK, "train", *recipe.overrides], cwd=REPO, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert "done is finished (20 steps" in done.stdout and "loss 6.6000 → 6.6000, held-out loss 6.5000" in done.stdout

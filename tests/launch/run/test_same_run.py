@@ -25,7 +25,7 @@ def finished(root, tmp_path_factory):
     base = f"model.checkpoint={shutil.copytree(recipe_of(root)[0].model.checkpoint, folder / 'base')}"
     words = ["run=same", f"cluster.root={folder}", base, f"data.path={files[0]}", f"data.heldout={files[1]}"]
     recipe, run = run_in(Reached.passed, folder, *words)
-    return recipe.words, run.root, files
+    return recipe.overrides, run.root, files
 
 
 def asked(words, *more) -> Recipe:
@@ -142,7 +142,7 @@ def test_the_command_refuses_another_recipe_before_anything_else_and_changes_not
         recipe, run = run_in(state, root, f"run=refused-{tmp_path.name}-{state.name}", engine)
         save(run, 10)
         before = content(run.root)
-        done = limi("train", *recipe.words, "optim.lr=0.5")
+        done = limi("train", *recipe.overrides, "optim.lr=0.5")
         assert done.returncode == 2
         assert "(optim.lr=0.006 there, 0.5 here); write run=OTHER, or anew=true" in done.stderr
         assert not done.stdout

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from recipes.compose.options import NAMES, override
-from recipes.compose.overrides import overrides
+from recipes.compose.overrides import checked
 from recipes.compose.recipe import compose_recipe
 from recipes.errors import ConfigError
 
@@ -163,7 +163,7 @@ def test_a_right_word_is_taken(word):
 
 def test_advice_on_a_list_is_the_whole_command_with_a_run_of_its_own_each():
     with pytest.raises(ConfigError) as error:
-        overrides(["run=try", "optim.lr=1e-5,2e-5", "data.path=/my data"], "plan")
+        checked(["run=try", "optim.lr=1e-5,2e-5", "data.path=/my data"], "plan")
     first, second = error.value.fix.removeprefix("run one after the other: ").split(" && ")
     assert first == "make plan 'data.path=/my data' optim.lr=1e-5 run=try-lr-1e-5"
     made = [compose_recipe(shlex.split(command)[2:]) for command in (first, second)]
@@ -199,7 +199,7 @@ def test_text_reaches_hydra_as_typed(text):
 @settings(max_examples=500, deadline=None)
 def test_no_word_ends_otherwise_than_in_our_words(name, before, equals, value):
     try:
-        for word in overrides([before + name + equals + value], "train"):
+        for word in checked([before + name + equals + value], "train"):
             read(word)  # Hydra's grammar takes every word that is not refused
     except ConfigError as error:
         assert error.fix

@@ -1,7 +1,7 @@
 import pytest
 
 from recipes.compose.options import leaves
-from recipes.compose.recipe import compose_recipe
+from recipes.compose.recipe import compose_recipe, from_yaml, to_yaml
 from recipes.config import Family
 from recipes.errors import ConfigError
 
@@ -96,3 +96,9 @@ def test_every_leaf_has_a_type():
 def test_a_value_that_must_be_given_is_asked_for():
     with pytest.raises(ConfigError, match=r"data\.path is not set; write data\.path=VALUE"):
         compose_recipe(["data=openai"])
+
+
+def test_a_run_of_an_earlier_version_calls_its_overrides_words(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(compose_recipe(["optim.lr=1e-5"])).replace("overrides:", "words:"))
+    assert from_yaml(path).overrides == ["optim.lr=1e-5"]
