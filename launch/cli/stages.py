@@ -51,7 +51,7 @@ _STAGES = (
     Stage("check", "everything that would end or spoil a run, before a GPU is held", "launch.cli.before_training:check", True),
     Stage("parity", "train the tiny models in every layout of the embedded engine, compared with one rank",
           "launch.bench.parity:show_parity", only=("dry_run",)),
-    Stage("bench", "measure the schedule, planning, the embedded engine, and the data stage against the tokenizer alone",
+    Stage("bench", "measure the schedule, planning, the embedded engine, the sandbox, and the data stage against the tokenizer alone",
           "launch.bench.bench:run_bench", only=("dry_run", "cluster.root", "model", "model.checkpoint")),
     Stage("bench-gpu", "measure the embedded engine on one GPU, compared with transformers, a roofline, and the plan",
           "launch.bench.gpu.run:bench_gpu", own=("limit_s",)),
