@@ -2,7 +2,8 @@
 
 Each checkout first records what it does, by its own command line, in `record/`: the packed sequences of every golden case; `plan.json`
 and the `argv` of `job.json` of every model, cluster and experiment; metrics and weights of the two default runs and of five layouts.
-Then both records are compared. Not compared are times, paths, keys and hashes of code; `RENAMED` lists names of modules in `argv`.
+Then both records are compared. Not compared are times, paths, keys and hashes of code, and the words of errors and warnings; `RENAMED`
+maps the names of modules in the old `argv`.
 """
 
 import argparse
@@ -30,13 +31,19 @@ LAYOUTS = {
     "glm-tp2-sp-ep2": "model=glm4.5-tiny layout.tp=2 layout.sp=true layout.ep=2",
     "linear-offloaded": "model=qwen3-tiny layout.recompute=linear layout.offload=true",
 }
-RENAMED = {
-    "launch.slime.hooks.rollout": "launch.slime.hooks.rollout",
-    "launch.slime.hooks.steps": "launch.slime.hooks.steps",
-    "launch.slime.hooks.yarn": "launch.slime.hooks.yarn",
-    "launch/slime/driver.py": "launch/slime/hooks/driver.py",
-}
-_APART = ("time", "seconds", "folder", "path", "key", "code", "root", "search_s", "checkpoint")  # keys of plan.json
+RENAMED = {f"launch.slime.{name}": f"launch.slime.hooks.{name}" for name in ("rollout", "steps", "yarn")}
+_APART = (
+    "warnings",
+    "time",
+    "seconds",
+    "folder",
+    "path",
+    "key",
+    "code",
+    "root",
+    "search_s",
+    "checkpoint",
+)  # keys of plan.json
 
 
 def record(folder: Path, trains: bool) -> None:
@@ -90,13 +97,30 @@ def differences(old: Path, new: Path) -> Iterator[str]:
     said = [json.loads((folder / "said.json").read_text(encoding="utf-8")) for folder in (old, new)]
     for name in said[0].keys() | said[1].keys():
         texts = [_plain(one.get(name, "not run"), folder) for one, folder in zip(said, (old, new), strict=True)]
-        if texts[0] != texts[1]:
+        if _kind(texts[0]) != _kind(texts[1]):
             yield f"{name}: {texts[0][:300]!r} became {texts[1][:300]!r}"
     for name, read in {"packed": _packed, "root/plans": _plans, "root/runs": _runs}.items():
         before, after = read(old / name, old), read(new / name, new)
         for key in sorted(before.keys() | after.keys()):
-            if before.get(key) != after.get(key):
-                yield f"{name} {key}: {str(before.get(key))[:200]} became {str(after.get(key))[:200]}"
+            for place, (was, now) in _unlike(before.get(key), after.get(key)):
+                yield f"{name} {key}{place}: {str(was)[:200]} became {str(now)[:200]}"
+
+
+def _unlike(was: Any, now: Any, place: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """Where two values differ, as deep as they are alike around it."""
+    if isinstance(was, dict) and isinstance(now, dict) and was.keys() == now.keys():
+        for key in was:
+            yield from _unlike(was[key], now[key], f"{place} {key}")
+    elif isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+        for n, pair in enumerate(zip(was, now, strict=True)):
+            yield from _unlike(*pair, f"{place} {n}")
+    elif was != now:
+        yield place, (was, now)
+
+
+def _kind(text: str) -> list[str]:
+    """The exit status and the class of an error, whose words may change; all of anything else."""
+    return re.findall(r"^\d+|\w+Error(?=: )", text) if text[:1].isdigit() else [text]
 
 
 def _plain(text: str, folder: Path) -> str:
@@ -110,10 +134,10 @@ def _packed(folder: Path, of: Path) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
     columns = ["id", "segment", "length", "supervised", "tokens", "loss_spans"]
-    return {
-        p.relative_to(folder).parts[0]: pq.read_table(p, columns=columns).to_pylist()
-        for p in folder.rglob("sequences.parquet")
-    }
+    found: dict[str, Any] = {}
+    for path in folder.rglob("sequences.parquet"):  # of the case, and of the sample's held-out trajectories
+        found.setdefault(path.relative_to(folder).parts[0], []).append(pq.read_table(path, columns=columns).to_pylist())
+    return {case: sorted(tables, key=str) for case, tables in found.items()}
 
 
 def _plans(folder: Path, of: Path) -> dict[str, Any]:
