@@ -31,7 +31,7 @@ NONE = "not measured"
 
 
 def show_table(console: Console, rows: Sequence[tuple[Planned, dict[str, Any]]]) -> None:
-    """Print the table as Markdown for `launch/README.md`, then the versions, and the rates for `hydra_conf/gpu`."""
+    """Print the table as Markdown for `launch/bench/GPU.md`, then the versions, and the rates for `hydra_conf/gpu`."""
     console.print(f"\n| {' | '.join(HEAD)} |\n{'|---' * len(HEAD)}|")
     for row in sorted(rows, key=lambda row: row[0].case.parts != PARTS):
         console.print(line(*row))
