@@ -1,7 +1,7 @@
-# One command a stage. `make` sets itself up: one virtual environment, every version pinned by LOCK, which is constraints-gpu.txt
-# where NVIDIA's driver is at the first set-up and constraints.txt elsewhere; LOCK=FILE on the line chooses, and makes it anew.
-# Every `name=value` on make's command line goes to Hydra; MODEL=x is short for model=x, STEP=n for step=n,
-# CHECKPOINT=f for checkpoint=f, BASE=f for model.checkpoint=f.
+# One command a stage. `make` sets up one virtual environment, with every version pinned by LOCK: constraints-gpu.txt if the machine has
+# NVIDIA's driver at the first set-up, otherwise constraints.txt. LOCK=FILE chooses a lock and rebuilds the environment.
+# Every `name=value` on the command line goes to Hydra. MODEL=x is short for model=x, STEP=n for step=n, CHECKPOINT=f for checkpoint=f,
+# BASE=f for model.checkpoint=f.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
