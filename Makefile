@@ -194,11 +194,11 @@ lint: $(READY) ## Ruff and mypy
 PYTEST := $(BIN)/python -m pytest --durations=20 --durations-min=0.5
 
 .PHONY: test-quick
-test-quick: $(READY) ## Lint, and beside it the tests that start nothing: within 90 seconds on two cores
+test-quick: $(READY) ## Lint, and beside it the tests that start nothing: about two minutes on two cores
 	@$(LINT) & $(PYTEST) -m 'not (run or slow or contract)' -n 2 --dist worksteal && wait $$!
 
 .PHONY: test
-test: test-quick ## The quick tests, and whole trainings, servers and kills: within ten minutes on two cores
+test: test-quick ## The quick tests, and whole trainings, servers and kills: about a quarter of an hour
 	@$(PYTEST) -m 'run and not (slow or contract)' -n 2 --dist loadfile
 
 .PHONY: test-all

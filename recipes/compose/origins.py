@@ -20,7 +20,7 @@ def origins(overrides: Sequence[str], stage: str = "train") -> dict[str, str]:
     """Return for every option what set its value last. overrides: those that `compose_recipe` accepts."""
     found = dict.fromkeys(NAMES, SCHEMA)
     for path, package in _files(checked(overrides, stage)):
-        values = OmegaConf.load(CONF / f"{path}.yaml")
+        values = OmegaConf.to_container(OmegaConf.load(CONF / f"{path}.yaml"))
         prefix = f"{package}." if package else ""
         for name in NAMES:
             if name.startswith(prefix) and _has(values, name.removeprefix(prefix)):
@@ -46,9 +46,9 @@ def _files(legal: list[str]) -> list[tuple[str, str]]:
 
 def _has(values: Any, name: str) -> bool:
     for part in name.split("."):
-        if not OmegaConf.is_dict(values) or part not in values:
+        if not isinstance(values, dict) or part not in values:
             return False
-        values = values._get_node(part)
+        values = values[part]
     return True
 
 
