@@ -55,7 +55,8 @@ def _inputs(recipe: Recipe) -> dict[str, Any]:
     # The base has unscaled positions for every recipe.
     excluded = ("checkpoint", "mtp", "native_context", "rope", "rope_factor")
     dimensions = {k: getattr(v, "value", v) for k, v in vars(recipe.model).items() if k not in excluded}
-    sources = [SAMPLE, template(recipe.model.family), Path(__file__)]
+    jinja = template(recipe.model.family)
+    sources = [SAMPLE, jinja, jinja.with_suffix(".py"), Path(__file__)]  # the family's file has its special tokens
     return {"seed": recipe.seed, "model": dimensions, "sources": {p.name: sha256(p) for p in sources}}
 
 
