@@ -1,4 +1,4 @@
-"""Shared by all tests: the reference folder where there is one, and an environment of their own for Ray."""
+"""Fixtures of all tests: the reference folder, if there is one, and a separate environment for Ray."""
 
 import functools
 import os
@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 @pytest.fixture(scope="session")
 def reference() -> Path:
-    """Official templates, tokenizers and configurations; tests that want them skip by name without them."""
+    """Return the folder of official templates, tokenizers and configurations. Skip the test, by name, if there is none."""
     folder = os.environ.get("LIMI_REFERENCE")
     if not folder:
         pytest.skip("LIMI_REFERENCE is not set")
@@ -28,7 +28,7 @@ def reference() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def composed_once() -> Iterator[None]:
-    """Hydra takes 70 ms for what is a function of its words."""
+    """Compose each recipe once: Hydra takes 70 ms, and the result depends on the overrides alone."""
 
     @functools.cache
     def once(name: str, overrides: tuple[str, ...]) -> Any:
@@ -41,13 +41,13 @@ def composed_once() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A `cluster.root` that tests share: tiny models and packed data sets are made in it once."""
+    """Return a `cluster.root` that tests share, so that tiny models and packed data sets are made once."""
     return tmp_path_factory.mktemp("limi")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def pool() -> Iterator[None]:
-    """Ends the ranks that tests kept for one another."""
+    """End the ranks that tests share."""
     yield
     if "tests.launch.support" in sys.modules:
         sys.modules["tests.launch.support"].POOL.close()
@@ -55,7 +55,7 @@ def pool() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def bases(root: Path) -> dict[str, Path]:
-    """Folders of the tiny models' checkpoints before training."""
+    """Return the folders of the tiny models' checkpoints before training."""
     from tests.launch.support import recipe_of
 
     return {name: Path(recipe_of(root, f"model={name}")[0].model.checkpoint) for name in ("qwen3-tiny", "glm4.5-tiny")}
