@@ -1,4 +1,4 @@
-"""Keeps the quick tests quick: one that starts Ray, a server or a training without a marker that says so fails."""
+"""A plugin that keeps quick tests quick: a test without a marker fails if it starts Ray, a server or a training."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class Guard:
-    """A plugin. test: the one that runs."""
+    """The plugin. test: the test that is running."""
 
     test: pytest.Item | None = None
 
@@ -48,7 +48,7 @@ class Guard:
 
 
 def starts(words: Sequence[str]) -> str | None:
-    """What of all that a quick test may not start this command starts."""
+    """Return what this command starts that a quick test may not start, or None."""
     names = [os.path.basename(word) for word in words]
     if RAY & {*names[:1]}:
         return "Ray"
@@ -64,7 +64,7 @@ def starts(words: Sequence[str]) -> str | None:
 
 
 def wants(marker: str, does: str) -> None:
-    """Fails the test that runs where it has neither this marker nor one of a longer kind."""
+    """Fail the running test if it has neither this marker nor one of a longer kind."""
     test = Guard.test
     if test is not None and not any(test.get_closest_marker(name) for name in MARKERS[MARKERS.index(marker) :]):
         # No test's own `except Exception` catches it.
