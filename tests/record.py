@@ -1,4 +1,4 @@
-"""A pytest plugin, `-p tests.record`: every test that ran, as it ends, a line of JSON in the file that LIMI_TEST_RECORD names."""
+"""A pytest plugin, `-p tests.record`: appends a line of JSON per finished test to the file that LIMI_TEST_RECORD names."""
 
 import json
 import os
@@ -14,7 +14,7 @@ Outcome = Literal["passed", "failed", "skipped"]
 
 @dataclass(frozen=True)
 class Ran:
-    """A test that ran, and why it was skipped."""
+    """The outcome of one test. why: the reason of a skip."""
 
     test: str
     outcome: Outcome
@@ -23,7 +23,7 @@ class Ran:
 
 
 def read(path: Path) -> list[Ran]:
-    """The tests recorded so far; a line that is being written is left."""
+    """Return the tests recorded so far, without a line that is still being written."""
     text = path.read_text() if path.exists() else ""
     return [Ran(**json.loads(line)) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
@@ -51,7 +51,7 @@ class _Recorder:
             del self.reports[report.nodeid]
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """A module that cannot be imported has failed."""
+        """Record a module that cannot be imported as failed."""
         if report.outcome == "failed":
             self._write(Ran(report.nodeid, "failed", "", 0.0))
 
@@ -61,5 +61,5 @@ class _Recorder:
 
 
 def _why(report: pytest.TestReport) -> str:
-    """Of a skip; pytest gives its place, line and reason."""
+    """Return the reason of a skip. pytest reports file, line and reason."""
     return report.longrepr[2].removeprefix("Skipped: ") if isinstance(report.longrepr, tuple) else ""
