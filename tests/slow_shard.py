@@ -35,7 +35,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 @dataclass
 class Share:
-    """Modules of a folder, run one after another until the clock says stop; what became of their tests."""
+    """Modules that run one after another until the time limit, and the outcomes of their tests."""
 
     folder: Path
     until: float  # of time.monotonic()
@@ -59,7 +59,7 @@ class Share:
                 print(f"{module}: {time.monotonic() - started:.0f} s", flush=True)
 
     def _again(self, first: Ran) -> Ran:
-        """A test that failed, tried alone. Where the clock leaves no time for it, the failure stands."""
+        """Run a failed test once more, alone. If no time is left, the failure stands."""
         print(f"\ntried once more alone: {first.test}", flush=True)
         ran, _ = self._pytest(first.test)
         again = next((r for r in ran if r.test == first.test), first)
@@ -68,7 +68,7 @@ class Share:
         return again if again.outcome == "passed" else first
 
     def _pytest(self, *words: str) -> tuple[list[Ran], str | None]:
-        """What ran of it, and why not all did."""
+        """Run pytest. Return the tests that ran, and why the others did not."""
         left = self.until - time.monotonic()
         if left <= 0:
             return [], CLOCK
@@ -90,7 +90,7 @@ class Share:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """Ends a pytest as Ctrl-C does, and then whatever is left of what it started."""
+    """End a pytest as Ctrl-C does, then every process that it left."""
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
     try:
@@ -107,7 +107,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def collected(folder: Path, marker: str) -> dict[str, list[str]]:
-    """The tests with a marker, by module."""
+    """Return the tests with a marker, by module."""
     command = [sys.executable, "-m", "pytest", "--collect-only", "--quiet", "-p", "no:cacheprovider", "-m", marker]
     env = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
@@ -121,7 +121,7 @@ def collected(folder: Path, marker: str) -> dict[str, list[str]]:
 
 
 def shares(modules: dict[str, list[str]], seconds: dict[str, float], count: int) -> list[list[str]]:
-    """The modules in `count` shares that take about as long: the longest first, each to the share with the least so far."""
+    """Return the modules in `count` shares of similar duration: the longest first, each to the shortest share so far."""
     takes = {module: seconds.get(module, UNKNOWN_S * len(some)) for module, some in modules.items()}
     made: list[list[str]] = [[] for _ in range(count)]
     for module in sorted(modules, key=lambda m: (-takes[m], m)):
@@ -130,14 +130,14 @@ def shares(modules: dict[str, list[str]], seconds: dict[str, float], count: int)
 
 
 def mine(modules: dict[str, list[str]], seconds: dict[str, float], count: int, commits: int) -> dict[str, list[str]]:
-    """The share of a number of commits, one of `count`, in the order of its turn."""
+    """Return the share, one of `count`, that this number of commits selects, rotated by its turn."""
     share = shares(modules, seconds, count)[commits % count]
     turn = commits // count % max(1, len(share))
     return {module: modules[module] for module in share[turn:] + share[:turn]}
 
 
 def said(share: Share, before: Sequence[Ran], elsewhere: int, contract: int) -> Iterator[str]:
-    """The lines at the end, of this share, of what ran before it, and of the numbers of tests in other shares and of the contract."""
+    """Yield the summary: what did not run and why, failures and flaky tests, and the totals with the tests before this share."""
     yield "\nnot run:"
     if elsewhere:
         yield f"  {tests(elsewhere)} of other shares"
@@ -160,7 +160,7 @@ def tests(count: int) -> str:
 
 
 def seconds_of(folder: Path) -> dict[str, float]:
-    """What modules took when it was last looked at."""
+    """Return the recorded seconds of each module."""
     table = folder / "tests" / "slow_seconds.json"
     found: dict[str, float] = json.loads(table.read_text()) if table.exists() else {}
     return found
