@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_prep.files import sha256, write_text
-from data_prep.hub_errors import explained, token
+from data_prep.hub_errors import explained, http, token
 from recipes import json_file
 from recipes.errors import PreflightError
 
@@ -171,8 +171,6 @@ def _fetch(remote: Listing, file: File, stop: threading.Event, advance: Callable
 
 def _stream(remote: Listing, file: File, partial: Path, stop: threading.Event, advance: Callable[[int], None]) -> None:
     """Append to the partial file until it has its full size. Reconnect after a broken connection."""
-    from httpx2 import TransportError
-
     partial.touch()
     received = partial.stat().st_size
     advance(min(received, file.size))
@@ -180,7 +178,7 @@ def _stream(remote: Listing, file: File, partial: Path, stop: threading.Event, a
     while received < file.size:
         try:
             _append(remote, file, partial, stop, advance)
-        except TransportError:
+        except http().TransportError:
             failed = 0 if partial.stat().st_size > received else failed + 1
             if failed > len(_BACKOFF_S) or stop.wait(_BACKOFF_S[max(failed - 1, 0)]):
                 raise
@@ -189,7 +187,6 @@ def _stream(remote: Listing, file: File, partial: Path, stop: threading.Event, a
 
 def _append(remote: Listing, file: File, partial: Path, stop: threading.Event, advance: Callable[[int], None]) -> None:
     """Request the missing bytes once and write them as they arrive."""
-    from httpx2 import RemoteProtocolError
     from huggingface_hub import HfApi, hf_hub_url
     from huggingface_hub.utils import (  # type: ignore[attr-defined]
         build_hf_headers,
@@ -218,7 +215,7 @@ def _append(remote: Listing, file: File, partial: Path, stop: threading.Event, a
             out.flush()
             os.fsync(out.fileno())
     if partial.stat().st_size < file.size:
-        raise RemoteProtocolError(f"the download of {file.name} ended early")
+        raise http().RemoteProtocolError(f"the download of {file.name} ended early")
 
 
 def _check_room(remote: Listing, files: Sequence[File]) -> None:

@@ -1,10 +1,11 @@
 """Turn errors of the Hugging Face hub and its HTTP library into messages with a fix; read the access token."""
 
+import importlib
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 from recipes.errors import PreflightError
 
@@ -18,10 +19,17 @@ def token() -> str | Literal[False]:
     return found or False
 
 
+def http() -> Any:
+    """Return the module of the HTTP library that the installed huggingface_hub uses: httpx2, or httpx before its version 2."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    base = next(one for one in HfHubHTTPError.__mro__ if one.__name__ == "HTTPError")
+    return importlib.import_module(base.__module__.partition(".")[0])
+
+
 @contextmanager
 def explained(kind: str, name: str) -> Iterator[None]:
     """Raise `PreflightError` if the block requests this repository from the hub and fails. kind: `model` or `dataset`."""
-    from httpx2 import HTTPError
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -56,7 +64,7 @@ def explained(kind: str, name: str) -> Iterator[None]:
             f"the commit of the unfinished download of {repository} is no longer on the hub",
             "remove its folder to fetch the newest",
         ) from error
-    except (HfHubHTTPError, HTTPError) as error:
+    except (HfHubHTTPError, http().HTTPError) as error:
         outcome = "did not give" if isinstance(error, HfHubHTTPError) else "could not be reached for"
         raise PreflightError(
             f"the hub at {constants.ENDPOINT} {outcome} {repository}: {_first_line(error)}",

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from tests.guard import pytest_configure  # noqa: F401
 REPO = Path(__file__).resolve().parents[1]
 # Tiny tensors: threads would wait for one another longer than they work. Before torch is imported, and for what tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# `nohup` ignores it, and commands that tests start would inherit that.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

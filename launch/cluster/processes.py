@@ -36,6 +36,17 @@ def in_session(leader: int) -> list[psutil.Process]:
     return members
 
 
+def with_variable(name: str, value: str) -> list[psutil.Process]:
+    """Return the processes whose environment sets the variable to this value, without this process and the ones that started it."""
+    own = {os.getpid(), *(process.pid for process in psutil.Process().parents())}
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.pid not in own and process.environ().get(name) == value:
+                found.append(process)
+    return found
+
+
 def end(processes: Iterable[psutil.Process], patience: float) -> None:
     """Wait up to `patience` seconds for the processes to end, then kill the remaining ones."""
     for left in psutil.wait_procs(list(processes), timeout=patience)[1]:

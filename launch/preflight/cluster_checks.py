@@ -186,7 +186,7 @@ def flags(r: Recipe, answering: dict[str, dict[str, Any]]) -> Found:
         return Found(f"slime's parser does not run: {failed[name]}", "it runs", fix)
     given = {word for word in arguments(r, 1, r.model.checkpoint) if word.startswith("--")}
     if unknown := sorted(given - {*said[name]}):
-        return Found(f"unknown: {', '.join(unknown)}", f"{len(said[name])} flags", here.PINNED)
+        return Found(f"unknown: {', '.join(unknown)}", f"{len(said[name])} flags", here.CHECKED)
     return Found(f"all {len(given)} are known", f"{len(said[name])} flags")
 
 

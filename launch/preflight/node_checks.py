@@ -4,13 +4,17 @@ from typing import Any
 
 from launch.preflight.checklist import Found, check
 from launch.slime.arguments import on_cpu
-from launch.slime.pins import MEGATRON, NUMPY, PACKAGES, SLIME, TRANSFORMER_ENGINE
+from launch.slime.pins import IMAGE, MEGATRON, NUMPY, PACKAGES, PINNED, TRANSFORMER_ENGINE, VERSIONS, version_of
 from recipes.config import Recipe
 
 # Bytes of /dev/shm per GPU, an allowance for NCCL's buffers and Ray's objects; Docker's default is 64 MB in all.
 SHM = 10**9
-IMAGE = "run slime's image, slimerl/slime, there"
-PINNED = f"check out slime {SLIME[:7]} and Megatron-LM {MEGATRON[:7]} with slime's patches, or {IMAGE}"
+IN_IMAGE = f"run slime's image {IMAGE} there"
+_IMAGES = " or ".join(f"{version.image} ({version.name})" for version in VERSIONS if version.image)
+CHECKED = (
+    f"run one of slime's images on every node, {_IMAGES}; or check out slime {PINNED.commits[0][:7]} and Megatron-LM "
+    f"{MEGATRON[:7]} with slime's patches"
+)
 Reports = dict[str, dict[str, Any]]  # `node_report.report` by node
 
 
@@ -24,7 +28,7 @@ def numpy(r: Recipe, reports: Reports) -> Found:
     fix = (
         "write SLIME_ROOT=FOLDER MEGATRON_ROOT=FOLDER on make's line: it sets up a Python with it"
         if on_cpu(r)
-        else f"on these nodes: python3 -m pip install numpy=={NUMPY}, or {IMAGE}"
+        else f"on these nodes: python3 -m pip install numpy=={NUMPY}, or {IN_IMAGE}"
     )
     return Found(listed(here), NUMPY, "" if good else fix)
 
@@ -36,7 +40,7 @@ def software(reports: Reports) -> Found:
         versions = report["versions"]
         here[name] = f"python {report['python']}, torch {versions['torch']}, ray {versions['ray']}"
     good = len({*here.values()}) == 1 and "None" not in next(iter(here.values()))
-    return Found(listed(here), "the same on all nodes", "" if good else f"use the same image on all nodes: {IMAGE}")
+    return Found(listed(here), "the same on all nodes", "" if good else f"use the same image on all nodes: {IN_IMAGE}")
 
 
 @check("Transformer Engine", "layers and attention that slime's GPU path does not have")
@@ -45,40 +49,44 @@ def transformer_engine(r: Recipe, reports: Reports) -> Found:
         return NOT_ON_CPU
     here = {name: str(report["versions"]["transformer_engine"]) for name, report in reports.items()}
     good = all(version.split("+")[0] == TRANSFORMER_ENGINE for version in here.values())
-    return Found(listed(here), TRANSFORMER_ENGINE, "" if good else IMAGE)
+    return Found(listed(here), TRANSFORMER_ENGINE, "" if good else IN_IMAGE)
 
 
-@check("slime", "another slime version than the one that the project was checked with")
+@check("slime", "another slime version than those that the project was checked with")
 def slime(r: Recipe, reports: Reports) -> Found:
-    return _checkout(reports, "slime", SLIME, str(r.engine.slime_root))
+    root = str(r.engine.slime_root)
+    here = {at: str(report["slime"]) for at, report in reports.items()}
+    limit = ", ".join(f"{version.commits[0][:7]} ({version.name})" for version in VERSIONS)
+    if any(commit.startswith("no folder") for commit in here.values()):
+        return Found(listed(here), limit, f"write engine.slime_root=FOLDER of a checkout of it, or {IN_IMAGE}")
+    if len({*here.values()}) > 1:
+        return Found(
+            listed(here), "the same on all nodes", f"git -C {root} checkout {PINNED.commits[0]}, or {IN_IMAGE}"
+        )
+    commit = next(iter(here.values()))
+    if version := version_of(commit):
+        return Found(f"{commit[:7]}, {version.name}", limit)
+    keep = f"nothing is to be done if the row 'contract' is kept; otherwise {CHECKED}"
+    return Found(f"{commit}, with which the project was not checked", limit, keep, odd=True)
 
 
 @check("Megatron-LM", "another Megatron-LM version, or one without slime's patches")
 def megatron(r: Recipe, reports: Reports) -> Found:
-    found, root = _checkout(reports, "megatron", MEGATRON, str(r.engine.megatron_root)), str(r.engine.megatron_root)
-    lacking = {n: ", ".join(p) for n, report in reports.items() if (p := report["patches"])}
-    unsure = any(report["patches"] is None for report in reports.values())
-    if found.fix:
-        return found
-    if unsure and any(report["slime"] != SLIME for report in reports.values()):
-        return Found(f"{found.text}; patches are checked once slime's version is right", found.limit, judged=False)
-    if unsure:
-        restore = f"git -C {r.engine.slime_root} checkout -- docker/patch, or {IMAGE}"
-        return Found("slime's patches were not found", found.limit, restore)
-    if not lacking:
-        return Found(f"{found.text}, patched", found.limit)
-    patch = f"git -C {root} apply {r.engine.slime_root}/docker/patch/latest/megatron*.patch"
-    return Found(f"without {listed(lacking)}", found.limit, f"{patch}, or {IMAGE}")
-
-
-def _checkout(reports: Reports, name: str, commit: str, root: str) -> Found:
-    here = {at: str(report[name]) for at, report in reports.items()}
-    wrong = {at: found for at, found in here.items() if found != commit}
-    if not wrong:
-        return Found(commit[:7], commit[:7])
-    elsewhere = f"write engine.{name}_root=FOLDER of a checkout of it, or {IMAGE}"
-    there = all(" " not in found for found in wrong.values())  # all are commits, not reasons why there is none
-    return Found(listed(here), commit[:7], f"git -C {root} checkout {commit}, or {elsewhere}" if there else elsewhere)
+    root, limit = str(r.engine.megatron_root), MEGATRON[:7]
+    here = {at: str(report["megatron"]) for at, report in reports.items()}
+    if wrong := {found for found in here.values() if found != MEGATRON}:
+        elsewhere = f"write engine.megatron_root=FOLDER of a checkout of it, or {IN_IMAGE}"
+        there = all(" " not in found for found in wrong)  # all are commits, not reasons why there is none
+        return Found(listed(here), limit, f"git -C {root} checkout {MEGATRON}, or {elsewhere}" if there else elsewhere)
+    if any(str(report["slime"]).startswith("no folder") for report in reports.values()):
+        return Found(f"{limit}; its patches are compared once slime is there", limit, judged=False)
+    if any(report["patches"] is None for report in reports.values()):
+        restore = f"git -C {r.engine.slime_root} checkout -- docker/patch, or {IN_IMAGE}"
+        return Found("slime's patches were not found", limit, restore)
+    if lacking := {n: ", ".join(p) for n, report in reports.items() if (p := report["patches"])}:
+        patch = f"git -C {root} apply {r.engine.slime_root}/docker/patch/latest/megatron*.patch"
+        return Found(f"without {listed(lacking)}", limit, f"{patch}, or {IN_IMAGE}")
+    return Found(f"{limit}, patched", limit)
 
 
 @check("contract", "a changed name, signature or text in slime or Megatron-LM that fails in the middle of a run")
@@ -86,7 +94,7 @@ def contract(reports: Reports) -> Found:
     here = {name: "; ".join(report["broken"]) or "kept" for name, report in reports.items()}
     limit = "as at the commits that the project was checked with"
     good = {*here.values()} == {"kept"}
-    return Found(listed(here), limit, "" if good else PINNED)
+    return Found(listed(here), limit, "" if good else CHECKED)
 
 
 @check("packages", "an import that fails inside slime")

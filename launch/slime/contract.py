@@ -1,8 +1,8 @@
 """Everything of slime and Megatron-LM that this project relies on, as data: its file, what it must be, and its purpose.
 
-`installed.broken` compares a checkout with this data. `flags.txt` lists the names of all flags. The data is for slime 624b824 and
-Megatron-LM 1dcf0da with slime's patches. `make test` and `make test-contract` test how a model's layers use Megatron; only the names
-that they import are listed here.
+`installed.broken` compares a checkout with this data. `flags.txt` lists the names of all flags. The data holds for every version of
+`pins.py`; what runs slime on a CPU holds for the pinned commit alone. `make test` and `make test-contract` test how a model's
+layers use Megatron; only the names that they import are listed here.
 """
 
 from enum import StrEnum
@@ -32,11 +32,19 @@ class Touch(NamedTuple):
 _ACTOR, _MODEL = "slime/backends/megatron_utils/actor.py", "slime/backends/megatron_utils/model.py"
 _DATA, _LOSS = "slime/backends/megatron_utils/data.py", "slime/backends/megatron_utils/loss.py"
 _ROLLOUT, _TYPES = "slime/ray/rollout.py", "slime/utils/types.py"
-_PROVIDER, _METRICS = "slime/backends/megatron_utils/model_provider.py", "slime/observability/train_metric_utils.py"
+_PROVIDER = "slime/backends/megatron_utils/model_provider.py"
+_LOGGING, _METRICS = "slime/observability/logging_utils.py", "slime/observability/train_metric_utils.py"
 _STATE, _SCHEDULER = "megatron/core/parallel_state.py", "megatron/core/optimizer_param_scheduler.py"
 _ATTENTION, _CHECKPOINTING = "megatron/core/transformer/attention.py", "megatron/training/checkpointing.py"
 _YARN = "megatron/core/models/common/embeddings/yarn_rotary_pos_embedding.py"
 _ACCELERATOR, _GROUPS = "slime/utils/accelerator", "slime/utils/reloadable_process_group.py"
+
+
+# Where a module was before slime 624b824.
+MOVED = {
+    _LOGGING: "slime/utils/logging_utils.py",
+    _METRICS: "slime/backends/megatron_utils/cp_utils.py",
+}
 
 
 def _all(root: str, path: str, names: str, purpose: str) -> list[Touch]:
@@ -76,14 +84,13 @@ STEPS = [
            "a step has been applied: `steps.Steps` counts it"),
     _slime(_MODEL, Kind.calls, "logging_utils.log", "args, log_dict, step_key='train/step'",
            "a step's figures, of which `steps.Log` writes metrics.jsonl"),
-    _slime("slime/observability/logging_utils.py", Kind.takes, "log", "args, metrics, step_key", "where `steps.Log` listens"),
+    _slime(_LOGGING, Kind.takes, "log", "args, metrics, step_key", "where `steps.Log` listens"),
     _slime(_MODEL, Kind.says, "", "train/{}grad_norm", "the gradient's norm among them"),
     _slime(_MODEL, Kind.says, "", "train/{}{}", "the loss among them"),
     _slime(_LOSS, Kind.says, "", "sft_loss", "which is the mean over supervised tokens"),
     *_all("slime", "slime/backends/megatron_utils/initialize.py", "is_megatron_main_rank", "the rank that has them"),
     _megatron(_SCHEDULER, Kind.takes, "OptimizerParamScheduler.step", "increment", "the learning rate of each step"),
     *_all("megatron", _SCHEDULER, "OptimizerParamScheduler.num_steps", "set from the step's number at each start"),
-    *_all("slime", f"{_ACCELERATOR}/__init__.py", "current_device", "where tensors of a rank are made"),
 ]  # fmt: skip
 
 HELDOUT = [

@@ -13,7 +13,7 @@ import psutil
 from rich.console import Console
 
 from launch.cluster.connection import own_ray
-from launch.cluster.processes import end, end_session, end_with_parent
+from launch.cluster.processes import end, end_session, end_with_parent, with_variable
 from launch.run import metrics, progress
 from launch.run.retries import retrying
 from launch.run.run_folder import RunFolder
@@ -126,6 +126,8 @@ class Slime:
         self._started: set[psutil.Process] = set()
 
     def __enter__(self) -> "Slime":
+        # A killed command may have left processes: Megatron's writers wait for a parent that is gone.
+        end(with_variable(job.RUN, str(self.run.root)), patience=0.0)
         python = str(self.run.recipe.engine.python)
         job_json = json.loads((self.run.root / "job.json").read_text(encoding="utf-8"))
         own = {} if in_ray_job() else own_ray()

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.slime.contract import Kind, Touch
+from launch.slime.contract import MOVED, Kind, Touch
 
 
 def broken(roots: dict[str, str], touches: Sequence[Touch]) -> list[str]:
@@ -20,8 +20,14 @@ def broken(roots: dict[str, str], touches: Sequence[Touch]) -> list[str]:
     return [f"no folder {roots[name]}" for name in missing] + [
         f"{touch.path}: {fault} ({touch.purpose})"
         for touch in touches
-        if touch.root not in missing and (fault := _fault(touch, _tree(Path(roots[touch.root], touch.path))))
+        if touch.root not in missing and (fault := _fault(touch, _tree(_file(Path(roots[touch.root]), touch.path))))
     ]
+
+
+def _file(root: Path, path: str) -> Path:
+    """Return the module's file, at its earlier place in an older version."""
+    earlier = MOVED.get(path)
+    return root / (earlier if earlier and not (root / path).is_file() else path)
 
 
 @functools.cache

@@ -21,15 +21,20 @@ def loss(args: Any, model: Any, plan: Plan) -> float | None:
     from megatron.core import parallel_state
     from megatron.core.pipeline_parallel import get_forward_backward_func
     from slime.backends.megatron_utils.data import get_data_iterator
-    from slime.observability.train_metric_utils import reduce_train_step_metrics
 
+    try:
+        from slime.observability.train_metric_utils import reduce_train_step_metrics
+    except ModuleNotFoundError:  # before 624b824
+        from slime.backends.megatron_utils.cp_utils import reduce_train_step_metrics
+
+    device = next(model[0].parameters()).device
     batches = micro_batches(plan, parallel_state.get_data_parallel_rank(with_context_parallel=False))
     for chunk in model:
         chunk.eval()
     with torch.no_grad():
         losses = get_forward_backward_func()(
             forward_step_func=partial(_forward, args),
-            data_iterator=get_data_iterator(_rollout(plan, batches)),
+            data_iterator=get_data_iterator(_rollout(plan, batches, device)),
             model=model,
             num_microbatches=len(batches),
             seq_length=args.seq_length,
@@ -61,15 +66,14 @@ def micro_batches(plan: Plan, rank: int) -> tuple[MicroBatch, ...]:
     return tuple((s,) for s in range(count)) * (multiple // math.gcd(multiple, count))
 
 
-def _rollout(plan: Plan, batches: tuple[MicroBatch, ...]) -> dict[str, Any]:
-    """Return the data for slime's iterator, one entry per sequence."""
+def _rollout(plan: Plan, batches: tuple[MicroBatch, ...], device: Any) -> dict[str, Any]:
+    """Return the data for slime's iterator, one entry per sequence. device: where tensors of this rank are."""
     import torch
-    from slime.utils import accelerator
 
     from launch.slime.hooks.rollout import loss_mask, places
 
     assert plan.heldout is not None
-    data, device = plan.heldout, accelerator.current_device()
+    data = plan.heldout
     sequences = [s for batch in batches for s in batch]
     masks = [torch.tensor(loss_mask(data, s), dtype=torch.int, device=device) for s in sequences]
     return {

@@ -62,7 +62,7 @@ class Steps:
             self.log.begin(wanted)
 
     def _after(self) -> None:
-        peak = _peak_gb()
+        peak = _peak_gb(next(self.model[0].parameters()).device)
         if self.log:
             self.log.end(peak)
         done, every = self.step + 1, self.plan.recipe.optim.eval_steps
@@ -157,18 +157,20 @@ def before(args: Any, rollout_id: int, step_id: int, model: Any, optimizer: Any,
     steps.before(rollout_id, optimizer)
 
 
-def _peak_gb() -> float:
-    """Return the peak memory of any rank so far, in GB: of its GPU, or of its process on a CPU. All ranks call this together."""
+def _peak_gb(device: Any) -> float:
+    """Return the peak memory of any rank so far, in GB: of its GPU, or of its process on a CPU. All ranks call this together.
+
+    device: where tensors of this rank are.
+    """
     import resource
 
     import torch
-    from slime.utils import accelerator
 
     if torch.cuda.is_available():
         local_peak = torch.cuda.max_memory_allocated()
     else:
         local_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    peak = torch.tensor(float(local_peak), device=accelerator.current_device())
+    peak = torch.tensor(float(local_peak), device=device)
     torch.distributed.all_reduce(peak, torch.distributed.ReduceOp.MAX)
     return float(peak) / 1e9
 

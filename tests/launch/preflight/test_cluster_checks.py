@@ -15,12 +15,13 @@ from launch.checks import Outcome
 from launch.preflight import cluster_checks, node_checks, node_report
 from launch.slime import job
 from launch.slime.contract import EVERYWHERE
-from launch.slime.pins import MEGATRON, SLIME, TRANSFORMER_ENGINE
+from launch.slime.pins import MEGATRON, NEWEST_IMAGE, PINNED, TRANSFORMER_ENGINE, V0_3_1, VERSIONS
 from recipes.compose.recipe import compose_recipe
 from tests.conftest import REPO
 from tests.launch.slime.support import pinned
 from tests.launch.support import POOL, descendants, recipe_of
 
+SLIME = PINNED.commits[0]
 CPU = compose_recipe(["engine=slime", "cluster.nodes=2"])
 GPUS = compose_recipe(
     ["engine=slime", "gpu=h100", "cluster.nodes=2", "cluster.gpus_per_node=8", "cluster.network_gb_s=50"]
@@ -243,6 +244,23 @@ def test_checkouts_are_known_by_commit_and_patch(checkouts, tmp_path):
     assert node_report._not_applied(tmp_path, megatron) is None
 
 
+@pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
+def test_every_slime_that_was_checked_is_taken_whichever_commit_its_image_holds(version):
+    for commit in version.commits:
+        row = node_checks.slime(GPUS, {"a": GOOD | {"slime": commit}, "b": GOOD | {"slime": commit}})
+        assert row.outcome is Outcome.passed and version.name in row.figure
+
+
+def test_another_slime_warns_and_one_that_breaks_the_contract_is_refused_with_those_that_work():
+    said = {"a": GOOD | {"slime": "0" * 40, "broken": ["a.py: has no b"]}}
+    row = node_checks.slime(GPUS, said)
+    assert row.outcome is Outcome.warned and "'contract'" in row.fix
+    refused = node_checks.contract(said)
+    assert refused.failed
+    for known in (NEWEST_IMAGE.image, V0_3_1.image, SLIME[:7], MEGATRON[:7]):
+        assert known in refused.fix
+
+
 @pytest.mark.contract
 def test_the_pinned_checkouts_are_what_is_asked_for():
     _, env = pinned()
@@ -310,13 +328,13 @@ def on_ray(root, checkouts, tmp_path_factory):
     (folder / "broken" / "hydra.py").write_text("raise OSError")
     (folder / "file").touch()
     (folder / "apart").mkdir()
-    (slime, slime_commit), (megatron, megatron_commit) = checkouts["slime"], checkouts["megatron"]
+    (slime, _), (megatron, megatron_commit) = checkouts["slime"], checkouts["megatron"]
     good = [
         "engine=slime", "cluster.nodes=2", "cluster.gpus_per_node=2", f"cluster.root={root}", f"engine.slime_root={slime}",
         f"engine.megatron_root={megatron}", f"cluster.env.PYTHONPATH={folder}/good:{REPO}",
     ]  # fmt: skip
     recipe_of(root, *good)
-    pins = {"SLIME": slime_commit, "MEGATRON": megatron_commit}
+    pins = {"MEGATRON": megatron_commit}
     cases = {
         "good": {"words": good},
         "late": {"words": good, "times": [0.1, 0.0]},

@@ -2,13 +2,15 @@
 
 import ast
 import os
+import subprocess
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
 from launch.slime import arguments, installed
-from launch.slime.contract import EVERYWHERE, ON_A_CPU, Kind, Touch
+from launch.slime.contract import EVERYWHERE, MOVED, ON_A_CPU, Kind, Touch
+from launch.slime.pins import VERSIONS
 from recipes.paths import REPO
 from tests.launch.slime.support import on_cpu
 
@@ -88,11 +90,11 @@ def test_a_checkout_that_is_not_there_is_one_line(tmp_path):
 
 
 def test_nothing_is_imported_that_the_contract_does_not_name():
-    modules = [touch.path.removesuffix("/__init__.py").removesuffix(".py").replace("/", ".") for touch in ALL]
-    touched = {(module, touch.name.split(".")[0]) for module, touch in zip(modules, ALL, strict=True)}
+    touched = {(module(touch.path), touch.name.split(".")[0]) for touch in ALL}
     # Modules that hand on the names of another.
     touched |= {("megatron.core.pipeline_parallel", "get_forward_backward_func"), ("slime.utils", "accelerator")}
     touched |= {("megatron.core", "parallel_state"), ("slime.backends.megatron_utils.model", "logging_utils")}
+    touched |= {(module(MOVED[touch.path]), touch.name) for touch in ALL if touch.path in MOVED}
     missing = []
     for path in OURS:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -101,6 +103,35 @@ def test_nothing_is_imported_that_the_contract_does_not_name():
                     f"{path.name}: {node.module}.{a.name}" for a in node.names if (node.module, a.name) not in touched
                 ]
     assert not missing
+
+
+def module(path: str) -> str:
+    return path.removesuffix("/__init__.py").removesuffix(".py").replace("/", ".")
+
+
+def test_a_module_at_its_earlier_place_is_found(tmp_path):
+    for path, earlier in MOVED.items():
+        (tmp_path / earlier).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / earlier).write_text("def f(a): pass\n")
+        touch = Touch("slime", path, Kind.takes, "f", "a", "why")
+        assert installed.broken({"slime": str(tmp_path)}, [touch]) == []
+        (line,) = installed.broken({"slime": str(tmp_path)}, [touch._replace(wanted="b")])
+        assert "takes (a), not (b)" in line
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("commit", [commit for version in VERSIONS for commit in version.commits])
+def test_every_version_that_is_offered_keeps_it(tmp_path, commit):
+    on_cpu()
+    root = os.environ["SLIME_ROOT"]
+    there = subprocess.run(["git", "-C", root, "cat-file", "-e", f"{commit}^{{commit}}"], capture_output=True)
+    if there.returncode:
+        pytest.skip("SLIME_ROOT has not the history of slime: git fetch --unshallow")
+    packed = subprocess.run(
+        ["git", "-C", root, "archive", commit, "slime", "train_async.py"], capture_output=True, check=True
+    )
+    subprocess.run(["tar", "--extract", f"--directory={tmp_path}"], input=packed.stdout, check=True)
+    assert installed.broken({"slime": str(tmp_path), "megatron": os.environ["MEGATRON_ROOT"]}, EVERYWHERE) == []
 
 
 @pytest.mark.contract
@@ -113,7 +144,6 @@ def test_the_pinned_checkouts_keep_it():
 @pytest.mark.contract
 def test_slime_is_asked_for_its_flags():
     import json
-    import subprocess
 
     on_cpu()
     program = "import json; from launch.slime import installed; print(json.dumps(installed.flags(True)))"

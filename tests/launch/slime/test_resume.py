@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from launch.run import metrics
 from launch.run.run_folder import RunFolder
 from launch.run.run_plan import Plan
 from launch.run.which_run import pick
-from launch.slime import checkpoints, engine
+from launch.slime import checkpoints, engine, job
 from recipes.errors import ConfigError, PreflightError, TrainError
 from tests.launch.slime.support import on_cpu
 from tests.launch.support import finish, metrics_of, recipe_of, start, wait_for_step
@@ -104,11 +105,12 @@ def test_after_the_command_itself_was_killed_it_goes_on_and_nothing_is_left(root
     wait_for_step(run, 6, process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert not psutil.wait_procs(of_run(run), timeout=60)[1]
+    psutil.wait_procs(of_run(run), timeout=20)  # all but a writer of Megatron's that waits for its trainer
     status, said = finish(start(root, *words))
     assert status == 0, said
     assert "going on from" in said
     assert figures(run) == figures(uninterrupted)
+    assert not psutil.wait_procs(of_run(run), timeout=20)[1]
 
 
 @pytest.mark.contract
@@ -273,3 +275,24 @@ def test_silence_is_counted_and_a_log_that_grows_is_not_silent(root, tmp_path, s
     with pytest.raises(TrainError, match=said):
         engine.start(run.recipe, run, 0, 5, Console(file=io.StringIO()))
     assert not [p for p in psutil.Process().children() if str(tmp_path) in " ".join(p.cmdline())]
+
+
+@pytest.mark.run
+def test_a_start_ends_what_a_killed_start_of_this_run_left_and_nothing_else(root, tmp_path):
+    run = begun(tmp_path, root, f"engine.python={tmp_path}/python")
+    run.open()
+    (run.root / "job.json").write_text('{"env_vars": {}}')
+    (tmp_path / "python").write_text("#!/bin/sh\nexit 3\n")
+    (tmp_path / "python").chmod(0o755)
+    left, other = (
+        subprocess.Popen(["sleep", "60"], env={**os.environ, job.RUN: str(folder)})
+        for folder in (run.root, run.root.with_name("other"))
+    )
+    try:
+        with pytest.raises(TrainError, match="status 3"):
+            engine.start(run.recipe, run, 0, 5, Console(file=io.StringIO()))
+        assert left.wait(10) == -signal.SIGKILL
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
