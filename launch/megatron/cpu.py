@@ -2,7 +2,7 @@
 Megatron-LM that slime pins.
 
 Megatron hard-codes `torch.cuda.…`, `device='cuda'` and `Tensor.type() == 'torch.cuda.FloatTensor'`. The hook replaces these words
-only in Megatron's modules and in one module of slime, while they are imported. torch and the rest of the process are unchanged.
+only in modules of Megatron and slime, while they are imported. torch and the rest of the process are unchanged.
 Line numbers are unchanged, so tracebacks point at the installed files. Call `install()` before the first import of megatron; it
 raises if a module of megatron is already imported.
 """
@@ -33,7 +33,8 @@ _REWRITES = (
     (re.compile(r"\bfrom flash_mla import\b"), "from _no_flash_mla import"),
 )
 
-_REWRITTEN = ("megatron.", "slime.utils.tensor_backper")
+_REWRITTEN = ("megatron.", "slime.")
+_KEPT = ("slime.utils.accelerator",)  # which asks for the device, since slime 624b824
 
 
 class _CompletedStream:
@@ -57,7 +58,7 @@ def _nothing(*_: Any, **__: Any) -> None:
     pass
 
 
-# The names that Megatron uses of torch.cuda, answered for a CPU. Any other name is torch.cuda's own and fails there.
+# The names that Megatron and slime use of torch.cuda, answered for a CPU. Any other name is torch.cuda's own and fails there.
 _cpu_device = types.ModuleType("_cpu_device")
 _cpu_device.__dict__.update(
     current_device=lambda: CPU,
@@ -66,7 +67,10 @@ _cpu_device.__dict__.update(
     get_device_properties=lambda *_: types.SimpleNamespace(major=9, minor=0, name="cpu", total_memory=0),
     manual_seed_all=_nothing,
     reset_peak_memory_stats=_nothing,
+    set_device=_nothing,
+    mem_get_info=lambda *_: (0, 0),
     memory_allocated=lambda *_: 0,
+    memory_reserved=lambda *_: 0,
     max_memory_allocated=lambda *_: 0,
     synchronize=_nothing,
     empty_cache=_nothing,
@@ -103,7 +107,7 @@ class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if not fullname.startswith(_REWRITTEN):
+        if not fullname.startswith(_REWRITTEN) or fullname.startswith(_KEPT):
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec and isinstance(spec.loader, importlib.machinery.SourceFileLoader):

@@ -1,8 +1,8 @@
 """Everything of slime and Megatron-LM that this project relies on, as data: its file, what it must be, and its purpose.
 
 `installed.broken` compares a checkout with this data. `flags.txt` lists the names of all flags. The data holds for every version of
-`pins.py`; what runs slime on a CPU holds for the pinned commit alone. `make test` and `make test-contract` test how a model's
-layers use Megatron; only the names that they import are listed here.
+`pins.py`. `make test` and `make test-contract` test how a model's layers use Megatron; only the names that they import are listed
+here.
 """
 
 from enum import StrEnum
@@ -45,6 +45,8 @@ MOVED = {
     _LOGGING: "slime/utils/logging_utils.py",
     _METRICS: "slime/backends/megatron_utils/cp_utils.py",
 }
+# Modules that slime has since 624b824, and that an older one does without.
+NEW = (f"{_ACCELERATOR}/__init__.py", f"{_ACCELERATOR}/base.py")
 
 
 def _all(root: str, path: str, names: str, purpose: str) -> list[Touch]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.slime.contract import MOVED, Kind, Touch
+from launch.slime.contract import MOVED, NEW, Kind, Touch
 
 
 def broken(roots: dict[str, str], touches: Sequence[Touch]) -> list[str]:
@@ -20,7 +20,9 @@ def broken(roots: dict[str, str], touches: Sequence[Touch]) -> list[str]:
     return [f"no folder {roots[name]}" for name in missing] + [
         f"{touch.path}: {fault} ({touch.purpose})"
         for touch in touches
-        if touch.root not in missing and (fault := _fault(touch, _tree(_file(Path(roots[touch.root]), touch.path))))
+        if touch.root not in missing
+        and (touch.path not in NEW or Path(roots[touch.root], touch.path).is_file())
+        and (fault := _fault(touch, _tree(_file(Path(roots[touch.root]), touch.path))))
     ]
 
 

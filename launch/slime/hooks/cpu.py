@@ -77,10 +77,16 @@ def install() -> None:
 
 
 def _register() -> None:
+    """Register the CPU with slime. Before 624b824 slime has no registry, and rewriting its device names is enough."""
     import psutil
     import torch
-    from slime.utils import accelerator
-    from slime.utils.accelerator.base import Accelerator
+
+    try:
+        from slime.utils import accelerator
+        from slime.utils.accelerator.base import Accelerator
+    except ImportError:
+        cpu.after_import("slime.utils.reloadable_process_group", _complete_process_groups)
+        return
 
     class Cpu(Accelerator):
         name = device_type = "cpu"
@@ -96,7 +102,9 @@ def _register() -> None:
             return "cpu"
 
         def set_device(self, index: Any) -> None:
-            _complete_process_groups()  # a trainer calls set_device first
+            from slime.utils import reloadable_process_group
+
+            _complete_process_groups(reloadable_process_group)  # a trainer calls set_device first
 
         def current_device(self) -> str:
             return "cpu"
@@ -137,9 +145,9 @@ def _register() -> None:
     accelerator.register_accelerator("cpu", Cpu, lambda: True, priority=-1, communication_backends=())
 
 
-def _complete_process_groups() -> None:
+def _complete_process_groups(module: Any) -> None:
     """Add to slime's process group the methods that torch 2.13 calls and slime's wrapper does not forward."""
-    from slime.utils.reloadable_process_group import ReloadableProcessGroup
+    ReloadableProcessGroup = module.ReloadableProcessGroup
 
     def forwarding(name: str) -> Any:
         return lambda self, *args, **kwargs: self._fwd(name, *args, **kwargs)
