@@ -36,6 +36,16 @@ def on_cpu() -> None:
         pytest.skip(f"{', '.join(missing)} not set")
 
 
+def slime_at(commit: str, folder: Path) -> Path:
+    """A clone of slime at the commit, in the folder."""
+    there = os.environ["SLIME_ROOT"]
+    if subprocess.run(["git", "-C", there, "cat-file", "-e", f"{commit}^{{commit}}"], capture_output=True).returncode:
+        pytest.skip(f"SLIME_ROOT has no commit {commit[:7]}: git fetch --unshallow")
+    subprocess.run(["git", "clone", "--quiet", "--shared", "--no-checkout", there, str(folder / "slime")], check=True)
+    subprocess.run(["git", "-C", str(folder / "slime"), "checkout", "--quiet", commit], check=True)
+    return folder / "slime"
+
+
 @cache
 def planned(*words: str) -> tuple[Recipe, int]:
     """The recipe with its layout settled on LIMI's published lengths, and its steps."""

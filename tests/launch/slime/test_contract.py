@@ -2,7 +2,6 @@
 
 import ast
 import os
-import subprocess
 from collections import defaultdict
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from launch.slime import arguments, installed
 from launch.slime.contract import EVERYWHERE, MOVED, ON_A_CPU, Kind, Touch
 from launch.slime.pins import VERSIONS
 from recipes.paths import REPO
-from tests.launch.slime.support import on_cpu
+from tests.launch.slime.support import on_cpu, slime_at
 
 ALL = [*EVERYWHERE, *ON_A_CPU]
 # What runs inside slime's processes.
@@ -123,15 +122,9 @@ def test_a_module_at_its_earlier_place_is_found(tmp_path):
 @pytest.mark.parametrize("commit", [commit for version in VERSIONS for commit in version.commits])
 def test_every_version_that_is_offered_keeps_it(tmp_path, commit):
     on_cpu()
-    root = os.environ["SLIME_ROOT"]
-    there = subprocess.run(["git", "-C", root, "cat-file", "-e", f"{commit}^{{commit}}"], capture_output=True)
-    if there.returncode:
-        pytest.skip("SLIME_ROOT has not the history of slime: git fetch --unshallow")
-    packed = subprocess.run(
-        ["git", "-C", root, "archive", commit, "slime", "train_async.py"], capture_output=True, check=True
+    assert (
+        installed.broken({"slime": str(slime_at(commit, tmp_path)), "megatron": os.environ["MEGATRON_ROOT"]}, ALL) == []
     )
-    subprocess.run(["tar", "--extract", f"--directory={tmp_path}"], input=packed.stdout, check=True)
-    assert installed.broken({"slime": str(tmp_path), "megatron": os.environ["MEGATRON_ROOT"]}, ALL) == []
 
 
 @pytest.mark.contract
@@ -144,6 +137,7 @@ def test_the_pinned_checkouts_keep_it():
 @pytest.mark.contract
 def test_slime_is_asked_for_its_flags():
     import json
+    import subprocess
 
     on_cpu()
     program = "import json; from launch.slime import installed; print(json.dumps(installed.flags(True)))"

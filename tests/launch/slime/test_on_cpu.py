@@ -14,8 +14,9 @@ from launch.run import metrics
 from launch.run.run_folder import RunFolder
 from launch.run.run_plan import Plan
 from launch.slime import engine
+from launch.slime.pins import VERSIONS
 from launch.weights.safetensors_folder import SafetensorsFolder
-from tests.launch.slime.support import on_cpu
+from tests.launch.slime.support import on_cpu, slime_at
 from tests.launch.support import POOL, ranks_of, recipe_of
 
 pytestmark = pytest.mark.contract
@@ -93,6 +94,25 @@ def test_slime_trains_the_planned_steps_as_the_embedded_engine_does(root, name):
         assert [a[key] for a in found] == [b[key] for b in wanted]
     if name.endswith("one rank"):
         assert abs(found[0]["loss"] - by_transformers(plan)) < (1e-3 if model is QWEN else 2e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Qwen3 CP2", "GLM EP2"])
+def test_slime_of_each_image_trains_bit_for_bit_as_the_pinned_one(root, tmp_path, name):
+    model, ranks, layout = LAYOUTS[name]
+    given = words(root, model, ranks, layout)
+    pinned, *others = (
+        trained(
+            root,
+            f"{version.commits[0][:7]} {name}",
+            f"engine.slime_root={slime_at(version.commits[0], tmp_path / version.commits[0])}",
+            *given,
+        )[0]
+        for version in VERSIONS
+    )
+    for other in others:
+        for ours, theirs in zip(lines(other), lines(pinned), strict=True):
+            assert [{**line, "time": 0} for line in ours] == [{**line, "time": 0} for line in theirs]
 
 
 def trained_bias(checkpoint: Path) -> torch.Tensor:
