@@ -36,13 +36,14 @@ def _failed(words: list[str]) -> LimiError | KeyboardInterrupt | None:
     """Run the stage. Return the error or interrupt that ended it early, or None."""
     try:
         python_environment.check_python(words)
+        completed = python_environment.complete(words)
         from launch.cli import terminal
 
         with terminal.streams():
             for number in (signal.SIGTERM, signal.SIGHUP):
                 if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has SIGHUP
                     signal.signal(number, _stop)
-            _run(words)
+            _run(words, completed)
     except (LimiError, KeyboardInterrupt) as error:
         return error
     except ImportError as error:
@@ -57,10 +58,12 @@ def _failed(words: list[str]) -> LimiError | KeyboardInterrupt | None:
     return None
 
 
-def _run(words: list[str]) -> None:
+def _run(words: list[str], completed: bool) -> None:
+    """Run the stage. completed: whether packages were brought for this Python, which every process of a job needs."""
     from rich.console import Console
 
     from launch.cli import command_line, dry_run, stages
+    from launch.cluster import packages
     from launch.run.fetch_models import fetched
     from recipes.compose import os_errors
     from recipes.compose.recipe import compose_recipe
@@ -70,6 +73,8 @@ def _run(words: list[str]) -> None:
         name, overrides = command_line.parted(words)
         stage = stages.STAGES[name]
         recipe = compose_recipe(overrides, name)
+        if completed:
+            packages.bring(recipe.cluster.root)
         stages.refuse_anew(stage, recipe)
         stages.check_overrides(stage, recipe.overrides)
         if stage.name != "fetch":

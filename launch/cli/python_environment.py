@@ -1,4 +1,4 @@
-"""Checks of the Python that runs a command: its version and its packages. Errors name the command that works."""
+"""The Python that runs a command: its version and its packages. Errors name the command that works."""
 
 from __future__ import annotations  # an older Python reads this file too
 
@@ -23,6 +23,20 @@ def check_python(words: list[str]) -> None:
         )
 
 
+def complete(words: list[str]) -> bool:
+    """Bring the packages that an image of slime lacks, before one of them is imported. Return whether it lacks any.
+
+    words: those of the command. Raise `PreflightError` if they cannot be installed.
+    """
+    from launch.cluster import packages
+
+    if not packages.lacks():
+        return False
+    roots = [word.partition("=")[2] for word in words if word.startswith("cluster.root=")]
+    packages.bring(roots[-1] if roots else str(Path.home() / "limi" if _in_job() else REPO))
+    return True
+
+
 def lacking(error: ImportError, words: list[str]) -> PreflightError:
     """Return the error for a package that is missing or cannot be loaded. Re-raise an error in the project's own files."""
     name = (error.name or "").split(".")[0]
@@ -33,9 +47,13 @@ def lacking(error: ImportError, words: list[str]) -> PreflightError:
     return PreflightError(f"'{sys.executable}' cannot load {name or 'a package'}: {error}", _instead(words))
 
 
+def _in_job() -> bool:
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
 def _instead(words: list[str]) -> str:
     """Return advice: the same command in the environment that `make` sets up."""
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # the cluster's own Python runs a job
+    if _in_job():  # the cluster's own Python runs it
         return "install it on every node, or run slime's image there: `make check` lists what is missing"
     python = REPO / ".venv" / "bin" / "python"
     if Path(sys.executable).parent == python.parent:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.files import write_text
+from launch.cluster import packages
 from launch.cluster.connection import sockets
 from launch.slime.arguments import arguments, on_cpu
 from recipes.compose.recipe import to_yaml
@@ -27,8 +28,16 @@ DEFAULTS = {
 def environment(r: Recipe) -> dict[str, str]:
     """Return the environment of every process of the job. On its trainers, slime adds NCCL_CUMEM_ENABLE=0 and
     NVTE_FP8_BLOCK_SCALING_FP32_SCALES=1 (`actor_group.py` at 624b824)."""
+    brought = packages.folder(r.cluster.root)
     own = {
-        "PYTHONPATH": ":".join([str(REPO), str(r.engine.megatron_root), str(r.engine.slime_root)]),
+        "PYTHONPATH": ":".join(
+            [
+                str(REPO),
+                str(r.engine.megatron_root),
+                str(r.engine.slime_root),
+                *([str(brought)] if brought.is_dir() else []),
+            ]
+        ),
         RUN: str(run_folder(r)),
         "TENSORBOARD_DIR": str(run_folder(r) / "tensorboard" / "slime"),
     }

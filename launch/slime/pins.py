@@ -44,6 +44,8 @@ PACKAGES = {
     "hydra": "hydra-core", "omegaconf": "omegaconf", "pydantic": "pydantic", "rich": "rich", "pyarrow": "pyarrow",
     "psutil": "psutil", "jinja2": "jinja2", "jsonschema": "jsonschema", "safetensors": "safetensors",
     "tokenizers": "tokenizers", "transformers": "transformers", "tensorboard": "tensorboard", "matplotlib": "matplotlib",
+    "huggingface_hub": "huggingface_hub", "referencing": "referencing", "yaml": "PyYAML", "requests": "requests",
+    "aiohttp": "aiohttp", "numpy": "numpy", "ray": "ray", "torch": "torch",
 }  # fmt: skip
 
 
