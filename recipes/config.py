@@ -118,6 +118,13 @@ class EngineName(Enum):
     slime = "slime"  # slime on a cluster, with Megatron-LM and Transformer Engine
 
 
+class Save(Enum):
+    """What a checkpoint holds."""
+
+    full = "full"  # weights and optimizer state, from which the run goes on; weights alone after the last step
+    weights = "weights"  # weights alone, enough for `make export step=N`; a run cannot go on from them
+
+
 @dataclass
 class Model:
     """Dimensions and checkpoint of a model. Names follow Megatron; values follow the checkpoint's `config.json`."""
@@ -266,10 +273,13 @@ class Engine:
 
     name: EngineName = MISSING  # megatron (embedded) or slime
     dtype: Dtype = MISSING  # precision of training
-    save_steps: int = MISSING  # steps between checkpoints; one more follows the last step
+    # Steps between checkpoints; one more follows the last step. null means a quarter of the run's steps, at most 100.
+    save_steps: int | None = None
+    save: Save = Save.full  # what a checkpoint holds
     keep_last: int = MISSING  # number of checkpoints that remain; older ones are removed
     timeout: int = MISSING  # longest wait for a step, a save or the start of the ranks, in seconds
     max_retries: int = MISSING  # restarts from the last checkpoint after a rank died or hung
+    node_timeout: int = 1800  # slime: longest wait for nodes that the cluster lost, in seconds
     args: dict[str, str] = field(default_factory=dict)  # slime: further flags by name; "true" for a flag without value
     # slime: project on Weights & Biases; null means none. The key must be in the environment in which Ray was started.
     wandb: str | None = None

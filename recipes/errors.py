@@ -43,6 +43,10 @@ class TrainError(LimiError):
     """Training ended early: a rank died or hung, or a value is no longer finite."""
 
 
+class NodeLostError(TrainError):
+    """The cluster lost nodes, and they did not come back in time. The run stands at its last checkpoint."""
+
+
 class DivergedError(TrainError):
     """A step's loss or gradient is not finite, or the loss jumped. problem: the step's figures and what is wrong with them."""
 

@@ -23,7 +23,7 @@ from recipes.config import EngineName, Recipe
 from recipes.context import check_context
 from recipes.errors import ConfigError, LimiError
 from recipes.paths import run_folder
-from recipes.plan.memory import disk
+from recipes.plan.saves import saves
 
 _ONCE = "leave out anew=true from now on: it would move this run aside and train again from the first step"
 
@@ -89,8 +89,7 @@ def _embedded_plan(recipe: Recipe, console: Console) -> Plan:
     plan = prepare.prepare_plan(recipe, console)
     check_context(recipe.model, max(plan.data.lengths))
     checks.warn([*rows, *recipe_checks.oddities(plan.planned)], console)
-    one = disk(plan.recipe)  # every checkpoint kept, one being written, and the export
-    check_room(plan.recipe, one.checkpoint * (plan.recipe.engine.keep_last + 1) + one.export - held(plan.recipe))
+    check_room(plan.recipe, saves(plan.recipe, plan.schedule.num_steps).most - held(plan.recipe))
     return plan
 
 
@@ -133,8 +132,7 @@ def trained(plan: Plan, run: RunFolder, console: Console) -> bool:
         return train_embedded(plan, run, console)
     from launch.slime.engine import train_through_slime
 
-    train_through_slime(plan, run, console)
-    return True
+    return train_through_slime(plan, run, console) is not None
 
 
 def export_run(recipe: Recipe, run: RunFolder, console: Console) -> None:

@@ -19,7 +19,7 @@ from launch.megatron import optimizer_state
 
 
 def save(folder: Path, chunks: list[Any], optimizer: Any, step: int) -> None:
-    """Write the state after `step` completed steps into an existing, empty folder."""
+    """Write the state after `step` completed steps into an existing, empty folder. optimizer: None writes weights alone."""
     # All ranks of this group hold the same weights; each writes a share of them.
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     shared = FullyParallelSaveStrategyWrapper(get_default_save_sharded_strategy(), group)
@@ -39,7 +39,8 @@ def _state(chunks: list[Any], optimizer: Any, step: int, *, is_loading: bool) ->
     # Megatron distinguishes replicas by their rank in this group.
     metadata = {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
     model = {name: chunk.sharded_state_dict(metadata=metadata) for name, chunk in _named(chunks)}
-    return {**model, **optimizer_state.sharded(optimizer, model, is_loading=is_loading), "step": step}
+    state = {} if optimizer is None else optimizer_state.sharded(optimizer, model, is_loading=is_loading)
+    return {**model, **state, "step": step}
 
 
 def _named(chunks: list[Any]) -> list[tuple[str, Any]]:

@@ -4,22 +4,22 @@ import collections
 import contextlib
 import json
 import math
-import signal
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
 
 from data_prep.files import write_text
 from launch.megatron.ranks import Ranks
-from launch.run import metrics, progress
+from launch.run import metrics, progress, run_state
+from launch.run.deferred_signals import DeferredSignals
 from launch.run.retries import retrying
 from launch.run.run_folder import RunFolder
 from launch.run.run_plan import Plan
 from recipes.compose import commands
 from recipes.errors import DivergedError, TrainError
+from recipes.plan.saves import holds_optimizer, save_interval
 
 
 def train_embedded(plan: Plan, run: RunFolder, console: Console) -> bool:
@@ -41,6 +41,7 @@ def _attempt(plan: Plan, run: RunFolder, console: Console) -> bool:
         console.print(note)
     if completed == total:
         return True
+    run_state.refuse_weights_alone(checkpoint, plan.recipe)
     plan.write(run.root / "plan.json")
     with started(plan, checkpoint, console) as ranks:
         log = metrics.Metrics(run.root, completed)
@@ -62,23 +63,6 @@ def started(plan: Plan, checkpoint: Path | None, console: Console) -> Iterator[R
         yield ranks
 
 
-class _DeferredSignals:
-    """A context in which SIGTERM and SIGHUP do not end the process. received: the name of the last signal, or None."""
-
-    def __enter__(self) -> "_DeferredSignals":
-        self.received: str | None = None
-        numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
-        self._previous_handlers = {number: signal.signal(number, self._record) for number in numbers}
-        return self
-
-    def _record(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number).name
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous_handlers.items():
-            signal.signal(number, handler)
-
-
 def _steps(
     plan: Plan, run: RunFolder, ranks: Ranks, log: metrics.Metrics, completed: int, advance: Any
 ) -> tuple[int, str | None]:
@@ -87,6 +71,7 @@ def _steps(
     Return the number of completed steps, the last of which is saved, and the name of the signal if there was one.
     """
     recipe, total = plan.recipe, plan.schedule.num_steps
+    interval = save_interval(recipe, total)
     recent = collections.deque(metrics.losses(run.root), maxlen=10)
 
     def evaluate(step: int) -> None:
@@ -96,7 +81,7 @@ def _steps(
 
     if completed == 0:
         evaluate(0)
-    with _DeferredSignals() as signals:
+    with DeferredSignals() as signals:
         for step in range(completed, total):
             limit = recipe.engine.spike * max(recent) if recipe.engine.spike and recent else math.inf
             try:
@@ -115,23 +100,23 @@ def _steps(
             done = step + 1
             if done % recipe.optim.eval_steps == 0 or done == total:
                 evaluate(done)
-            if done % recipe.engine.save_steps == 0 or done == total or signals.received:
-                _save(run, ranks, done)
+            if done % interval == 0 or done == total or signals.received:
+                _save(run, ranks, done, optimizer=holds_optimizer(recipe, done, total))
             advance(line)
             if signals.received:
                 return done, signals.received
     return total, None
 
 
-def _save(run: RunFolder, ranks: Ranks, done: int) -> None:
+def _save(run: RunFolder, ranks: Ranks, done: int, *, optimizer: bool) -> None:
     with run.new_checkpoint(done) as folder:
-        ranks.call("save", str(folder), done)
+        ranks.call("save", str(folder), done, optimizer)
 
 
 def _diverged(plan: Plan, run: RunFolder, ranks: Ranks, step: int, error: DivergedError) -> DivergedError:
     """Save the state before the step and a record of the step, for `make replay`. Return the error to raise."""
     if step and not run.checkpoint(step):
-        _save(run, ranks, step)
+        _save(run, ranks, step, optimizer=True)
     of_step = plan.schedule.step(step).sequences
     sequences = [{"id": plan.data.ids[s], "segment": plan.data.segments[s]} for s in of_step]
     record = {"step": step + 1, "problem": error.problem, "fix": error.fix, "sequences": sequences}

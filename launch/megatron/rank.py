@@ -112,9 +112,10 @@ class Rank:
         """Load a checkpoint of any layout. Return its number of completed steps."""
         return checkpoint.load(Path(folder), self.chunks, self.optimizer)
 
-    def save(self, folder: str, step: int) -> None:
+    def save(self, folder: str, step: int, optimizer: bool = True) -> None:
+        """Write a checkpoint of `step` completed steps. optimizer: whether it holds the optimizer state."""
         with self._writing():
-            checkpoint.save(Path(folder), self.chunks, self.optimizer, step)
+            checkpoint.save(Path(folder), self.chunks, self.optimizer if optimizer else None, step)
 
     def export(self, folder: str) -> dict[str, str]:
         """Write this rank's Hugging Face tensors. Return {tensor: file} for the tensors it wrote."""

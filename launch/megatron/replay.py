@@ -11,7 +11,7 @@ from rich.progress import track
 from rich.table import Table
 
 from launch.megatron.engine import started
-from launch.run import metrics
+from launch.run import metrics, run_state
 from launch.run.run_folder import RunFolder
 from launch.run.run_plan import Plan
 from recipes import json_file
@@ -24,6 +24,7 @@ def replay_step(plan: Plan, run: RunFolder, step: int, console: Console) -> None
     The step itself updates no weights, and nothing is written. Raise `ConfigError` if the run has another recipe.
     """
     completed, checkpoint = run.before(step)
+    run_state.refuse_weights_alone(checkpoint, plan.recipe)
     console.print(f"from {checkpoint or plan.recipe.model.checkpoint}, {step - 1 - completed} steps before step {step}")
     with started(plan, checkpoint, console) as ranks:
         for earlier in _track(range(completed, step - 1), "Steps before", console):

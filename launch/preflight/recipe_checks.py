@@ -23,15 +23,17 @@ from recipes.errors import ConfigError
 from recipes.layout import data_parallel, faults, fix, world_size
 from recipes.paths import in_ray_job
 from recipes.plan import planner
-from recipes.plan.memory import Verdict, disk, memory_limit, verdict
+from recipes.plan.memory import Verdict, memory_limit, verdict
 from recipes.plan.plan_words import degrees, degrees_of, gigabytes
 from recipes.plan.planner import RunPlan
+from recipes.plan.saves import saves
 from recipes.plan.search import Sequences
 from recipes.schedule.fill_ranks import remedy
 
 if TYPE_CHECKING:
     from data_prep.pack.dataset import Dataset
 
+_MANY_STEPS = 10_000  # of a run whose steps are not known, so that it fills engine.keep_last
 Pack = Callable[[], dict[str, "Dataset"]]
 
 
@@ -254,21 +256,24 @@ def _fitting(plan: RunPlan) -> str:
 def room(r: Recipe, known: Known) -> Found:
     root = Path(r.cluster.root)
     there = next(folder for folder in (root, *root.parents) if folder.is_dir())
-    free, one = shutil.disk_usage(there).free, disk(r)
-    count = r.engine.keep_last + 1  # the oldest is removed once the new one is complete
-    if known.spread is not None:
-        count = min(count, -(-len(known.spread.steps) // r.engine.save_steps))
-    needed = count * one.checkpoint + one.export
+    free = shutil.disk_usage(there).free
+    steps = _MANY_STEPS if known.spread is None else len(known.spread.steps)
+    planned = saves(r, steps)
     text = f"{gigabytes(free)} GB free"
     if own := held(r):
         free += own
         text += f", and {gigabytes(own)} GB held by this run"
-    limit = f"{gigabytes(needed)} GB: {count} checkpoint{'s' if count > 1 else ''} and the export"
-    if free >= needed:
+    kept = min(planned.count, r.engine.keep_last)
+    limit = f"{gigabytes(planned.most)} GB: {kept} checkpoint{'s' if kept > 1 else ''} kept, one being written, and the export"
+    if free >= planned.most:
         return Found(text, limit)
-    fewer = int((free - one.export) / one.checkpoint) - 1
-    keep = f"write engine.keep_last={fewer}, " if fewer >= 1 else ""
+    fewer = [n for n in range(kept - 1, 0, -1) if saves(_keeping(r, n), steps).most <= free]
+    keep = f"write engine.keep_last={fewer[0]}, " if fewer else ""
     return Found(text, limit, f"{keep}make room in {there}, or write cluster.root=FOLDER on another disk")
+
+
+def _keeping(r: Recipe, checkpoints: int) -> Recipe:
+    return replace(r, engine=replace(r.engine, keep_last=checkpoints))
 
 
 def _listed(names: list[str]) -> str:

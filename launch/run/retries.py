@@ -10,7 +10,7 @@ from rich.console import Console
 
 from launch.run import metrics
 from recipes.config import Recipe
-from recipes.errors import DivergedError, TrainError
+from recipes.errors import DivergedError, NodeLostError, TrainError
 
 T = TypeVar("T")
 
@@ -18,14 +18,14 @@ T = TypeVar("T")
 def retrying(attempt: Callable[[], T], recipe: Recipe, run: Path, console: Console) -> T:
     """Call `attempt` until it succeeds, and return its result. Each retry resumes from the last complete checkpoint.
 
-    Retry after a `TrainError`. Raise `DivergedError` at once. Raise the `TrainError` if the retries are used up or the same
-    step failed twice with the same message.
+    Retry after a `TrainError`, but raise `DivergedError` and `NodeLostError` at once. Raise the `TrainError` if the retries are used
+    up or the same step failed twice with the same message.
     """
     previous: tuple[int, str] | None = None
     for retry in itertools.count(1):
         try:
             return attempt()
-        except DivergedError:
+        except (DivergedError, NodeLostError):
             raise
         except TrainError as error:
             first_line = str(error).splitlines()[0]

@@ -15,7 +15,7 @@ from launch.run.run_folder import RECORD, damage
 from launch.weights import hf_folder
 from recipes.compose import commands
 from recipes.config import Mtp, Recipe
-from recipes.errors import CheckpointError
+from recipes.errors import CheckpointError, ConfigError
 from recipes.paths import run_folder
 
 MARK = "checked.json"  # SHA-256 of the export's manifest and of the check results, written after the report
@@ -117,6 +117,19 @@ def _lost(recipe: Recipe, fault: str) -> CheckpointError:
         "so it cannot be exported again",
         "put either back; or write anew=true, which moves the run aside and trains from the first step",
     )
+
+
+def refuse_weights_alone(checkpoint: Path | None, recipe: Recipe) -> None:
+    """Raise `ConfigError` if the run would go on from a checkpoint that holds no optimizer state."""
+    from launch.weights.torch_dist import holds_optimizer  # imports torch, which a finished run does without
+
+    if checkpoint is not None and not holds_optimizer(checkpoint):
+        done = which_run.completed(checkpoint.name)
+        raise ConfigError(
+            f"'{checkpoint}' holds weights alone, as engine.save=weights writes them: run={recipe.run} cannot go on from it",
+            f"export it with `{commands.of_run('export', recipe, f'STEP={done}')}`; or write anew=true engine.save=full, which moves "
+            "the run aside and trains from the first step",
+        )
 
 
 def mark_checked(root: Path) -> None:

@@ -17,6 +17,7 @@ from recipes.families import facts
 from recipes.families.common.facts import Router
 from recipes.layout import data_parallel
 from recipes.paths import run_folder
+from recipes.plan.saves import save_interval
 
 _FLAGS = frozenset((Path(__file__).parent / "flags.txt").read_text(encoding="utf-8").split())
 Argument = str | int | float
@@ -30,8 +31,8 @@ def arguments(r: Recipe, num_steps: int, load: str, *, save: bool = True) -> lis
     checkpoints. Raise `ConfigError` if `engine.args` names a flag that slime does not know, or one that the recipe sets.
     """
     groups = (
-        model(r), data(r, num_steps), layout(r), memory(r), optimizer(r, num_steps), loss(), checkpoint(r, load, save), logging(r),
-        device(r),
+        model(r), data(r, num_steps), layout(r), memory(r), optimizer(r, num_steps), loss(),
+        checkpoint(r, num_steps, load, save), logging(r), device(r),
     )  # fmt: skip
     rendered = [words for group in groups for words in group]
     given = [str(words[0]) for words in rendered]
@@ -214,13 +215,13 @@ def loss() -> Group:
     yield ("--debug-train-only",)
 
 
-def checkpoint(r: Recipe, load: str, save: bool) -> Group:
+def checkpoint(r: Recipe, num_steps: int, load: str, save: bool) -> Group:
     """Yield the flags of loading and saving checkpoints. load, save: see `arguments`."""
     yield "--hf-checkpoint", r.model.checkpoint
     yield "--load", load
     if save:
         yield "--save", str(run_folder(r) / "checkpoints")
-        yield "--save-interval", r.engine.save_steps
+        yield "--save-interval", save_interval(r, num_steps)
 
 
 def logging(r: Recipe) -> Group:

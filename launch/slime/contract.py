@@ -63,6 +63,27 @@ def _megatron(path: str, kind: Kind, name: str, wanted: str, purpose: str) -> To
 
 START = [
     *_all("slime", "train_async.py", "train", "the script that is run"),
+    _slime(
+        "slime/utils/misc.py",
+        Kind.takes,
+        "should_run_periodic_action",
+        "rollout_id, interval, num_rollout_per_epoch, num_rollout",
+        "what `stop` answers in its place",
+    ),
+    _slime(
+        "train_async.py",
+        Kind.calls,
+        "should_run_periodic_action",
+        "rollout_id, args.save_interval, num_rollout_per_epoch, args.num_rollout",
+        "asked first, whether to save",
+    ),
+    _slime(
+        "train_async.py",
+        Kind.calls,
+        "should_run_periodic_action",
+        "rollout_id, args.eval_interval, num_rollout_per_epoch",
+        "asked second, where a stop ends the script",
+    ),
     *_all("slime", "slime/utils/arguments.py", "parse_args", "the flags that slime takes are asked of it"),
 ]
 
@@ -121,6 +142,7 @@ YARN = [
 ]  # fmt: skip
 
 FILES = [
+    _megatron(_CHECKPOINTING, Kind.says, "", "no_save_optim", "a checkpoint of weights alone"),
     _megatron(_CHECKPOINTING, Kind.says, "", "latest_checkpointed_iteration.txt", "which checkpoint is whole"),
     _megatron(_CHECKPOINTING, Kind.says, "", "iter_{:07d}", "a checkpoint's folder"),
     _megatron("megatron/core/distributed/param_and_grad_buffer.py", Kind.says, "", "found NaN in local grad norm",

@@ -7,32 +7,34 @@ import subprocess
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import psutil
 from rich.console import Console
 
 from launch.cluster.connection import own_ray
 from launch.cluster.processes import end, end_session, end_with_parent, with_variable
-from launch.run import metrics, progress
+from launch.run import metrics, progress, run_state, which_run
+from launch.run.deferred_signals import DeferredSignals
 from launch.run.retries import retrying
 from launch.run.run_folder import RunFolder
 from launch.run.run_plan import Plan
 from launch.slime import checkpoints, job
 from launch.slime.failure import NAME as FAILURE
 from launch.slime.failure import failure
+from launch.slime.hooks import nodes, stop
+from launch.slime.watch import LOG, Watch
 from recipes.config import Recipe
 from recipes.errors import TrainError
 from recipes.paths import REPO, in_ray_job
 
-LOG = "train.log"  # output of slime and its processes; every start appends
 _POLL_S = 0.5
 
 DRIVER = REPO / "launch" / "slime" / "hooks" / "driver.py"
 
 
-def train_through_slime(plan: Plan, run: RunFolder, console: Console) -> Path:
-    """Train from the last complete checkpoint (or the base) to the last step. Return the last checkpoint.
+def train_through_slime(plan: Plan, run: RunFolder, console: Console) -> Path | None:
+    """Train from the last complete checkpoint (or the base) to the last step. Return the last step's checkpoint, or None if SIGTERM or
+    SIGHUP stopped training after an earlier step.
 
     After a failure, training restarts from the last checkpoint, by the rules of `launch.run.retries`. Raise `TrainError` if it cannot
     continue.
@@ -40,81 +42,63 @@ def train_through_slime(plan: Plan, run: RunFolder, console: Console) -> Path:
     return retrying(lambda: _attempt(plan, run, console), plan.recipe, run.root, console)
 
 
-def _attempt(plan: Plan, run: RunFolder, console: Console) -> Path:
+def _attempt(plan: Plan, run: RunFolder, console: Console) -> Path | None:
     total = plan.schedule.num_steps
     completed, checkpoint, note = run.open(partial(checkpoints.remove_parts, run))
     if note:
         console.print(note)
     if completed < total:
+        run_state.refuse_weights_alone(checkpoint, plan.recipe)
         plan.write(run.root / "plan.json")
         job.write_job(plan.recipe, total, checkpoints.go_on_from(run, checkpoint))
-        start(plan.recipe, run, completed, total, console)
+        signalled = start(plan.recipe, run, completed, total, console)
         checkpoints.settle(run)
+        if signalled:
+            done = max((step for step in which_run.whole(run.root)), default=0)
+            console.print(f"{signalled}: saved after step {done} of {total}; run the same command to continue")
+            return None
     last = run.checkpoint(total)
     if last is None:
         raise TrainError(f"slime ended without a checkpoint of step {total}", f"see {run.root / LOG}")
     return last
 
 
-def start(recipe: Recipe, run: RunFolder, completed: int, total: int, console: Console) -> None:
+def start(recipe: Recipe, run: RunFolder, completed: int, total: int, console: Console) -> str | None:
     """Start slime once on the `job.json` in the run folder, and wait for it. It trains from `completed` steps to `total`.
 
-    Raise `TrainError` if slime does not reach `total`, and `CheckpointError` if the disk is full.
+    SIGTERM and SIGHUP let the current step end and save; return the signal's name then, otherwise None. Raise `TrainError` if slime
+    does not reach `total`, and `CheckpointError` if the disk is full.
     """
-    path = run.root / metrics.NAME
-    metrics.keep(path, completed)
-    (run.root / FAILURE).unlink(missing_ok=True)  # from an earlier start
+    metrics.keep(run.root / metrics.NAME, completed)
+    for left in (FAILURE, stop.REQUEST, nodes.SHORTAGE):  # from an earlier start
+        (run.root / left).unlink(missing_ok=True)
     console.print(f"slime's log: {run.root / LOG}")
-    lines = Lines(path)
-    with Slime(run) as slime, progress.training(console, total, completed) as advance:
-        last_output, log_size = time.monotonic(), slime.logged
-        while True:
-            status = slime.status()
-            for line in lines.read():
-                last_output = time.monotonic()
-                if "loss" in line:
-                    advance(line)
-            checkpoints.settle(run)
-            if status is not None:
-                break
-            # Compare sizes, not modification times: a file server's clock may be off by more than the limit.
-            if (size := (run.root / LOG).stat().st_size) != log_size:
-                last_output, log_size = time.monotonic(), size
-            if time.monotonic() - last_output > recipe.engine.timeout:
-                raise TrainError(
-                    f"slime said nothing for engine.timeout={recipe.engine.timeout} s",
-                    f"raise engine.timeout, or read {run.root / LOG}",
-                )
-            time.sleep(_POLL_S)
+    with DeferredSignals() as signals, Slime(run) as slime, progress.training(console, total, completed) as advance:
+        status = _watched(Watch(recipe, run, total, console, advance), slime, signals)
     reached = metrics.completed(run.root)
+    if status == stop.STATUS and signals.received:
+        return signals.received
+    if status and signals.received:  # the scheduler ended the trainers too
+        raise KeyboardInterrupt(
+            f"{signals.received} ended slime after step {reached}; run the same command to go on from the last checkpoint"
+        )
     if status:
         raise failure(run, run.root / LOG, slime.logged, status, reached + 1)
     if reached != total:
         raise TrainError(f"slime ended after step {reached} of {total} without an error", f"see {run.root / LOG}")
+    return None
 
 
-class Lines:
-    """The lines that are added to a metrics file from now on."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.seen = path.stat().st_size if path.exists() else 0
-
-    def read(self) -> list[dict[str, Any]]:
-        """Return the complete lines added since the last call. A line that another node has not finished is left for the next call."""
-        if not self.path.exists():
-            return []
-        with self.path.open("rb") as file:
-            file.seek(self.seen)
-            new = file.read()
-        parsed = []
-        for line in new[: new.rfind(b"\n") + 1].splitlines(keepends=True):
-            try:
-                parsed.append(json.loads(line))
-            except ValueError:  # a network file system may show zeros before it shows the line
-                break
-            self.seen += len(line)
-        return parsed
+def _watched(watch: Watch, slime: "Slime", signals: DeferredSignals) -> int:
+    """Wait until slime ends, and return its exit status."""
+    while True:
+        status = slime.status()
+        watch.look()
+        if status is not None:
+            return status
+        if signals.received:
+            watch.request_stop(signals.received)
+        time.sleep(_POLL_S)
 
 
 class Slime:

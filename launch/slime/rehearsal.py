@@ -17,6 +17,8 @@ from launch.run.run_plan import Plan
 from launch.run.which_run import TRACKER
 from launch.slime import checkpoints, engine, job
 from launch.slime.arguments import on_cpu
+from launch.slime.watch import LOG
+from recipes.config import Recipe, Save
 from recipes.errors import ConfigError, TrainError
 from recipes.paths import run_folder
 from recipes.plan.memory import Load, gpu_memory, memory_limit
@@ -47,7 +49,9 @@ def rehearse(plan: Plan, console: Console) -> Rehearsed:
     Raise `TrainError` if it fails. If memory ran out, the message names overrides that save memory.
     """
     root = run_folder(plan.recipe).with_name(f"{plan.recipe.run}-rehearsal")
-    recipe = replace(plan.recipe, run=root.name, engine=replace(plan.recipe.engine, save_steps=1, max_retries=0))
+    recipe = replace(
+        plan.recipe, run=root.name, engine=replace(plan.recipe.engine, save_steps=1, save=Save.full, max_retries=0)
+    )
     plan = Plan(recipe, plan.data, None, rehearsal=True)
     run = RunFolder(recipe, plan.data, None)
     run.take()
@@ -81,15 +85,15 @@ def _refuse_a_run(root: Path) -> None:
 def _rehearsed(plan: Plan, run: RunFolder, console: Console) -> Rehearsed:
     recipe = plan.recipe
     job.write_job(recipe, 1, recipe.model.checkpoint)
-    engine.start(recipe, run, 0, 1, console)
+    _start(recipe, run, 0, console)
     checkpoints.settle(run)
     saved = run.checkpoint(1)
     if saved is None:
-        raise TrainError("no checkpoint was written", f"see {run.root / engine.LOG}")
+        raise TrainError("no checkpoint was written", f"see {run.root / LOG}")
     # The step's metrics are written before the save; Megatron writes the checkpoint's number after it.
     save_s = (saved.parent / TRACKER).stat().st_mtime - (run.root / metrics.NAME).stat().st_mtime
     job.write_job(recipe, 2, checkpoints.go_on_from(run, saved), save=False)
-    engine.start(recipe, run, 1, 2, console)
+    _start(recipe, run, 1, console)
     first, second = (m for m in metrics.read_metrics(run.root / metrics.NAME) if "loss" in m)
     step = plan.schedule.step(0)
     tokens = [[plan.schedule.padded([plan.data.lengths[s] for s in batch]) for batch in rank] for rank in step.ranks]
@@ -107,6 +111,12 @@ def _rehearsed(plan: Plan, run: RunFolder, console: Console) -> Rehearsed:
     )
     write_text(run.root / NAME, json.dumps(vars(done), indent=2) + "\n")
     return done
+
+
+def _start(recipe: Recipe, run: RunFolder, completed: int, console: Console) -> None:
+    """Run one step through slime. Raise `KeyboardInterrupt` if a signal ended it."""
+    if engine.start(recipe, run, completed, completed + 1, console):
+        raise KeyboardInterrupt("The rehearsal was interrupted.")
 
 
 def table(done: Rehearsed, plan: Plan) -> Table:

@@ -246,11 +246,23 @@ class _View(io.RawIOBase):
         return count
 
 
-def _tensors(folder: Path) -> dict[str, Stored]:
-    """Return the model's tensors by key. Transformer Engine's `_extra_state` is no tensor and is skipped."""
+def holds_optimizer(folder: Path) -> bool:
+    """Return whether a checkpoint holds an optimizer state. Raise `CheckpointError` if its index cannot be read."""
+    return any("optimizer" in key.split(".") for key in _index(folder).state_dict_metadata)
+
+
+def _index(folder: Path) -> Any:
     try:
         with (folder / ".metadata").open("rb") as file:
-            index = _Index(file).load()
+            return _Index(file).load()
+    except Exception as error:  # a damaged pickle can raise any exception
+        raise CheckpointError(f"'{folder / '.metadata'}' cannot be read ({error}): {_DAMAGED}") from error
+
+
+def _tensors(folder: Path) -> dict[str, Stored]:
+    """Return the model's tensors by key. Transformer Engine's `_extra_state` is no tensor and is skipped."""
+    index = _index(folder)
+    try:
         pieces: dict[str, list[Piece]] = {}
         sizes = {
             (key, tuple(chunk.offsets)): tuple(chunk.sizes)

@@ -37,7 +37,7 @@ def check_values(r: Recipe) -> None:
         "optim.epochs": 1, "optim.batch_size": 1, "optim.copies": 1, "optim.warmup_steps": 0, "optim.eval_steps": 1,
         "model.native_context": 1, "layout.loss_chunk": 1,
         "layout.first_stage_layers": 1, "layout.last_stage_layers": 1,
-        "engine.save_steps": 1, "engine.keep_last": 1, "engine.timeout": 1, "engine.max_retries": 0,
+        "engine.save_steps": 1, "engine.keep_last": 1, "engine.timeout": 1, "engine.node_timeout": 1, "engine.max_retries": 0,
         "sanity.timeout": 1, "sanity.tp": 1, "sanity.max_moved": 1, "sanity.max_above_base": 0, "sanity.prompts": 1,
         "sanity.min_tool_calls": 0, "sanity.min_finished": 0, "sanity.min_well_formed": 0,
         "data.max_tokens": 2, "data.max_rejected": 0, "data.workers": 1,

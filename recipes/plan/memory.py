@@ -1,4 +1,4 @@
-"""Predicted memory of a run: of each GPU by pipeline stage and part, of a node's host, and on the disk.
+"""Predicted memory of a run: of each GPU by pipeline stage and part, and of a node's host.
 
 Weights, gradients, optimizer state and activations equal what was measured on real ranks (tables in
 `recipes/plan/README.md`). All other parts are allowances, named below. They were not measured on a GPU.
@@ -12,7 +12,6 @@ from enum import Enum
 import psutil
 
 from recipes.config import Dtype, EngineName, OptimizerState, Recipe, Recompute
-from recipes.dimensions import parameters
 from recipes.plan.activations import IMBALANCE, Activations, activations
 from recipes.plan.partition import Buffer, Chunk, Placed, element_size, placed
 from recipes.schedule.pipeline import in_flight
@@ -220,22 +219,3 @@ def _offloaded_activations(r: Recipe, load: Load, where: Placed) -> float:
     return fullest * sum(
         2.0 ** math.ceil(math.log2(tokens * one)) for one in each
     )  # PyTorch rounds pinned memory up to powers of two
-
-
-@dataclass(frozen=True)
-class Disk:
-    """Bytes of one checkpoint and of the export."""
-
-    checkpoint: float  # model weights, fp32 weights and two moments
-    export: float  # the Hugging Face folder, with the copied untrained layers
-    seconds: float | None  # time to write both; None if the disk's speed is not known
-
-
-def disk(r: Recipe) -> Disk:
-    """Return the disk space of one checkpoint and of the export."""
-    p = parameters(r.model)
-    size = element_size(r)
-    checkpoint = p.total * (size + 12)
-    export = (p.total + p.mtp) * size
-    speed = r.cluster.disk_gb_s
-    return Disk(checkpoint, export, (checkpoint + export) / (speed * 1e9) if speed else None)

@@ -6,6 +6,7 @@ from typing import Any
 from recipes import html_page
 from recipes.plan.plan_words import (
     degrees,
+    disk_rows,
     duration,
     gigabytes,
     headline,
@@ -80,10 +81,8 @@ def _memory_table(s: dict[str, Any]) -> str:
 def _host(m: dict[str, Any]) -> str:
     host, disk = m["host"], m["disk"]
     rows = [[name.replace("_", " "), gigabytes(value)] for name, value in host.items() if value is not None]
-    rows += [[f"disk: {name}", gigabytes(disk[name])] for name in ("checkpoint", "export")]
-    if disk["seconds"] is not None:
-        rows.append(["disk: seconds of a save", f"{disk['seconds']:,.0f}"])
-    return html_page.table(["host memory of a node, and disk", "GB"], rows, figures=True)
+    table = html_page.table(["host memory of a node", "GB"], rows, figures=True)
+    return table + html_page.table(["disk", ""], _escaped(disk_rows(disk)), figures=True)
 
 
 def _memory_plot(m: dict[str, Any]) -> Any:

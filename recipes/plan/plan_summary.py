@@ -7,10 +7,11 @@ from recipes.config import Recipe
 from recipes.dimensions import flops, parameters
 from recipes.layout import data_parallel, world_size
 from recipes.plan.activations import IMBALANCE
-from recipes.plan.memory import disk, memory_limit
+from recipes.plan.memory import memory_limit
 from recipes.plan.plan_words import degrees_of
 from recipes.plan.planner import RunPlan, warnings
 from recipes.plan.published import calibration
+from recipes.plan.saves import saves
 from recipes.plan.search import Found, Option
 
 
@@ -79,7 +80,7 @@ def _memory(p: RunPlan) -> dict[str, Any]:
         "limit": limit, "verdict": p.verdict.value, "peak": max(totals), "peak_stage": totals.index(max(totals)),
         "stages": [asdict(s) | {"total": s.total} for s in p.memory], "expert_imbalance": IMBALANCE if r.model.experts else None,
         "host": asdict(p.host) | {"total": p.host.total, "limit": (r.cluster.host_memory_gb or 0) * 1e9 or None},
-        "disk": asdict(disk(r)),
+        "disk": asdict(saves(r, p.schedule.num_steps)),
     }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from recipes.plan.plan_words import (
     degrees,
+    disk_rows,
     duration,
     gigabytes,
     headline,
@@ -31,6 +32,7 @@ def plan_tables(s: dict[str, Any]) -> Iterator[RenderableType]:
     yield _table("Layout", ["", "", "with another value"], layout_rows(s))
     yield _memory(s)
     yield _table("Steps", ["", ""], steps_rows(s))
+    yield _table("Disk", ["", ""], disk_rows(s["memory"]["disk"]))
     if s["time"]:
         yield _table("Time", ["", "", ""], [*_time_rows(s["time"])])
         yield Text(s["time"]["calibration"], "dim")
@@ -65,12 +67,10 @@ def _memory(s: dict[str, Any]) -> Table:
     title = "Memory of a rank by pipeline stage, GB" + f" ({len(shown)} of {len(stages)})" * (len(shown) < len(stages))
     table = _table(title, ["", *map(str, shown)], rows)
     limit = f" of {gigabytes(m['host']['limit'])}" if m["host"]["limit"] else ""
-    seconds = f", {duration(m['disk']['seconds'])} in all" if m["disk"]["seconds"] else ""
     table.caption = (
         f"host: {gigabytes(m['host']['total'])}{limit} GB a node (optimizer {gigabytes(m['host']['optimizer'])}, "
         f"activations {gigabytes(m['host']['activations'])}, copy of the "
-        f"weights {gigabytes(m['host']['weights_copy'])}, Ray's object store {gigabytes(m['host']['object_store'])}); a save "
-        f"writes {gigabytes(m['disk']['checkpoint'])} GB, the export {gigabytes(m['disk']['export'])} GB{seconds}"
+        f"weights {gigabytes(m['host']['weights_copy'])}, Ray's object store {gigabytes(m['host']['object_store'])})"
     )
     table.caption_justify = "left"
     return table

@@ -113,6 +113,22 @@ def steps_rows(s: dict[str, Any]) -> list[list[str]]:
     ]
 
 
+def disk_rows(d: dict[str, Any]) -> list[list[str]]:
+    """Return rows of name and value about what the run writes to the disk. d: `saves.Saves` as a dictionary."""
+    last = ", the last weights alone" if d["checkpoint"] != d["last"] else ", weights alone"
+    rows = [
+        ["checkpoints", f"{d['count']}, one every {d['interval']} steps{last}"],
+        ["one of them, GB", gigabytes(d["checkpoint"])],
+        ["the last step's, GB", gigabytes(d["last"])],
+        ["the export, GB", gigabytes(d["export"])],
+        ["kept at the end, GB", gigabytes(d["kept"])],
+        ["at most at once, GB", gigabytes(d["most"])],
+    ]
+    if d["seconds"] is not None:
+        rows += [["time of one save", duration(d["seconds"])], ["time of all writes", duration(d["all_seconds"])]]
+    return rows
+
+
 def released_rows(s: dict[str, Any]) -> list[list[str]]:
     """Return rows of name, value of this recipe, value of the released recipe."""
     released, steps = s["released"], s["steps"]

@@ -14,7 +14,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[3])
 from launch.cluster import connection  # noqa: E402
 from launch.slime import failure  # noqa: E402
 from launch.slime.arguments import on_cpu  # noqa: E402
-from launch.slime.hooks import cpu  # noqa: E402
+from launch.slime.hooks import cpu, nodes, stop  # noqa: E402
 from launch.slime.job import own_resources  # noqa: E402
 from recipes import json_file  # noqa: E402
 from recipes.compose.recipe import from_yaml  # noqa: E402
@@ -32,6 +32,8 @@ def run_driver(run: Path) -> None:
         cpu.install()
     try:
         with connection.session(own_resources(recipe), runtime_env=environment):
+            nodes.start(run, recipe)
+            stop.install(run)
             sys.argv = [job["entrypoint"], *job["argv"]]
             runpy.run_path(job["entrypoint"], run_name="__main__")
     except Exception as error:

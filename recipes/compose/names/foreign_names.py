@@ -234,7 +234,7 @@ FOREIGN = (
     ),
     Foreign("do_train", note="`make train` trains: leave it out"),
     Foreign(
-        "output_dir save save_dir default_local_dir save_hf",
+        "output_dir save_dir default_local_dir save_hf",
         "cluster.root={}",
         "a run is in the folder runs/NAME of it, and run=NAME names the run",
         "/data/out",

@@ -5,9 +5,9 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-import psutil
 import pytest
 from rich.console import Console
 
@@ -19,7 +19,7 @@ from launch.slime.pins import MEGATRON, NEWEST_IMAGE, PINNED, TRANSFORMER_ENGINE
 from recipes.compose.recipe import compose_recipe
 from tests.conftest import REPO
 from tests.launch.slime.support import pinned
-from tests.launch.support import POOL, descendants, recipe_of
+from tests.launch.support import POOL, recipe_of, while_it_moves
 
 SLIME = PINNED.commits[0]
 CPU = compose_recipe(["engine=slime", "cluster.nodes=2"])
@@ -293,25 +293,15 @@ def test_a_file_that_another_node_did_not_write_is_seen_to_be_missing(tmp_path):
 
 def on_nodes(asked, python=sys.executable, **env):
     """`nodes.py` on what it is asked."""
-    process = subprocess.Popen(
-        [python, "tests/launch/slime/nodes.py"],
-        cwd=REPO,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(REPO), **env},
-    )
     nodes = [{"num_cpus": 3, "num_gpus": 2}, {"num_cpus": 2, "num_gpus": 2}]
-    try:
-        out, err = process.communicate(json.dumps({"nodes": nodes, **asked}), timeout=240)
-    except subprocess.TimeoutExpired:
-        for child in [*descendants(process.pid), process]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
-        raise
-    assert process.returncode == 0, err[-3000:]
-    return json.loads(out.splitlines()[-1])
+    with tempfile.TemporaryFile("w+") as said:
+        json.dump({"nodes": nodes, **asked}, said)
+        said.seek(0)
+        done = while_it_moves(
+            [python, "tests/launch/slime/nodes.py"], stdin=said, env={**os.environ, "PYTHONPATH": str(REPO), **env}
+        )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def red(case):

@@ -16,7 +16,7 @@ from launch.preflight import cluster_checks as on_cluster
 from launch.preflight import machine, recipe_checks
 from recipes.compose.recipe import compose_recipe
 from recipes.errors import ConfigError, DataError, PreflightError
-from recipes.plan.memory import disk
+from recipes.plan.saves import saves
 from tests.launch.checks import GLM, checked, odd, overrides, red
 from tests.launch.support import called, limi, recipe_of
 
@@ -124,7 +124,7 @@ def test_sequences_that_slime_would_train_wrongly_are_refused(spans, what):
 
 def test_a_run_that_goes_on_needs_no_second_room_for_what_it_has(tmp_path, monkeypatch):
     recipe = compose_recipe(["model=qwen3-tiny", "engine=slime", f"cluster.root={tmp_path}", "run=room"])
-    one = disk(recipe)
+    one = saves(recipe, 400)
     full = shutil.disk_usage("/")._replace(free=one.checkpoint + one.export)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
     assert recipe_checks.room(recipe, recipe_checks.Known()).failed
@@ -140,16 +140,18 @@ def test_a_run_that_goes_on_needs_no_second_room_for_what_it_has(tmp_path, monke
 def test_a_disk_without_room_for_the_checkpoints_is_refused(root, monkeypatch):
     words = [*GLM, "engine.save_steps=1"]
     checked(root, *words)  # packs the data, for which there must be room
-    one = disk(compose_recipe(words))
+    one = saves(compose_recipe(words), 400)
     free = shutil.disk_usage("/")._replace(free=int(2.5 * one.checkpoint + one.export))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
     rows = checked(root, *words)
     assert red(rows) == ["disk"]
-    assert rows["disk"].limit.endswith("3 checkpoints and the export")
+    assert rows["disk"].limit.endswith("2 checkpoints kept, one being written, and the export")
     assert rows["disk"].fix.startswith("write engine.keep_last=1, make room in")
     assert red(checked(root, *words, "engine.keep_last=1")) == []
     rows = checked(root, *GLM, "engine.save_steps=1000")
-    assert red(rows) == [] and rows["disk"].limit.endswith("1 checkpoint and the export"), "saved once, at the end"
+    assert red(rows) == [] and rows["disk"].limit.endswith("1 checkpoint kept, one being written, and the export"), (
+        "saved once, at the end"
+    )
 
 
 def test_memory_that_the_plan_passes_is_refused(root, monkeypatch):
@@ -197,9 +199,9 @@ def test_make_check_of_slime_starts_a_ray_of_this_machine(root, tmp_path):
     done = limi("check", *words, f"engine.megatron_root={tmp_path}/none", env=wide)
     assert done.returncode == 2
     red = re.findall(r"^  ([\w-]+): ", done.stderr, re.M)
-    assert [name for name in red if name != "numpy"] == ["micro-batches", "slime", "Megatron-LM"]
+    assert [name for name in red if name != "numpy"] == ["micro-batches", "Megatron-LM", "contract"]
     assert f"no folder {tmp_path}/none" in done.stderr
-    assert "on the bus of 2 ranks, by" in done.stdout
+    assert "on the bus of 2 ranks, over gloo" in done.stdout
 
 
 # Words that a plan warns of, the row, what is found, and what its fix says.

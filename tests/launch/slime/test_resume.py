@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -18,9 +19,11 @@ from launch.run.run_folder import RunFolder
 from launch.run.run_plan import Plan
 from launch.run.which_run import pick
 from launch.slime import checkpoints, engine, job
+from launch.slime.watch import Lines
+from launch.weights.torch_dist import holds_optimizer
 from recipes.errors import ConfigError, PreflightError, TrainError
 from tests.launch.slime.support import on_cpu
-from tests.launch.support import finish, metrics_of, recipe_of, start, wait_for_step
+from tests.launch.support import finish, limi, metrics_of, recipe_of, start, wait_for_step
 
 WORDS = ["engine=slime", "optim.epochs=2", "engine.save_steps=4", "optim.eval_steps=5", "engine.keep_last=10"]
 
@@ -111,6 +114,46 @@ def test_after_the_command_itself_was_killed_it_goes_on_and_nothing_is_left(root
     assert "going on from" in said
     assert figures(run) == figures(uninterrupted)
     assert not psutil.wait_procs(of_run(run), timeout=20)[1]
+
+
+@pytest.mark.contract
+@pytest.mark.slow
+@pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["SIGTERM", "SIGTERM of the group"])
+def test_sigterm_saves_after_the_step_and_the_run_goes_on_exactly(root, uninterrupted, send):
+    plan = plan_of(root, f"slime-ended-by-{send.__name__}")
+    run, words = folder(plan), [*WORDS, f"run=slime-ended-by-{send.__name__}"]
+    process = start(root, *words)
+    wait_for_step(run, 5, process)
+    send(process.pid, signal.SIGTERM)
+    status, said = finish(process)
+    assert status == 0, said
+    stopped = re.search(r"SIGTERM: saved after step (\d+) of 10; run the same command", said)
+    assert stopped and 5 <= int(stopped[1]) < 10 and int(stopped[1]) % 4, said
+    assert "slime saves after step" in said and "If it is killed before, the run goes on from step 4" in said
+    assert not psutil.wait_procs(of_run(run), timeout=20)[1]
+    status, said = finish(start(root, *words))
+    assert status == 0, said
+    assert f"iter_{int(stopped[1]) - 1:07}" in said, said
+    assert figures(run) == figures(uninterrupted)
+    last = max((run / "checkpoints").glob("iter_*"))
+    assert [holds_optimizer(c) for c in sorted((run / "checkpoints").glob("iter_*"))][-1:] == [False], last
+
+
+@pytest.mark.contract
+@pytest.mark.slow
+def test_weights_alone_are_exported_and_not_gone_on_from(root):
+    words = [*WORDS, "run=slime-weights", "engine.save=weights"]
+    process = start(root, *words)
+    plan = plan_of(root, "slime-weights", "engine.save=weights")
+    wait_for_step(folder(plan), 5, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not any(holds_optimizer(c.parent) for c in folder(plan).glob("checkpoints/iter_*/limi.json"))
+    with pytest.raises(ConfigError, match="holds weights alone, as engine.save=weights writes them") as raised:
+        train(plan)
+    assert "STEP=4" in raised.value.fix and "anew=true engine.save=full" in raised.value.fix
+    done = limi("export", f"cluster.root={root}", "run=slime-weights", "step=4")
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.contract
@@ -248,7 +291,7 @@ def test_a_folder_that_cannot_be_emptied_does_not_end_training(root, tmp_path, m
 def test_lines_are_shown_once_they_are_whole(tmp_path):
     path = tmp_path / metrics.NAME
     path.write_bytes(b'{"step": 1}\n')
-    lines = engine.Lines(path)
+    lines = Lines(path)
     assert lines.read() == []
     path.write_bytes(b'{"step": 1}\n{"step": 2}\n' + bytes(12) + b'\n{"step')  # as NFS may show it
     assert lines.read() == [{"step": 2}]
@@ -261,12 +304,20 @@ def test_lines_are_shown_once_they_are_whole(tmp_path):
 @pytest.mark.parametrize(
     ("script", "said"),
     [
-        ("sleep 60", "slime said nothing for engine.timeout=2 s; raise engine.timeout"),
-        # A file server whose clock is behind.
-        ("for i in 1 2 3 4 5 6 7 8; do echo $i; touch -d '2 hours ago' train.log; sleep 0.5; done; exit 3", "status 3"),
+        # A log that grows is no step.
+        (
+            "while sleep 0.2; do echo still waiting; done",
+            "slime finished no step and no checkpoint for engine.timeout=2 s; raise",
+        ),
+        # The clock of a file server may be behind.
+        (
+            """for i in 1 2 3 4 5 6 7 8; do echo '{"step": '$i', "loss": 1, "grad_norm": 1, "lr": 1, "tokens": 1, "time": '"""
+            """'{"step_s": 1}}' >> metrics.jsonl; touch -d '2 hours ago' metrics.jsonl; sleep 0.5; done; exit 3""",
+            "status 3",
+        ),
     ],
 )
-def test_silence_is_counted_and_a_log_that_grows_is_not_silent(root, tmp_path, script, said):
+def test_a_run_is_alive_while_it_finishes_steps(root, tmp_path, script, said):
     run = begun(tmp_path, root, "engine.timeout=2", f"engine.python={tmp_path}/python")
     run.open()
     (run.root / "job.json").write_text('{"env_vars": {}}')

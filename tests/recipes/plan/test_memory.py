@@ -6,7 +6,7 @@ from recipes.compose.recipe import compose_recipe
 from recipes.config import OptimizerState, Recompute
 from recipes.dimensions import parameters
 from recipes.plan.activations import activations
-from recipes.plan.memory import Load, Verdict, disk, gpu_memory, host_memory, memory_limit, verdict
+from recipes.plan.memory import Load, Verdict, gpu_memory, host_memory, memory_limit, verdict
 
 LOAD = Load([[40_000, 152_000, 30_000, 20_000], [50_000, 50_000, 50_000, 50_000]])
 DENSE = ["model=qwen3-32b", "layout=released-qwen3"]
@@ -78,15 +78,6 @@ def test_context_parallelism_cuts_what_tokens_take():
     two, four = (gpu_memory(recipe(*DENSE, cp=n, pp=2), LOAD)[1] for n in (2, 4))
     assert two.activations == pytest.approx(2 * four.activations)
     assert two.weights == pytest.approx(four.weights, rel=1e-4)
-
-
-def test_a_save_is_fourteen_bytes_a_parameter_and_its_seconds_follow_the_disk():
-    r = compose_recipe(DENSE)
-    total = parameters(r.model).total
-    found = disk(r)
-    assert (found.checkpoint, found.export) == (14 * total, 2 * total)
-    assert found.seconds == 16 * total / (r.cluster.disk_gb_s * 1e9)
-    assert disk(compose_recipe([])).seconds is None
 
 
 def test_a_gpu_has_its_own_memory_and_a_core_its_share():
