@@ -63,7 +63,7 @@ def _run(words: list[str], completed: bool) -> None:
     from rich.console import Console
 
     from launch.cli import command_line, dry_run, stages
-    from launch.cluster import packages
+    from launch.cluster.image import packages
     from launch.run.fetch_models import fetched
     from recipes.compose import os_errors
     from recipes.compose.recipe import compose_recipe

@@ -256,6 +256,7 @@ class Cluster:
     name: str = MISSING  # name of the cluster in messages; "local" means this machine's cores
     nodes: int = MISSING  # number of nodes
     gpus_per_node: int = MISSING  # ranks per node, one per GPU; on a machine without GPUs one per core
+    cpus_per_node: int | None = None  # CPU cores of one node, which KubeRay's pods ask for; null means 8 per GPU
     host_memory_gb: float | None = None  # memory of one node, in GB; null means that it is not checked
     # Network bandwidth between nodes per GPU, one direction, in GB/s; null means that no times are predicted.
     network_gb_s: float | None = None
@@ -263,6 +264,8 @@ class Cluster:
     root: str = MISSING  # absolute path of a folder that every node sees; it holds runs, data and models
     # Address of the Ray dashboard that takes the jobs, http://HEAD:8265; null means that Ray starts on this machine.
     address: str | None = None
+    rdma_resource: str | None = None  # KubeRay: name of the RDMA devices, one per GPU, as rdma/hca; null means none
+    host_network: bool = False  # KubeRay: pods use their node's network
     interface: str | None = None  # network interface of NCCL's and Gloo's sockets; null means that they choose
     env: dict[str, str] = field(default_factory=dict)  # variables added to the environment of every rank
 

@@ -83,13 +83,21 @@ def check(recipe: Recipe, console: Console) -> None:
 
 def slurm(recipe: Recipe, console: Console) -> None:
     """Print the sbatch script that starts Ray on the nodes and runs the recipe there."""
-    from launch.cluster import schedulers
+    from launch.cluster.schedulers import slurm
+    from launch.run import prepare
+    from recipes.plan import planner
+    from recipes.plan.saves import saves
 
-    console.file.write(schedulers.slurm(recipe))
+    slurm.slurm(recipe)  # refuses what no scheduler runs, before the plan is made
+    apart = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+    made = planner.make_plan(recipe, prepare.sequences(recipe, apart))
+    step = max((sum(parts.values()) for parts in made.step_seconds), default=0.0) if made.clock else 0.0
+    save = saves(made.recipe, made.schedule.num_steps).seconds or 0.0
+    console.file.write(slurm.slurm(recipe, step + save))
 
 
 def kuberay(recipe: Recipe, console: Console) -> None:
     """Print the RayJob manifest that runs the recipe on Kubernetes."""
-    from launch.cluster import schedulers
+    from launch.cluster.schedulers import kuberay
 
-    console.file.write(schedulers.kuberay(recipe))
+    console.file.write(kuberay.kuberay(recipe))

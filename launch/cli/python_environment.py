@@ -28,7 +28,7 @@ def complete(words: list[str]) -> bool:
 
     words: those of the command. Raise `PreflightError` if they cannot be installed.
     """
-    from launch.cluster import packages
+    from launch.cluster.image import packages
 
     if not packages.lacks():
         return False

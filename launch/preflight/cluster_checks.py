@@ -19,6 +19,7 @@ from rich.console import Console
 
 from launch.checks import Check
 from launch.cluster.connection import connected
+from launch.cluster.image.pins import PACKAGES
 from launch.cluster.ray_errors import logs
 from launch.preflight import network, node_report
 from launch.preflight import node_checks as here
@@ -27,7 +28,6 @@ from launch.preflight.node_checks import Reports, listed
 from launch.slime import contract, installed
 from launch.slime.arguments import arguments, on_cpu
 from launch.slime.job import environment, own_resources
-from launch.slime.pins import PACKAGES
 from recipes.config import Recipe
 from recipes.layout import world_size
 from recipes.paths import in_ray_job

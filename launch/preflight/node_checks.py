@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from launch.cluster.image.pins import IMAGE, MEGATRON, NUMPY, PACKAGES, PINNED, TRANSFORMER_ENGINE, VERSIONS, version_of
 from launch.preflight.checklist import Found, check
 from launch.slime.arguments import on_cpu
-from launch.slime.pins import IMAGE, MEGATRON, NUMPY, PACKAGES, PINNED, TRANSFORMER_ENGINE, VERSIONS, version_of
 from recipes.config import Recipe
 
 # Bytes of /dev/shm per GPU, an allowance for NCCL's buffers and Ray's objects; Docker's default is 64 MB in all.

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.files import write_text
-from launch.cluster import packages
 from launch.cluster.connection import sockets
+from launch.cluster.image import packages
 from launch.slime.arguments import arguments, on_cpu
 from recipes.compose.recipe import to_yaml
 from recipes.config import Recipe

@@ -41,7 +41,7 @@ def check_values(r: Recipe) -> None:
         "sanity.timeout": 1, "sanity.tp": 1, "sanity.max_moved": 1, "sanity.max_above_base": 0, "sanity.prompts": 1,
         "sanity.min_tool_calls": 0, "sanity.min_finished": 0, "sanity.min_well_formed": 0,
         "data.max_tokens": 2, "data.max_rejected": 0, "data.workers": 1,
-        "cluster.nodes": 1, "cluster.gpus_per_node": 1,
+        "cluster.nodes": 1, "cluster.cpus_per_node": 1, "cluster.gpus_per_node": 1,
         "layout.tp": 1, "layout.pp": 1, "layout.vpp": 1, "layout.cp": 1, "layout.ep": 1, "layout.etp": 1,
     }  # fmt: skip
     sizes = ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab", "max_position")

@@ -86,7 +86,9 @@ def bind(frame: FrameType | None) -> None:
     while frame is not None and not hasattr(frame.f_locals.get("self"), METHOD):
         frame = frame.f_back
     if frame is None:
-        raise TrainError(f"no caller of the rollout function has {METHOD}: this slime is none of launch/slime/pins.py")
+        raise TrainError(
+            f"no caller of the rollout function has {METHOD}: this slime is none of launch/cluster/image/pins.py"
+        )
     names = inspect.unwrap(getattr(type(frame.f_locals["self"]), METHOD)).__globals__  # Ray wraps an actor's methods
     slime_schedule = names.get("build_dp_schedule")
     if slime_schedule is planned:
@@ -95,7 +97,7 @@ def bind(frame: FrameType | None) -> None:
     found = list(inspect.signature(slime_schedule).parameters) if callable(slime_schedule) else "nothing"
     if found != wanted:
         raise TrainError(
-            f"slime's build_dp_schedule takes {found}, not {wanted}: this slime is none of launch/slime/pins.py"
+            f"slime's build_dp_schedule takes {found}, not {wanted}: this slime is none of launch/cluster/image/pins.py"
         )
     names["build_dp_schedule"] = planned
 

@@ -12,10 +12,10 @@ import pytest
 from rich.console import Console
 
 from launch.checks import Outcome
+from launch.cluster.image.pins import MEGATRON, NEWEST_IMAGE, PINNED, TRANSFORMER_ENGINE, V0_3_1, VERSIONS
 from launch.preflight import cluster_checks, node_checks, node_report
 from launch.slime import job
 from launch.slime.contract import EVERYWHERE
-from launch.slime.pins import MEGATRON, NEWEST_IMAGE, PINNED, TRANSFORMER_ENGINE, V0_3_1, VERSIONS
 from recipes.compose.recipe import compose_recipe
 from tests.conftest import REPO
 from tests.launch.slime.support import pinned

@@ -11,7 +11,7 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(REPO))
 
-from launch.cluster import packages  # noqa: E402
+from launch.cluster.image import packages  # noqa: E402
 
 # The embedded engine, which trains where `make` set up the environment; programs, not modules; stand-ins for a CPU's SGLang.
 NOT_OF_A_JOB = (

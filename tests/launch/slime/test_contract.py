@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from launch.cluster.image.pins import VERSIONS
 from launch.slime import arguments, installed
 from launch.slime.contract import EVERYWHERE, MOVED, ON_A_CPU, Kind, Touch
-from launch.slime.pins import VERSIONS
 from recipes.paths import REPO
 from tests.launch.slime.support import on_cpu, slime_at
 

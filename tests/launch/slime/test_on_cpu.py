@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch.distributed.checkpoint import FileSystemReader
 
+from launch.cluster.image.pins import VERSIONS
 from launch.run import metrics
 from launch.run.run_folder import RunFolder
 from launch.run.run_plan import Plan
 from launch.slime import engine
-from launch.slime.pins import VERSIONS
 from launch.weights.safetensors_folder import SafetensorsFolder
 from tests.launch.slime.support import on_cpu, slime_at
 from tests.launch.support import POOL, ranks_of, recipe_of

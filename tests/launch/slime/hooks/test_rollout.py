@@ -98,9 +98,9 @@ def test_another_slime_is_refused(here, manager):
     names = type(manager).generate.__globals__
     for other in (lambda args, lengths: None, None):
         names["build_dp_schedule"] = other
-        with pytest.raises(TrainError, match="is none of launch/slime/pins.py"):
+        with pytest.raises(TrainError, match="is none of launch/cluster/image/pins.py"):
             manager.generate(0)
-    with pytest.raises(TrainError, match="is none of launch/slime/pins.py"):
+    with pytest.raises(TrainError, match="is none of launch/cluster/image/pins.py"):
         rollout.generate(None, 0, None)
 
 

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from launch.cluster import packages
-from launch.slime.pins import PACKAGES
+from launch.cluster.image import packages
+from launch.cluster.image.pins import PACKAGES
 from recipes.errors import PreflightError
 from recipes.paths import REPO
 
@@ -75,7 +75,7 @@ def test_what_pip_cannot_install_is_an_error_with_the_command_and_leaves_nothing
 
 def test_this_environment_lacks_nothing_and_a_bare_python_is_no_image():
     assert not packages.lacks()
-    program = "import sys; sys.path.insert(0, '.'); from launch.cluster import packages; print(packages.lacks())"
+    program = "import sys; sys.path.insert(0, '.'); from launch.cluster.image import packages; print(packages.lacks())"
     bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run([sys.executable, "-S", "-c", program], cwd=REPO, env=bare, capture_output=True, text=True)
     assert done.stdout == "False\n", done.stderr
