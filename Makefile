@@ -133,7 +133,7 @@ check: $(READY) $(SLIME_READY) ## Everything that would end or spoil a run, befo
 	@$(call LIMI,check)
 
 .PHONY: train
-train: $(READY) $(SLIME_READY) ## Data, training, export, sanity check and report
+train: $(READY) $(SLIME_READY) ## Data, training, export, sanity check and report; sweep="optim.lr=1e-5,2e-5 seed=0,1" runs each
 	@$(call LIMI,train)
 
 .PHONY: rehearse

@@ -11,6 +11,7 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 # Python puts this file's folder first on the path, but the packages are in the folder above.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -60,9 +61,7 @@ def _failed(words: list[str]) -> LimiError | KeyboardInterrupt | None:
 
 def _run(words: list[str], completed: bool) -> None:
     """Run the stage. completed: whether packages were brought for this Python, which every process of a job needs."""
-    from rich.console import Console
-
-    from launch.cli import command_line, dry_run, stages
+    from launch.cli import command_line, dry_run, stages, sweep
     from launch.cluster.image import packages
     from launch.run.fetch_models import fetched
     from recipes.compose import os_errors
@@ -72,6 +71,9 @@ def _run(words: list[str], completed: bool) -> None:
     try:
         name, overrides = command_line.parted(words)
         stage = stages.STAGES[name]
+        overrides, swept = sweep.parted(overrides)
+        if swept is not None:
+            return sweep.run_sweep(stage, overrides, swept, _console())
         recipe = compose_recipe(overrides, name)
         if completed:
             packages.bring(recipe.cluster.root)
@@ -79,13 +81,20 @@ def _run(words: list[str], completed: bool) -> None:
         stages.check_overrides(stage, recipe.overrides)
         if stage.name != "fetch":
             recipe = fetched(recipe)
-        console = Console(soft_wrap=True, markup=False, highlight=False)
+        console = _console()
         if recipe.dry_run:
             dry_run.show_dry_run(stage, recipe, console)
         else:
             stage.run(recipe, console)
     except OSError as error:
         raise os_errors.named(error, recipe) from error
+
+
+def _console() -> Any:
+    """Return the console of the stages' output."""
+    from rich.console import Console
+
+    return Console(soft_wrap=True, markup=False, highlight=False)
 
 
 def _say(text: str, style: str) -> None:

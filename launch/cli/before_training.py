@@ -48,9 +48,10 @@ def inspect(recipe: Recipe, console: Console) -> None:
 def plan(recipe: Recipe, console: Console) -> None:
     """Print the plan and write it as `plan.json` and `plan.html`. Raise `ConfigError` if the model does not fit."""
     from data_prep.files import write_text
-    from launch.run import prepare
+    from launch.run import prepare, same_run
     from recipes.plan import plan_page, plan_summary, plan_table, planner
 
+    recipe = same_run.with_layout_of_run(recipe)
     made = planner.make_plan(recipe, prepare.sequences(recipe, console))
     found = plan_summary.summary(made, planner.released(made))
     for part in plan_table.plan_tables(found):
@@ -68,8 +69,9 @@ def check(recipe: Recipe, console: Console) -> None:
     the table and raise `PreflightError` if a check failed."""
     from launch import checks
     from launch.preflight import checklist, machine, recipe_checks
-    from launch.run import prepare
+    from launch.run import prepare, same_run
 
+    recipe = same_run.with_layout_of_run(recipe)
     able = machine.machine(recipe)
     rows = recipe_checks.recipe_rows(recipe, lambda: prepare.packed(recipe, console), able)
     if recipe.engine.name is EngineName.slime and not able.failed:

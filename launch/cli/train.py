@@ -98,6 +98,7 @@ def _through_slime_plan(recipe: Recipe, console: Console) -> Plan:
     from launch.preflight import cluster_checks as on_cluster
     from launch.slime.arguments import on_cpu
 
+    recipe = same_run.with_layout_of_run(recipe)
     able = machine(recipe)
     checklist.refuse([able])
     prepare.base(recipe, console)

@@ -2,15 +2,18 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from data_prep.pack import dataset
 from data_prep.source_files import data_set, is_hub_id
+from launch.run import which_run
 from launch.run.fetch_models import repository
 from launch.run.run_folder import another_recipe, fixed
 from recipes.compose.recipe import from_yaml
-from recipes.config import Recipe
+from recipes.config import EngineName, Recipe
+from recipes.errors import ConfigError
 from recipes.paths import run_folder
 
 
@@ -25,6 +28,42 @@ def refuse_another(recipe: Recipe) -> None:
     different = [f"{name}={there[name]} there, {value} here" for name, value in here.items() if there[name] != value]
     if different := [*different, *_other_data(run_recipe, recipe, root)]:
         raise another_recipe(root, different)
+
+
+def with_layout_of_run(recipe: Recipe) -> Recipe:
+    """Return the recipe in the layout that its run began with, if it goes on from a checkpoint of slime.
+
+    Such a checkpoint loads with another data parallelism only. Raise `ConfigError` if the recipe gives another degree, or if its GPUs
+    do not divide into the run's layout.
+    """
+    root = run_folder(recipe)
+    if recipe.anew or recipe.engine.name is not EngineName.slime or not which_run.whole(root):
+        return recipe
+    began, asked = from_yaml(root / "config.yaml").layout, recipe.layout
+    given = asked.fixed if asked.search else _DEGREES
+    if other := [name for name in _DEGREES if name in given and getattr(asked, name) != getattr(began, name)]:
+        listed = ", ".join(f"layout.{name}={getattr(began, name)} there, {getattr(asked, name)} here" for name in other)
+        raise ConfigError(
+            f"run={recipe.run} goes on in the layout that it began with ({listed})",
+            f"leave out {', '.join(f'layout.{name}' for name in other)} and write layout=auto; or write run=OTHER",
+        )
+    block = began.tp * began.pp * began.cp
+    if (gpus := recipe.cluster.nodes * recipe.cluster.gpus_per_node) % block:
+        raise ConfigError(
+            f"run={recipe.run} goes on in tp {began.tp} x pp {began.pp} x cp {began.cp}, {block} GPUs each, and {gpus} GPUs are no "
+            "multiple of it",
+            f"write cluster.nodes={_nodes(recipe, block)}, or another multiple",
+        )
+    return replace(recipe, layout=replace(began, search=False, dp=asked.dp)) if asked.search else recipe
+
+
+_DEGREES = ("tp", "pp", "vpp", "cp", "ep", "etp", "first_stage_layers", "last_stage_layers")
+
+
+def _nodes(recipe: Recipe, block: int) -> int:
+    """Return the nearest smaller number of nodes, or the smallest, whose GPUs are a multiple of `block`."""
+    able = [n for n in range(1, max(recipe.cluster.nodes, block) + 1) if n * recipe.cluster.gpus_per_node % block == 0]
+    return max((n for n in able if n <= recipe.cluster.nodes), default=min(able))
 
 
 def _options(r: Recipe) -> dict[str, Any]:

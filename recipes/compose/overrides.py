@@ -106,6 +106,12 @@ def _one_by_one(words: Sequence[str], place: int, values: list[str], stage: str)
         commands.append(shlex.join(["make", stage, *others, f"{name}={value}", f"run={own}"]))
     one = one_number(NAMES.get(name), given)
     alone = f"{advice(f'{name}={one}')} for one number, or " if one else ""
+    if stage == "train":
+        swept = advice(f"sweep={name}={','.join(values)}")
+        return ConfigError(
+            f"{shown(words[place])} lists {len(values)} values, and a run takes one",
+            f"{alone}{swept}, which runs one after the other, each under a name of its own",
+        )
     return ConfigError(
         f"{shown(words[place])} lists {len(values)} values, and a run takes one",
         f"{alone}run one after the other: {shown(' && '.join(commands))}",

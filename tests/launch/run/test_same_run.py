@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 
 from launch.run import same_run
+from launch.run.run_folder import RECORD
 from launch.run.run_state import Reached
-from recipes.compose.recipe import compose_recipe
+from launch.run.same_run import with_layout_of_run
+from recipes.compose.recipe import compose_recipe, to_yaml
 from recipes.config import Recipe
 from recipes.errors import ConfigError
+from recipes.layout import data_parallel
+from recipes.paths import run_folder
 from tests.launch.states import content, run_in, save
 from tests.launch.support import limi, recipe_of
 
@@ -147,3 +151,40 @@ def test_the_command_refuses_another_recipe_before_anything_else_and_changes_not
         assert "(optim.lr=0.006 there, 0.5 here); write run=OTHER, or anew=true" in done.stderr
         assert not done.stdout
         assert content(run.root) == before
+
+
+def began(root, *words):
+    """A run of slime with a whole checkpoint, begun with these words."""
+    recipe = compose_recipe([f"cluster.root={root}", "run=grown", *SLIME, *words])
+    folder = run_folder(recipe)
+    (folder / "checkpoints" / "iter_0000004").mkdir(parents=True)
+    for name in (".metadata", RECORD):
+        (folder / "checkpoints" / "iter_0000004" / name).write_text("{}")
+    (folder / "config.yaml").write_text(to_yaml(recipe))
+    return recipe
+
+
+SLIME = ["model=qwen3-4b", "engine=slime", "cluster=h100x64"]
+BEGAN = ["layout=released-qwen3-4b", "layout.tp=2", "layout.pp=1", "layout.cp=4"]
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 5])
+def test_a_run_goes_on_in_its_layout_with_fewer_nodes_or_more(tmp_path, nodes):
+    began(tmp_path, *BEGAN)
+    again = compose_recipe([f"cluster.root={tmp_path}", "run=grown", *SLIME, f"cluster.nodes={nodes}", "layout=auto"])
+    found = with_layout_of_run(again)
+    assert (found.layout.search, found.layout.tp, found.layout.cp) == (False, 2, 4)
+    assert data_parallel(found) == nodes
+
+
+def test_what_does_not_go_on_is_said_with_what_does(tmp_path):
+    began(tmp_path, *BEGAN)
+    words = [f"cluster.root={tmp_path}", "run=grown", *SLIME]
+    with pytest.raises(ConfigError, match="layout.tp=2 there, 4 here") as raised:
+        with_layout_of_run(compose_recipe([*words, "layout=auto", "layout.tp=4"]))
+    assert "leave out layout.tp" in raised.value.fix
+    with pytest.raises(ConfigError, match="8 GPUs each, and 12 GPUs are no multiple") as raised:
+        with_layout_of_run(compose_recipe([*words, "layout=auto", "cluster.gpus_per_node=4", "cluster.nodes=3"]))
+    assert "cluster.nodes=2" in raised.value.fix
+    fresh = compose_recipe([*words, "layout=auto", "layout.tp=4", "anew=true"])
+    assert with_layout_of_run(fresh) is fresh

@@ -40,19 +40,18 @@ def read(word):
         (
             "optim.lr=1e-5,2e-5",
             "{} lists 2 values, and a run takes one",
-            "run one after the other: make train optim.lr=1e-5 run=lr-1e-5 && make train optim.lr=2e-5 run=lr-2e-5",
+            "write sweep=optim.lr=1e-5,2e-5, which runs one after the other, each under a name of its own",
         ),
         (
             "layout.recompute=[none, full]",
             "{} lists 2 values, and a run takes one",
-            "run one after the other: make train layout.recompute=none run=recompute-none && "
-            "make train layout.recompute=full run=recompute-full",
+            "write sweep=layout.recompute=none,full, which runs one after the other, each under a name of its own",
         ),
         (
             "data.max_tokens=131,072",
             "{} lists 2 values, and a run takes one",
-            "write data.max_tokens=131072 for one number, or run one after the other: make train data.max_tokens=131 "
-            "run=max_tokens-131 && make train data.max_tokens=072 run=max_tokens-072",
+            "write data.max_tokens=131072 for one number, or write sweep=data.max_tokens=131,072, which runs one after the other, "
+            "each under a name of its own",
         ),
         ("optim.lr=1e-5,fast", "{} is not a number", "write optim.lr=X, a number"),
         ("optim.lr=1e-5,", "{} is not a number", "write optim.lr=1e-5"),
@@ -101,8 +100,7 @@ def read(word):
         (
             "model=qwen3-32b,qwen3-4b",
             "{} lists 2 values, and a run takes one",
-            "run one after the other: make train model=qwen3-32b run=model-qwen3-32b && "
-            "make train model=qwen3-4b run=model-qwen3-4b",
+            "write sweep=model=qwen3-32b,qwen3-4b, which runs one after the other, each under a name of its own",
         ),
         # Names
         ("--lr=1e-5", "unknown option '--lr'", "here it is 'optim.lr': write optim.lr=1e-5"),
@@ -121,7 +119,8 @@ def read(word):
         (
             "cluster.foo=5",
             "unknown option 'cluster.foo'",
-            "the options of cluster. are name, nodes, gpus_per_node, host_memory_gb, network_gb_s, disk_gb_s, root, address, "
+            "the options of cluster. are name, nodes, gpus_per_node, cpus_per_node, host_memory_gb, network_gb_s, disk_gb_s, root, "
+            "address, rdma_resource, host_network, "
             "interface, env",
         ),
         (
