@@ -47,11 +47,28 @@ def export(recipe: Recipe, console: Console) -> None:
 
 def sanity(recipe: Recipe, console: Console) -> None:
     """Check the export in `checkpoint`, or that of the run: its files, then what SGLang answers with it."""
-    from launch.cli import train
+    from launch.cli import placed, train
     from launch.run import which_run
     from launch.sanity import sanity_check, subject
 
     started = time.perf_counter()
     own, folder = which_run.exported(recipe)
+    if placed.elsewhere(own):
+        return placed.run_placed("sanity", own, folder, placed.own_words(recipe), console)
     sanity_check.say_unserved(own, folder, console)
     train.check_export(subject.of_export(own, folder, console), console, started)
+
+
+def serve(recipe: Recipe, console: Console) -> None:
+    """Serve an export until it is interrupted: on this machine, or inside a job where the GPUs are."""
+    from launch.cli import placed
+    from launch.run import which_run
+    from launch.serving import serve
+
+    own, folder = which_run.exported(recipe)
+    if placed.elsewhere(own):
+        console.print(
+            "it listens on that node's loopback: reach it with ssh -L 30000:127.0.0.1:30000 NODE, the node named below"
+        )
+        return placed.run_placed("serve", own, folder, placed.own_words(recipe), console)
+    serve.serve(recipe, console)

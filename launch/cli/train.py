@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from launch import checks
+from launch.cli import placed
 from launch.preflight import checklist, checkpoint_checks, recipe_checks
 from launch.preflight.machine import machine
 from launch.run import prepare, run_state, same_run, which_run
@@ -66,7 +67,12 @@ def train(recipe: Recipe, console: Console) -> None:
             return
         if there.reached < Reached.exported:
             export_run(plan.recipe, run, console)
-        check_export(of_run(plan, run.hf), console, started)
+        if placed.elsewhere(plan.recipe):
+            limits = [word for word in recipe.overrides if word.startswith("sanity.")]
+            words = [f"checkpoint={run.hf}", f"cluster.root={recipe.cluster.root}", *limits]
+            placed.run_placed("sanity", plan.recipe, run.hf, words, console)
+        else:
+            check_export(of_run(plan, run.hf), console, started)
 
 
 def _plan(recipe: Recipe, console: Console) -> Plan:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterable
+from typing import Any
 
 import psutil
 
@@ -17,7 +18,7 @@ def end_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def end_session(process: subprocess.Popen[bytes], patience: float) -> None:
+def end_session(process: subprocess.Popen[Any], patience: float) -> None:
     """End a process that leads its own session, and the rest of its process group: SIGTERM, then SIGKILL after `patience` seconds."""
     for sign, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, 10.0)):
         with contextlib.suppress(ProcessLookupError):

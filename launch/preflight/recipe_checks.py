@@ -19,7 +19,7 @@ from launch.run.fetch_models import is_remote
 from launch.run.run_folder import held
 from recipes.config import EngineName, Recipe
 from recipes.context import check_context, reach
-from recipes.errors import ConfigError
+from recipes.errors import ConfigError, PreflightError
 from recipes.layout import data_parallel, faults, fix, world_size
 from recipes.paths import in_ray_job
 from recipes.plan import planner
@@ -28,6 +28,7 @@ from recipes.plan.plan_words import degrees, degrees_of, gigabytes
 from recipes.plan.planner import RunPlan
 from recipes.plan.saves import saves
 from recipes.plan.search import Sequences
+from recipes.plan.serving import described, longest_context, servers
 from recipes.schedule.fill_ranks import remedy
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def recipe_rows(r: Recipe, pack: Pack, able: Check | None = None) -> list[Check]
         memory(known.spread),
         host(known.spread),
         room(r, known),
+        server(r),
     ]
     refused = {row.name for row in found if row.failed}
     odd = [row for row in oddities(known.spread) if row.name not in refused]
@@ -274,6 +276,21 @@ def room(r: Recipe, known: Known) -> Found:
 
 def _keeping(r: Recipe, checkpoints: int) -> Recipe:
     return replace(r, engine=replace(r.engine, keep_last=checkpoints))
+
+
+@check("server", "a trained model that no server of this cluster holds, so that only its files are checked")
+def server(r: Recipe) -> Found:
+    if r.gpu.memory_mib is None or r.sanity.url is not None:
+        return Found("on this machine's cores" if r.sanity.url is None else r.sanity.url, judged=False)
+    try:
+        found = servers(r, longest_context(r, r.model.max_position))
+    except PreflightError as error:
+        return Found(error.problem, fix=error.fix, odd=True)
+    text = described(r, found)
+    if found.nodes > 1 and r.cluster.address is None and not in_ray_job():
+        fix = "write cluster.address=http://HEAD:8265, or start SGLang over these nodes and write its sanity.url=http://HOST:PORT"
+        return Found(text, "one node", fix, odd=True)
+    return Found(text, f"{r.cluster.nodes} x {r.cluster.gpus_per_node}")
 
 
 def _listed(names: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import socket
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def serve(recipe: Recipe, console: Console) -> None:
             with console.status("Starting SGLang"):
                 stack.enter_context(server)
                 shown = examples(server)
-            console.print(f"{shown}\n\nup at {server.url}; Ctrl-C ends it")
+            console.print(f"{shown}\n\nup at {server.url} on {socket.gethostname()}; Ctrl-C ends it")
             server.wait()
     except KeyboardInterrupt:
         raise KeyboardInterrupt("SGLang has ended.") from None

@@ -13,6 +13,7 @@ from recipes.plan.planner import RunPlan, warnings
 from recipes.plan.published import calibration
 from recipes.plan.saves import saves
 from recipes.plan.search import Found, Option
+from recipes.plan.serving import foreseen
 
 
 def reasons(found: Found) -> dict[str, str]:
@@ -59,6 +60,7 @@ def summary(p: RunPlan, other: RunPlan | str) -> dict[str, Any]:
         "memory": _memory(p),
         "time": _time(p, cost.batch(p.sequences.lengths)),
         "schedule": _gantt(p),
+        "server": foreseen(r),
         "warnings": [*map(str, warnings(p))],
         "alternatives": [
             {"layout": degrees_of(o.recipe), "seconds_an_epoch": o.seconds / _factor(r), "gpu_share": o.gpu_share}

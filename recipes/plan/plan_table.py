@@ -33,6 +33,7 @@ def plan_tables(s: dict[str, Any]) -> Iterator[RenderableType]:
     yield _memory(s)
     yield _table("Steps", ["", ""], steps_rows(s))
     yield _table("Disk", ["", ""], disk_rows(s["memory"]["disk"]))
+    yield Text(f"The check at the end: {s['server']}.\n", "dim")
     if s["time"]:
         yield _table("Time", ["", "", ""], [*_time_rows(s["time"])])
         yield Text(s["time"]["calibration"], "dim")

@@ -15,8 +15,8 @@ import numpy as np
 
 from data_prep.pack.dataset import Dataset
 from launch.serving.client import AT_ONCE, Client
-from launch.serving.sglang_command import RESERVED
 from recipes.errors import SanityError
+from recipes.plan.serving import RESERVED
 
 
 @dataclass(frozen=True)

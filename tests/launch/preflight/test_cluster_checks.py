@@ -321,6 +321,7 @@ def on_ray(root, checkouts, tmp_path_factory):
     (slime, _), (megatron, megatron_commit) = checkouts["slime"], checkouts["megatron"]
     good = [
         "engine=slime", "cluster.nodes=2", "cluster.gpus_per_node=2", f"cluster.root={root}", f"engine.slime_root={slime}",
+        f"engine.python={sys.executable}",
         f"engine.megatron_root={megatron}", f"cluster.env.PYTHONPATH={folder}/good:{REPO}",
     ]  # fmt: skip
     recipe_of(root, *good)

@@ -38,11 +38,11 @@ def base(folder, recipe, **config):
     return folder
 
 
-def parsed(lines):
+def parsed(lines, names=NAMES):
     """What SGLang's parser makes of these command lines, each after `-m sglang.launch_server`."""
     env = sglang_command.environment(compose_recipe([]), Path("unused"))
     done = subprocess.run(
-        [sys.executable, "-m", "tests.launch.serving.parse_args", *NAMES], env=env, cwd=REPO, capture_output=True, text=True,
+        [sys.executable, "-m", "tests.launch.serving.parse_args", *names], env=env, cwd=REPO, capture_output=True, text=True,
         input=json.dumps([line[3:] for line in lines]),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
@@ -77,16 +77,33 @@ def test_sglang_s_own_parser_takes_the_words_of_every_model_on_its_default_clust
 
 
 def test_a_model_that_one_node_cannot_hold_is_refused_with_what_to_type(tmp_path):
-    recipe = compose_recipe(["model=glm4.5"])
+    recipe = compose_recipe(["model=glm4.5", "cluster.nodes=1"])
     with pytest.raises(
-        PreflightError, match=r"8 x h100 offers 5\d\d GB.*write its sanity\.url=http://HOST:PORT"
+        PreflightError, match=r"8 x h100 offer 5\d\d GB.*write its sanity\.url=http://HOST:PORT"
     ) as error:
         sglang_command.command(recipe, base(tmp_path / "base", recipe), 1, True)
     assert "serving glm4.5 needs 76" in str(error.value)  # 706 GB of weights, 59 GB of keys and values
 
 
+@pytest.mark.run
+def test_a_model_of_two_nodes_is_served_by_two_processes_that_meet(tmp_path, monkeypatch):
+    recipe = compose_recipe(["model=glm4.5"])
+    folder = base(tmp_path / "base", recipe)
+    with pytest.raises(PreflightError, match="needs 16 x h100 on 2 nodes to serve glm4.5; write cluster.address="):
+        sglang_command.check_machine(recipe, folder)
+    monkeypatch.setenv(sglang_command.MEETING, "10.0.0.1:4711 2")
+    lines = [sglang_command.command(recipe, folder, 30000, True, rank) for rank in (0, 1)]
+    names = ["nnodes", "node_rank", "dist_init_addr", "tp_size", "ep_size", "host"]
+    found = parsed(lines, names)
+    assert [tuple(one.values()) for one in found] == [
+        ("2", rank, "10.0.0.1:4711", "16", "16", "127.0.0.1") for rank in ("0", "1")
+    ]
+    monkeypatch.setattr(sglang_command, "gpus_here", lambda: 8)
+    sglang_command.check_machine(recipe, folder)
+
+
 def test_sanity_tp_is_taken_as_it_is_and_held_against_heads_and_gpus(tmp_path):
-    recipe = compose_recipe(["model=qwen3-32b", "sanity.tp=8"])
+    recipe = compose_recipe(["model=qwen3-32b", "cluster.nodes=1", "sanity.tp=8"])
     folder = base(tmp_path / "base", recipe)
     line = sglang_command.command(recipe, folder, 1, True)
     assert line[line.index("--tp-size") + 1] == "8"
@@ -94,7 +111,9 @@ def test_sanity_tp_is_taken_as_it_is_and_held_against_heads_and_gpus(tmp_path):
         with pytest.raises(
             PreflightError, match=rf"sanity\.tp={wrong} is not possible with 64 attention heads.*write sanity\.tp=8"
         ):
-            sglang_command.command(compose_recipe(["model=qwen3-32b", f"sanity.tp={wrong}"]), folder, 1, True)
+            sglang_command.command(
+                compose_recipe(["model=qwen3-32b", "cluster.nodes=1", f"sanity.tp={wrong}"]), folder, 1, True
+            )
     on_cpu = compose_recipe([])
     on_cpu.sanity.tp = 2  # which the command line refuses
     with pytest.raises(PreflightError, match=r"sanity\.tp=2 needs GPUs"):
