@@ -49,7 +49,8 @@ def plan(recipe: Recipe, console: Console) -> None:
     """Print the plan and write it as `plan.json` and `plan.html`. Raise `ConfigError` if the model does not fit."""
     from data_prep.files import write_text
     from launch.run import prepare, same_run
-    from recipes.plan import plan_page, plan_summary, plan_table, planner
+    from recipes.plan import planner
+    from recipes.plan.shown import plan_page, plan_summary, plan_table
 
     recipe = same_run.with_layout_of_run(recipe)
     made = planner.make_plan(recipe, prepare.sequences(recipe, console))

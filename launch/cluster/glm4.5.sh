@@ -8,10 +8,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-# 1. Ray on every node, in a container of slimerl/slime with --network host --ipc host --ulimit memlock=-1. Keys of the hub and of
-#    Weights & Biases belong into this environment; nothing of the caller's is sent along.
+# 1. Ray on every node, in a container of slimerl/slime:nightly-dev-20260810a-cu129 with --network host --ipc host
+#    --ulimit memlock=-1. Keys of the hub and of Weights & Biases belong into this environment; nothing of the caller's is sent along.
 #
-#     python3 -m pip install hydra-core==1.3.8 jsonschema matplotlib        # make check names what else is missing
 #     HF_TOKEN=… ray start --head --dashboard-host=0.0.0.0                  # on the first node
 #     HF_TOKEN=… ray start --address=HEAD:6379                              # on each of the others
 if (($# < 2)); then
@@ -39,11 +38,5 @@ make rehearse "${run[@]}"
 # 6. Training, export, sanity check, report. Ctrl-C asks whether to stop or to detach; the same command goes on after any stop.
 make train "${run[@]}"
 
-# 7. Served on two nodes, N being 0 and 1: an OpenAI-compatible server on port 30000 of the first.
-cat <<SERVE
-
-Trained: $root/runs/$name/report.html. To serve it, on two nodes:
-
-    python3 -m sglang.launch_server --model-path $root/runs/$name/hf --tp 16 --nnodes 2 --node-rank N \\
-        --dist-init-addr NODE0:5000 --tool-call-parser glm45 --reasoning-parser glm45
-SERVE
+# 7. Served over two nodes as a job: an OpenAI-compatible server on port 30000 of the first one's loopback.
+echo "Trained: $root/runs/$name/report.html. To serve it: make serve run=$name cluster.root=$root cluster.address=$address"

@@ -15,7 +15,7 @@ from recipes import json_file
 from recipes.checkpoint.checkpoint_config import AGAIN, differences, read_config, remedy
 from recipes.config import Recipe
 from recipes.errors import ConfigError
-from recipes.plan.plan_words import gigabytes
+from recipes.plan.shown.plan_words import gigabytes
 
 if TYPE_CHECKING:
     from data_prep.pack.dataset import Dataset

@@ -12,7 +12,7 @@ from recipes.layout import faults, world_size
 from recipes.paths import in_ray_job
 from recipes.plan.memory import Load, gpu_memory, memory_limit, optimizer_bytes
 from recipes.plan.partition import element_size
-from recipes.plan.plan_words import gigabytes
+from recipes.plan.shown.plan_words import gigabytes
 
 _HERE = "here, model=qwen3-tiny trains on the CPU"
 

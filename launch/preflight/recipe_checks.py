@@ -24,11 +24,11 @@ from recipes.layout import data_parallel, faults, fix, world_size
 from recipes.paths import in_ray_job
 from recipes.plan import planner
 from recipes.plan.memory import Verdict, memory_limit, verdict
-from recipes.plan.plan_words import degrees, degrees_of, gigabytes
 from recipes.plan.planner import RunPlan
 from recipes.plan.saves import saves
 from recipes.plan.search import Sequences
 from recipes.plan.serving import described, longest_context, servers
+from recipes.plan.shown.plan_words import degrees, degrees_of, gigabytes
 from recipes.schedule.fill_ranks import remedy
 
 if TYPE_CHECKING:

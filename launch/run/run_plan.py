@@ -13,9 +13,10 @@ from recipes.compose.recipe import from_yaml
 from recipes.config import Recipe, Sampling
 from recipes.errors import ConfigError, DataError
 from recipes.layout import world_size
-from recipes.plan import plan_summary, planner
+from recipes.plan import planner
 from recipes.plan.planner import RunPlan
 from recipes.plan.search import Sequences
+from recipes.plan.shown import plan_summary
 from recipes.schedule.fill_ranks import check_filled
 from recipes.schedule.schedule import Rehearsal, Schedule, schedule_of
 

@@ -27,9 +27,9 @@ from recipes.plan.memory import (
     memory_limit,
     verdict,
 )
-from recipes.plan.plan_words import degrees, degrees_of, gigabytes
 from recipes.plan.published import calibration
 from recipes.plan.search import Found, Sequences, search
+from recipes.plan.shown.plan_words import degrees, degrees_of, gigabytes
 from recipes.plan.step_time import Clock, predictable
 from recipes.schedule.learning_rate import learning_rate
 from recipes.schedule.schedule import Schedule, Step, schedule_of

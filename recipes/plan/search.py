@@ -18,7 +18,7 @@ from recipes.layout import batch_multiple, data_parallel, faults, fix, round_up,
 from recipes.plan.candidates import recompute_options, states_of, topologies, values_of
 from recipes.plan.memory import FITS, RISKY, Load, Verdict, gpu_memory, host_memory, memory_limit, verdict
 from recipes.plan.partition import Placed, placed
-from recipes.plan.plan_words import degrees, degrees_of
+from recipes.plan.shown.plan_words import degrees, degrees_of
 from recipes.plan.step_time import Clock, Parts
 from recipes.schedule.schedule import schedule_of
 

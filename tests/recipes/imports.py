@@ -7,8 +7,9 @@ import sys
 
 import recipes
 from recipes.compose.recipe import compose_recipe
-from recipes.plan import plan_summary, planner
+from recipes.plan import planner
 from recipes.plan.search import Sequences
+from recipes.plan.shown import plan_summary
 from recipes.schedule import lengths
 
 

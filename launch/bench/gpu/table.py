@@ -11,8 +11,8 @@ from rich.console import Console
 from launch.bench.gpu.cases import BAND, PARTS, Planned
 from recipes.config import OptimizerState, Recompute
 from recipes.dimensions import flops
-from recipes.plan.plan_words import gigabytes
 from recipes.plan.planner import RunPlan
+from recipes.plan.shown.plan_words import gigabytes
 
 HEAD = (
     "row",

@@ -22,7 +22,7 @@ def test_a_dry_run_goes_through_every_stage(tmp_path):
     assert done.returncode == 0, done.stderr
     assert re.findall(r"^would run: (\w+)", done.stdout, re.M) == ["plan", "fetch", "check", "rehearse", "train"]
     assert done.stdout.count("lr: 2.0e-05") == 5
-    assert f"--model-path {tmp_path}/runs/mine/hf" in done.stdout
+    assert f"make serve run=mine cluster.root={tmp_path} cluster.address=http://127.0.0.1:8265" in done.stdout
 
 
 def test_without_its_words_it_shows_them():

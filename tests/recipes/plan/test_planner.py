@@ -8,9 +8,10 @@ from recipes.compose.recipe import compose_recipe
 from recipes.errors import ConfigError
 from recipes.layout import check_layout
 from recipes.paths import CONF
-from recipes.plan import plan_page, plan_summary, plan_table, planner
+from recipes.plan import planner
 from recipes.plan.memory import Verdict
 from recipes.plan.search import Sequences
+from recipes.plan.shown import plan_page, plan_summary, plan_table
 from recipes.schedule import lengths
 
 LIMI = lengths.quantiles()

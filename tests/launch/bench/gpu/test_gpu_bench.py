@@ -11,8 +11,8 @@ from recipes.compose.recipe import compose_recipe
 from recipes.errors import ConfigError, PreflightError, TrainError
 from recipes.plan import planner
 from recipes.plan.memory import Verdict
-from recipes.plan.plan_words import gigabytes
 from recipes.plan.search import Sequences
+from recipes.plan.shown.plan_words import gigabytes
 from tests.launch.support import called
 
 SMALL = "model.layers=2 model.hidden=64 model.ffn=128 model.heads=4 model.kv_heads=2 model.head_dim=16 model.vocab=512"

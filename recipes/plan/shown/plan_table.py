@@ -8,7 +8,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from recipes.plan.plan_words import (
+from recipes.plan.shown.plan_words import (
     degrees,
     disk_rows,
     duration,

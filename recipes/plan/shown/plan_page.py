@@ -4,7 +4,7 @@ import html
 from typing import Any
 
 from recipes import html_page
-from recipes.plan.plan_words import (
+from recipes.plan.shown.plan_words import (
     degrees,
     disk_rows,
     duration,

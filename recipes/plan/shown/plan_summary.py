@@ -8,12 +8,12 @@ from recipes.dimensions import flops, parameters
 from recipes.layout import data_parallel, world_size
 from recipes.plan.activations import IMBALANCE
 from recipes.plan.memory import memory_limit
-from recipes.plan.plan_words import degrees_of
 from recipes.plan.planner import RunPlan, warnings
 from recipes.plan.published import calibration
 from recipes.plan.saves import saves
 from recipes.plan.search import Found, Option
 from recipes.plan.serving import foreseen
+from recipes.plan.shown.plan_words import degrees_of
 
 
 def reasons(found: Found) -> dict[str, str]:
