@@ -282,7 +282,8 @@ class Engine:
     keep_last: int = MISSING  # number of checkpoints that remain; older ones are removed
     timeout: int = MISSING  # longest wait for a step, a save or the start of the ranks, in seconds
     max_retries: int = MISSING  # restarts from the last checkpoint after a rank died or hung
-    node_timeout: int = 1800  # slime: longest wait for nodes that the cluster lost, in seconds
+    # slime: longest wait for nodes that the cluster lost, in seconds; null means no limit.
+    node_timeout: int | None = None
     args: dict[str, str] = field(default_factory=dict)  # slime: further flags by name; "true" for a flag without value
     # slime: project on Weights & Biases; null means none. The key must be in the environment in which Ray was started.
     wandb: str | None = None

@@ -10,7 +10,6 @@ from pathlib import Path
 from rich.console import Console
 
 from launch import checks
-from launch.cli import placed
 from launch.preflight import checklist, checkpoint_checks, recipe_checks
 from launch.preflight.machine import machine
 from launch.run import prepare, run_state, same_run, which_run
@@ -67,6 +66,8 @@ def train(recipe: Recipe, console: Console) -> None:
             return
         if there.reached < Reached.exported:
             export_run(plan.recipe, run, console)
+        from launch.cli import placed  # not at the top: a finished run is reported without importing Ray
+
         if placed.elsewhere(plan.recipe):
             limits = [word for word in recipe.overrides if word.startswith("sanity.")]
             words = [f"checkpoint={run.hf}", f"cluster.root={recipe.cluster.root}", *limits]

@@ -281,7 +281,7 @@ def _keeping(r: Recipe, checkpoints: int) -> Recipe:
 @check("server", "a trained model that no server of this cluster holds, so that only its files are checked")
 def server(r: Recipe) -> Found:
     if r.gpu.memory_mib is None or r.sanity.url is not None:
-        return Found("on this machine's cores" if r.sanity.url is None else r.sanity.url, judged=False)
+        return Found(r.sanity.url or "SGLang on this machine's cores")
     try:
         found = servers(r, longest_context(r, r.model.max_position))
     except PreflightError as error:

@@ -79,7 +79,8 @@ class Watch:
         path = self.run.root / nodes.SHORTAGE
         shortage = path.read_text(encoding="utf-8") if path.exists() else ""
         if shortage != self._shortage:
-            awaited = f"{shortage}; waiting for engine.node_timeout={self.recipe.engine.node_timeout} s"
+            limit = self.recipe.engine.node_timeout
+            awaited = f"{shortage}; waiting" + (f" for engine.node_timeout={limit} s" if limit else "")
             self.console.print(awaited if shortage else "every node is in the cluster again", style="yellow")
             self._shortage = shortage
         if shortage:  # the watch on nodes has its own limit

@@ -84,7 +84,7 @@ def check_values(r: Recipe) -> None:
 def _check_read(r: Recipe) -> None:
     """Raise `ConfigError` if an option is set that this engine or machine does not read."""
     slime = r.engine.name is EngineName.slime
-    for name in ("wandb", "slime_root", "megatron_root"):
+    for name in ("wandb", "slime_root", "megatron_root", "node_timeout"):
         if not slime and (value := getattr(r.engine, name)) is not None:
             figures = "; the same figures are in the run's tensorboard/ and metrics.jsonl" if name == "wandb" else ""
             raise ConfigError(

@@ -41,7 +41,8 @@ def watch(
             since = since if said and missing else time.monotonic()
             write_text(run / SHORTAGE, missing)
             said = missing
-        if missing and time.monotonic() - since > recipe.engine.node_timeout:
+        limit = recipe.engine.node_timeout
+        if missing and limit is not None and time.monotonic() - since > limit:
             failure.leave(run, lost(recipe, missing))
             end(1)
             return

@@ -71,7 +71,7 @@ DEFINE = (
     "recipes/compose/names/foreign_names.py",
 )  # and use none of them
 REFUSED = {  # by `recipes.compose.values`
-    EngineName.megatron: {"engine.wandb", "engine.slime_root", "engine.megatron_root"},
+    EngineName.megatron: {"engine.wandb", "engine.slime_root", "engine.megatron_root", "engine.node_timeout"},
     EngineName.slime: set(),
 }
 
