@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from launch.cluster.processes import end, with_variable
+
 NEEDED = ("slurmctld", "slurmd", "sbatch", "srun", "scontrol", "munged")
 CONF = """\
 ClusterName=limi
@@ -87,6 +89,7 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
         yield env
     finally:
         subprocess.run(["scancel", "--user=root", "--signal=KILL"], env=env, capture_output=True)
+        end(with_variable("SLURM_CONF", str(conf)), patience=10.0)  # what jobs of a failed test left
         for one in reversed(started):
             with contextlib.suppress(ProcessLookupError):
                 one.send_signal(signal.SIGTERM)

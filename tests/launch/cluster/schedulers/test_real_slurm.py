@@ -28,7 +28,7 @@ NODES = ["cluster=h100x8", "gpu=cpu", "cluster.nodes=2", "cluster.gpus_per_node=
 # Both nodes are this machine: each Ray needs ports and a folder of its own.
 PYTHON = """#!/bin/bash
 if [[ "$*" == *"ray.scripts.scripts start"* ]]; then
-    set -- "$@" --dashboard-agent-listen-port="$(({port} + RANDOM % 2000))" --temp-dir="$(mktemp -d /var/tmp/rayXXXX)"
+    set -- "$@" --dashboard-agent-listen-port="$(({port} + RANDOM % 2000))" --temp-dir="$(mktemp -d {folder}/rXXXX)"
 fi
 exec {python} "$@"
 """
@@ -72,7 +72,7 @@ class Job:
 
     def __init__(self, cluster, python, *words, partition="low", **env):
         self.folder, self.env = cluster
-        (self.folder / "python3").write_text(PYTHON.format(python=shlex.quote(python), port=20000))
+        (self.folder / "python3").write_text(PYTHON.format(python=shlex.quote(python), port=20000, folder=self.folder))
         (self.folder / "python3").chmod(0o755)
         self.env = {**self.env, **env}
         self.root = self.folder / "root"
