@@ -18,9 +18,10 @@ def end_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def end_session(process: subprocess.Popen[Any], patience: float) -> None:
-    """End a process that leads its own session, and the rest of its process group: SIGTERM, then SIGKILL after `patience` seconds."""
-    for sign, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, 10.0)):
+def end_session(process: subprocess.Popen[Any], patience: float, first: signal.Signals = signal.SIGTERM) -> None:
+    """End a process that leads its own session, and the rest of its process group: the first signal, then SIGKILL after `patience`
+    seconds."""
+    for sign, seconds in ((first, patience), (signal.SIGKILL, 10.0)):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, sign)
         with contextlib.suppress(subprocess.TimeoutExpired):

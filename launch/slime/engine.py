@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import time
 from functools import partial
@@ -137,6 +138,6 @@ class Slime:
         return self._process.returncode
 
     def __exit__(self, *_: object) -> None:
-        # On SIGTERM, Ray's driver also ends Ray's own processes.
-        end_session(self._process, patience=15.0)
+        # The driver ends Ray's own processes too.
+        end_session(self._process, patience=15.0, first=signal.SIGINT)
         end(self._started, patience=10.0)

@@ -5,6 +5,7 @@ any process of the job raises one of the project's own errors, the driver writes
 """
 
 import runpy
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ def run_driver(run: Path) -> None:
         cpu.install()
     try:
         with connection.session(own_resources(recipe), runtime_env=environment):
+            # `ray job stop` signals every process of a job, but a stop is requested by a file, and SIGINT ends this process.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             nodes.start(run, recipe)
             stop.install(run)
             sys.argv = [job["entrypoint"], *job["argv"]]
