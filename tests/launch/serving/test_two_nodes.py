@@ -1,4 +1,4 @@
-"""The real SGLang as two node ranks that meet, with the command line of a model that no node holds: it answers, and greedily as one."""
+"""The real SGLang as two node ranks that meet, by the command line of a model that no node holds: it answers greedily as one rank does."""
 
 import contextlib
 import os
