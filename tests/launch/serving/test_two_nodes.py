@@ -1,4 +1,4 @@
-"""The real SGLang as two node ranks that meet, by the command line of a model that no node holds: it answers greedily as one rank does."""
+"""The real SGLang as two node ranks that meet, by the command line of a model that no node holds. It answers greedily as one does."""
 
 import contextlib
 import os
