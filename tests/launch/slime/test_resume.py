@@ -121,15 +121,16 @@ def test_after_the_command_itself_was_killed_it_goes_on_and_nothing_is_left(root
 @pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["SIGTERM", "SIGTERM of the group"])
 def test_sigterm_saves_after_the_step_and_the_run_goes_on_exactly(root, uninterrupted, send):
     plan = plan_of(root, f"slime-ended-by-{send.__name__}")
-    run, words = folder(plan), [*WORDS, f"run=slime-ended-by-{send.__name__}"]
+    words = [w for w in WORDS if not w.startswith("engine.save_steps=")] + [f"run=slime-ended-by-{send.__name__}"]
+    run, words = folder(plan), [*words, "engine.save_steps=100"]  # whatever is saved was asked for by the signal
     process = start(root, *words)
     wait_for_step(run, 5, process)
     send(process.pid, signal.SIGTERM)
     status, said = finish(process)
     assert status == 0, said
     stopped = re.search(r"SIGTERM: saved after step (\d+) of 10; run the same command", said)
-    assert stopped and 5 <= int(stopped[1]) < 10 and int(stopped[1]) % 4, said
-    assert "slime saves after step" in said and "If it is killed before, the run goes on from step 4" in said
+    assert stopped and 5 <= int(stopped[1]) < 10, said
+    assert "slime saves after step" in said and "If it is killed before, the run goes on from its base" in said
     assert not psutil.wait_procs(of_run(run), timeout=20)[1]
     status, said = finish(start(root, *words))
     assert status == 0, said
