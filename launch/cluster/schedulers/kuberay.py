@@ -8,10 +8,9 @@ import ray
 import yaml
 
 from launch.cluster.image.pins import IMAGE
+from launch.cluster.schedulers.required import check_cluster
 from launch.cluster.submit import entrypoint, env_vars, metadata
 from recipes.config import Recipe
-from recipes.errors import ConfigError
-from recipes.paths import local_root
 
 CLAIM = "limi"  # the volume that holds cluster.root
 NAME = 47  # most characters of a RayJob's name
@@ -101,18 +100,3 @@ def _pod(recipe: Recipe, resources: dict[str, Any]) -> dict[str, Any]:
     ]
     network = {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"} if recipe.cluster.host_network else {}
     return {"spec": {**network, "containers": [container], "volumes": volumes}}
-
-
-def check_cluster(recipe: Recipe, target: str) -> None:
-    """Raise `ConfigError` if the recipe names no nodes, or no folder that they see. target: the command's name."""
-    c = recipe.cluster
-    if c.name == "local":
-        raise ConfigError(
-            f"cluster=local is this machine, but {target} needs nodes",
-            "write cluster=h100x8, or another cluster with GPUs",
-        )
-    if c.root == local_root() and not any(w.startswith("cluster.root=") for w in recipe.overrides):
-        raise ConfigError(
-            f"{target} runs on other machines",
-            "write cluster.root=FOLDER on the command line, with a folder that every node sees",
-        )

@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 
 from launch.cluster.image.pins import IMAGE
-from launch.cluster.schedulers.kuberay import check_cluster
+from launch.cluster.schedulers.required import check_cluster
 from recipes.config import Recipe
 from recipes.paths import REPO
 

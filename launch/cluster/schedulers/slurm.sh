@@ -55,9 +55,9 @@ if ((nodes > 1)); then
     running+=($!)
 fi
 
-# USR1 comes before the time limit and, with PreemptParameters=send_user_signal (before Slurm 23 SlurmctldParameters=
-# preempt_send_user_signal), before a preemption: the job goes on in the next
-# allocation. TERM ends it: scancel, or scancel --batch --signal=TERM.
+# USR1 comes before the time limit, and before a preemption where slurm.conf has PreemptParameters=send_user_signal (before Slurm 23
+# SlurmctldParameters=preempt_send_user_signal): the job goes on in the next allocation. TERM ends it: scancel, or
+# scancel --batch --signal=TERM.
 requeue=no
 trap 'requeue=yes; kill -USR1 "${running[0]}"' USR1
 trap 'kill -TERM "${running[0]}"' TERM

@@ -15,7 +15,6 @@ import pytest
 
 from launch.cluster.schedulers.slurm import BODY, slurm
 from recipes.compose.recipe import compose_recipe
-from recipes.errors import ConfigError
 from recipes.paths import REPO
 from tests.launch.support import called
 
@@ -156,15 +155,6 @@ def test_a_node_that_ends_early_ends_the_job(tmp_path, nodes):
     assert "a node of x has ended its part" in done.stderr
     assert (tmp_path / "stop").exists() and not (tmp_path / "requeued").exists()
     assert not left_of(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [(["cluster.root=/x"], "write cluster=h100x8"), (["cluster=h100x8"], "write cluster.root=FOLDER")],
-)
-def test_what_no_scheduler_can_run_is_refused(words, says):
-    with pytest.raises(ConfigError, match=says):
-        slurm(compose_recipe(words))
 
 
 def test_only_the_script_is_printed():
