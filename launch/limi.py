@@ -11,13 +11,18 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING
 
 # Python puts this file's folder first on the path, but the packages are in the folder above.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from launch.cli import python_environment  # noqa: E402
 from recipes.errors import LimiError, PreflightError, SanityError, TrainError  # noqa: E402
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from launch.cli.stages import Stage
 
 _INTERRUPTED = "Interrupted; the same command goes on from what is whole: a data set, a checkpoint."
 
@@ -60,8 +65,23 @@ def _failed(words: list[str]) -> LimiError | KeyboardInterrupt | None:
 
 
 def _run(words: list[str], completed: bool) -> None:
-    """Run the stage. completed: whether packages were brought for this Python, which every process of a job needs."""
-    from launch.cli import command_line, dry_run, stages, sweep
+    """Run the command. completed: whether packages were brought for this Python, which every process of a job needs."""
+    from rich.console import Console
+
+    from launch.cli import command_line, stages, sweep
+
+    name, overrides = command_line.parted(words)
+    stage, console = stages.STAGES[name], Console(soft_wrap=True, markup=False, highlight=False)
+    overrides, swept = sweep.parted(overrides)
+    if swept is None:
+        _run_stage(stage, overrides, completed, console)
+    else:
+        sweep.run_sweep(stage, overrides, swept, console, lambda one: _run_stage(stage, one, completed, console))
+
+
+def _run_stage(stage: Stage, overrides: list[str], completed: bool, console: Console) -> None:
+    """Run the stage once, on the recipe of these overrides. completed: see `_run`."""
+    from launch.cli import dry_run, stages
     from launch.cluster.image import packages
     from launch.run.fetch_models import fetched
     from recipes.compose import os_errors
@@ -69,32 +89,19 @@ def _run(words: list[str], completed: bool) -> None:
 
     recipe = None
     try:
-        name, overrides = command_line.parted(words)
-        stage = stages.STAGES[name]
-        overrides, swept = sweep.parted(overrides)
-        if swept is not None:
-            return sweep.run_sweep(stage, overrides, swept, _console())
-        recipe = compose_recipe(overrides, name)
+        recipe = compose_recipe(overrides, stage.name)
         if completed:
             packages.bring(recipe.cluster.root)
         stages.refuse_anew(stage, recipe)
         stages.check_overrides(stage, recipe.overrides)
         if stage.name != "fetch":
             recipe = fetched(recipe)
-        console = _console()
         if recipe.dry_run:
             dry_run.show_dry_run(stage, recipe, console)
         else:
             stage.run(recipe, console)
     except OSError as error:
         raise os_errors.named(error, recipe) from error
-
-
-def _console() -> Any:
-    """Return the console of the stages' output."""
-    from rich.console import Console
-
-    return Console(soft_wrap=True, markup=False, highlight=False)
 
 
 def _say(text: str, style: str) -> None:

@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +14,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from launch.cli.stages import Stage
+from launch.cli.stages import STAGES, Stage, check_overrides
 from launch.run import metrics, run_state
-from launch.run.fetch_models import fetched
 from launch.run.run_state import Reached
 from recipes.compose.options import is_option
 from recipes.compose.recipe import compose_recipe
@@ -45,8 +44,12 @@ def parted(overrides: list[str]) -> tuple[list[str], str | None]:
     return [word for word in overrides if not word.startswith(f"{WORD}=")], texts[0] if texts else None
 
 
-def run_sweep(stage: Stage, overrides: list[str], text: str, console: Console) -> None:
+def run_sweep(
+    stage: Stage, overrides: list[str], text: str, console: Console, run_one: Callable[[list[str]], None]
+) -> None:
     """Run the stage on every combination. A run that fails does not end the sweep; a finished run is left as it is.
+
+    run_one: runs the stage on the recipe of its overrides.
 
     Raise `ConfigError` before anything runs if one of the recipes is wrong, and `TrainError` at the end if runs failed.
     """
@@ -62,7 +65,7 @@ def run_sweep(stage: Stage, overrides: list[str], text: str, console: Console) -
     for number, run in enumerate(runs, 1):
         console.print(f"\n{number} of {len(runs)}: {run.recipe.run}", style="bold")
         try:
-            stage.run(fetched(run.recipe), console)
+            run_one(run.recipe.overrides)
         except LimiError as error:
             console.print(f"{type(error).__name__}: {error}", style="red")
             failed[run.recipe.run] = str(error).splitlines()[0]
@@ -92,6 +95,7 @@ def runs_of(overrides: list[str], text: str) -> list[Run]:
             re.sub(r"[^\w.-]+", "_", f"{short[name]}{value}") for (name, _), value in zip(options, values, strict=True)
         )
         recipe = compose_recipe([*own, *words, f"run={'-'.join([base, *parts])}"], "train")
+        check_overrides(STAGES["train"], recipe.overrides)
         runs.append(Run(recipe, words))
     if same := [name for name, count in Counter(run.recipe.run for run in runs).items() if count > 1]:
         raise ConfigError(

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from launch.cli import sweep
 from launch.cli.stages import STAGES
+from recipes.compose.recipe import compose_recipe
 from recipes.errors import ConfigError, TrainError
 from recipes.paths import run_folder
 from tests.launch.support import called
@@ -51,9 +52,14 @@ def test_a_wrong_recipe_is_refused_before_anything_runs():
         sweep.runs_of([], "optim.lr=1e-5,-1")
 
 
+def test_an_option_that_train_does_not_read_is_refused_before_anything_runs():
+    with pytest.raises(ConfigError, match="step is an option of replay and export, and train does not read it"):
+        sweep.runs_of(["step=3"], "seed=0,1")
+
+
 def test_only_train_sweeps():
     with pytest.raises(ConfigError, match="is an option of train, and plan does not read it"):
-        sweep.run_sweep(STAGES["plan"], [], "seed=0", Console(quiet=True))
+        sweep.run_sweep(STAGES["plan"], [], "seed=0", Console(quiet=True), lambda words: None)
 
 
 class Stage:
@@ -62,7 +68,8 @@ class Stage:
     def __init__(self, fails=()):
         self.ran, self.fails = [], fails
 
-    def run(self, recipe, console):
+    def run(self, words):
+        recipe = compose_recipe(words)
         self.ran.append(recipe.run)
         if recipe.run in self.fails:
             raise TrainError(f"{recipe.run} hung", "try again")
@@ -82,7 +89,9 @@ def finished(monkeypatch):
 def test_one_that_fails_does_not_end_the_others_and_the_table_has_all(tmp_path, finished):
     stage, said = Stage(fails=["s-seed1"]), io.StringIO()
     with pytest.raises(TrainError, match="1 of 3 runs failed: s-seed1"):
-        sweep.run_sweep(stage, [f"cluster.root={tmp_path}", "run=s"], "seed=0,1,2", Console(file=said, width=120))
+        sweep.run_sweep(
+            stage, [f"cluster.root={tmp_path}", "run=s"], "seed=0,1,2", Console(file=said, width=120), stage.run
+        )
     assert stage.ran == ["s-seed0", "s-seed1", "s-seed2"]
     rows = said.getvalue().partition("Sweep")[2]
     assert rows.count("1 of 2 failed") == 2 and "2.5000" in rows and "s-seed1" in rows
@@ -91,7 +100,7 @@ def test_one_that_fails_does_not_end_the_others_and_the_table_has_all(tmp_path, 
 def test_a_run_that_was_stopped_ends_the_sweep(tmp_path):
     stage = Stage()
     with pytest.raises(KeyboardInterrupt, match="s-seed0 was stopped; the same command goes on"):
-        sweep.run_sweep(stage, [f"cluster.root={tmp_path}", "run=s"], "seed=0,1", Console(quiet=True))
+        sweep.run_sweep(stage, [f"cluster.root={tmp_path}", "run=s"], "seed=0,1", Console(quiet=True), stage.run)
     assert stage.ran == ["s-seed0"]
 
 
