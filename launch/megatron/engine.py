@@ -19,7 +19,7 @@ from launch.run.run_folder import RunFolder
 from launch.run.run_plan import Plan
 from recipes.compose import commands
 from recipes.errors import DivergedError, TrainError
-from recipes.plan.saves import holds_optimizer, save_interval
+from recipes.plan.saves import save_interval, saves_optimizer
 
 
 def train_embedded(plan: Plan, run: RunFolder, console: Console) -> bool:
@@ -101,7 +101,7 @@ def _steps(
             if done % recipe.optim.eval_steps == 0 or done == total:
                 evaluate(done)
             if done % interval == 0 or done == total or signals.received:
-                _save(run, ranks, done, optimizer=holds_optimizer(recipe, done, total))
+                _save(run, ranks, done, optimizer=saves_optimizer(recipe, done, total))
             advance(line)
             if signals.received:
                 return done, signals.received

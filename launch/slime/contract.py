@@ -63,29 +63,14 @@ def _megatron(path: str, kind: Kind, name: str, wanted: str, purpose: str) -> To
 
 START = [
     *_all("slime", "train_async.py", "train", "the script that is run"),
-    _slime(
-        "slime/utils/misc.py",
-        Kind.takes,
-        "should_run_periodic_action",
-        "rollout_id, interval, num_rollout_per_epoch, num_rollout",
-        "what `stop` answers in its place",
-    ),
-    _slime(
-        "train_async.py",
-        Kind.calls,
-        "should_run_periodic_action",
-        "rollout_id, args.save_interval, num_rollout_per_epoch, args.num_rollout",
-        "asked first, whether to save",
-    ),
-    _slime(
-        "train_async.py",
-        Kind.calls,
-        "should_run_periodic_action",
-        "rollout_id, args.eval_interval, num_rollout_per_epoch",
-        "asked second, where a stop ends the script",
-    ),
+    _slime("slime/utils/misc.py", Kind.takes, "should_run_periodic_action",
+           "rollout_id, interval, num_rollout_per_epoch, num_rollout", "what `stop` answers in its place"),
+    _slime("train_async.py", Kind.calls, "should_run_periodic_action",
+           "rollout_id, args.save_interval, num_rollout_per_epoch, args.num_rollout", "asked first, whether to save"),
+    _slime("train_async.py", Kind.calls, "should_run_periodic_action",
+           "rollout_id, args.eval_interval, num_rollout_per_epoch", "asked second, where a stop ends the script"),
     *_all("slime", "slime/utils/arguments.py", "parse_args", "the flags that slime takes are asked of it"),
-]
+]  # fmt: skip
 
 STEPS = [
     *_all("slime", _TYPES, "Sample.index Sample.rollout_id Sample.tokens Sample.response_length Sample.loss_mask "

@@ -33,8 +33,8 @@ def save_interval(r: Recipe, num_steps: int) -> int:
     return r.engine.save_steps or max(1, min(AT_MOST_EVERY, num_steps // AT_LEAST))
 
 
-def holds_optimizer(r: Recipe, done: int, num_steps: int) -> bool:
-    """Return whether the checkpoint after `done` steps holds the optimizer state."""
+def saves_optimizer(r: Recipe, done: int, num_steps: int) -> bool:
+    """Return whether the checkpoint after `done` steps is written with the optimizer state."""
     return r.engine.save is Save.full and done < num_steps
 
 

@@ -19,7 +19,7 @@ from recipes.checkpoint.tensors import links
 from recipes.config import Recipe
 from recipes.errors import DivergedError, TrainError
 from recipes.paths import run_folder
-from recipes.plan.saves import holds_optimizer
+from recipes.plan.saves import saves_optimizer
 from recipes.schedule.learning_rate import learning_rate
 
 
@@ -60,7 +60,7 @@ class Steps:
                     f"step {step + 1}: Megatron's learning rate is {group['lr']!r}, but the planned one is {wanted!r}"
                 )
         # Megatron reads it when it saves, after this step.
-        self.args.no_save_optim = not holds_optimizer(self.plan.recipe, step + 1, self.plan.schedule.num_steps)
+        self.args.no_save_optim = not saves_optimizer(self.plan.recipe, step + 1, self.plan.schedule.num_steps)
         if self.log:
             self.log.begin(wanted)
 

@@ -4,7 +4,7 @@ import pytest
 
 from recipes.compose.recipe import compose_recipe
 from recipes.dimensions import parameters
-from recipes.plan.saves import holds_optimizer, save_interval, saves
+from recipes.plan.saves import save_interval, saves, saves_optimizer
 
 DENSE = ["model=qwen3-4b"]
 
@@ -35,7 +35,7 @@ def test_a_checkpoint_is_fourteen_bytes_a_parameter_and_the_last_two():
     assert found.kept == (14 + 2 + 2) * total, "engine.keep_last=2, and the export"
     assert found.most == 3 * 14 * total, "a third one while it is being written"
     assert saves(compose_recipe([]), 20).seconds is None
-    assert [holds_optimizer(r, done, 20) for done in (5, 19, 20)] == [True, True, False]
+    assert [saves_optimizer(r, done, 20) for done in (5, 19, 20)] == [True, True, False]
 
 
 def test_weights_alone_take_two_bytes_a_parameter():
@@ -43,4 +43,4 @@ def test_weights_alone_take_two_bytes_a_parameter():
     total = parameters(r.model).total
     found = saves(r, 20)
     assert found.checkpoint == found.last == 2 * total
-    assert not holds_optimizer(r, 5, 20)
+    assert not saves_optimizer(r, 5, 20)
