@@ -17,6 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from launch.cluster.connection import connected
+from launch.cluster.image import packages
 from launch.cluster.processes import end_session, end_with_parent
 from launch.run import which_run
 from launch.serving import sglang_command
@@ -49,7 +50,7 @@ def run_placed(stage: str, recipe: Recipe, export: Path, words: list[str], conso
     import ray
 
     wanted = servers(recipe, sglang_command.context(recipe, export))
-    with connected(), _placed(wanted) as place:
+    with connected(), _placed(wanted, recipe.cluster.root) as place:
         address = ray.get(place(0)(_meeting).remote())
         meeting = {sglang_command.MEETING: f"{address} {wanted.nodes}"} if wanted.nodes > 1 else {}
         ranks = [
@@ -74,8 +75,8 @@ def run_placed(stage: str, recipe: Recipe, export: Path, words: list[str], conso
 
 
 @contextlib.contextmanager
-def _placed(wanted: Servers) -> Iterator[Any]:
-    """Reserve the GPUs. Yield a function that makes a remote function on one of the nodes, by its number."""
+def _placed(wanted: Servers, root: str) -> Iterator[Any]:
+    """Reserve the GPUs. Yield a function that makes a remote function on one of the nodes, by its number. root: `cluster.root`."""
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -91,7 +92,7 @@ def _placed(wanted: Servers) -> Iterator[Any]:
 
         def place(number: int) -> Any:
             there = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=number)
-            env = {"env_vars": {"PYTHONPATH": os.pathsep.join([str(REPO), os.environ.get("PYTHONPATH", "")])}}
+            env = {"env_vars": {"PYTHONPATH": packages.python_path(root, str(REPO))}}
 
             def remote(function: Any, **options: Any) -> Any:
                 # The meeting takes no GPU: it ends before the stage starts.

@@ -28,15 +28,9 @@ DEFAULTS = {
 def environment(r: Recipe) -> dict[str, str]:
     """Return the environment of every process of the job. On its trainers, slime adds NCCL_CUMEM_ENABLE=0 and
     NVTE_FP8_BLOCK_SCALING_FP32_SCALES=1 (`actor_group.py` at 624b824)."""
-    brought = packages.folder(r.cluster.root)
     own = {
-        "PYTHONPATH": ":".join(
-            [
-                str(REPO),
-                str(r.engine.megatron_root),
-                str(r.engine.slime_root),
-                *([str(brought)] if brought.is_dir() else []),
-            ]
+        "PYTHONPATH": packages.python_path(
+            r.cluster.root, str(REPO), str(r.engine.megatron_root), str(r.engine.slime_root)
         ),
         RUN: str(run_folder(r)),
         "TENSORBOARD_DIR": str(run_folder(r) / "tensorboard" / "slime"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,12 @@ def folder(root: str) -> Path:
     """Return the folder of the packages under `cluster.root`, for this Python and this lock."""
     key = hashlib.sha256(LOCK.read_bytes()).hexdigest()[:8]
     return Path(root) / "packages" / f"python{sys.version_info[0]}.{sys.version_info[1]}-{key}"
+
+
+def python_path(root: str, *first: str) -> str:
+    """Return PYTHONPATH for processes of a job: the given folders, and the packages' if they were brought."""
+    brought = folder(root)
+    return os.pathsep.join([*first, *([str(brought)] if brought.is_dir() else [])])
 
 
 def lacks() -> bool:
