@@ -9,7 +9,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from recipes.plan.serving import Servers, servers
 
 PLACED = "LIMI_PLACED"  # variable of a command that runs where the GPUs are
 PLACE_S = 120.0  # longest wait for free GPUs
+_RANK = ("-m", "launch.cli.placed")  # SGLang on a further node: `serve_rank`
 
 
 def elsewhere(recipe: Recipe) -> bool:
@@ -54,10 +54,10 @@ def run_placed(stage: str, recipe: Recipe, export: Path, words: list[str], conso
         address = ray.get(place(0)(_meeting).remote())
         meeting = {sglang_command.MEETING: f"{address} {wanted.nodes}"} if wanted.nodes > 1 else {}
         ranks = [
-            place(number)(_output, num_returns="streaming").remote(["rank", str(number)], words, meeting)
+            place(number)(_output, num_returns="streaming").remote([*_RANK, str(number), *words], meeting)
             for number in range(1, wanted.nodes)
         ]
-        first = place(0)(_output, num_returns="streaming").remote([stage], words, meeting)
+        first = place(0)(_output, num_returns="streaming").remote(["launch/limi.py", stage, *words], meeting)
         status = 0
         try:
             for item in first:
@@ -71,7 +71,8 @@ def run_placed(stage: str, recipe: Recipe, export: Path, words: list[str], conso
             for task in (first, *ranks):
                 ray.cancel(task, recursive=True)
     if status:
-        raise SanityError(f"{stage} failed with status {status} where the GPUs are, as it says above")
+        logs = f"the other nodes' output is in {rank_log(export, '*')}" if wanted.nodes > 1 else ""
+        raise SanityError(f"{stage} failed with status {status} where the GPUs are, as it says above", logs)
 
 
 @contextlib.contextmanager
@@ -118,13 +119,11 @@ def _meeting() -> str:
         return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
 
 
-def _output(stage: list[str], words: list[str], env: dict[str, str]) -> Iterator[str | int]:
-    """Run this project's command on a node. Yield its output as it comes, and last its exit status."""
+def _output(command: list[str], env: dict[str, str]) -> Iterator[str | int]:
+    """Run a command of this project on a node. Yield its output as it comes, and last its exit status. command: after Python."""
     own = {name: value for name, value in os.environ.items() if name != "RAY_JOB_CONFIG_JSON_ENV_VAR"}
     process = subprocess.Popen(
-        [sys.executable, str(REPO / "launch" / "limi.py"), *stage, *words]
-        if stage[0] != "rank"
-        else [sys.executable, "-m", "launch.cli.placed", *stage[1:], *words],
+        [sys.executable, *command],
         cwd=REPO,
         env={**own, **env, PLACED: "1", "PYTHONUNBUFFERED": "1"},
         stdin=subprocess.DEVNULL,
@@ -143,6 +142,11 @@ def _output(stage: list[str], words: list[str], env: dict[str, str]) -> Iterator
         end_session(process, patience=10.0)
 
 
+def rank_log(export: Path, number: int | str) -> Path:
+    """Return the log of SGLang's process on a further node, next to the export."""
+    return export.parent / f"sglang-rank{number}.log"
+
+
 def serve_rank(number: int, words: list[str]) -> int:
     """Run SGLang's process of one further node until the first node's has ended. Return its exit status."""
     from launch.serving.serve import PORT, thinks
@@ -150,16 +154,15 @@ def serve_rank(number: int, words: list[str]) -> int:
 
     recipe, folder = which_run.exported(compose_recipe(words, "sanity"))
     command = sglang_command.command(recipe, folder, recipe.sanity.port or PORT, thinks(folder), number)
-    process = subprocess.Popen(
-        command, env=sglang_command.environment(recipe, folder), start_new_session=True,
-        preexec_fn=end_with_parent,  # noqa: PLW1509 - no thread holds a lock here
-    )  # fmt: skip
-    try:
-        while process.poll() is None:
-            time.sleep(1)
-        return process.returncode
-    finally:
-        end_session(process, patience=10.0)
+    with rank_log(folder, number).open("wb") as log:
+        process = subprocess.Popen(
+            command, env=sglang_command.environment(recipe, folder), stdout=log, stderr=log, start_new_session=True,
+            preexec_fn=end_with_parent,  # noqa: PLW1509 - no thread holds a lock here
+        )  # fmt: skip
+        try:
+            return process.wait()
+        finally:
+            end_session(process, patience=10.0)
 
 
 if __name__ == "__main__":
