@@ -142,7 +142,7 @@ _CHANGES: dict[str, Callable[[Any], None]] = {
 
 
 def after_import(module: str, change: Callable[[Any], None]) -> None:
-    """Call `change` with a module of Megatron as soon as it is imported."""
+    """Call `change` with a module of Megatron or slime as soon as it is imported."""
     _CHANGES[module] = change
 
 

@@ -72,6 +72,7 @@ def install() -> None:
         return
     cpu.install()
     cpu.after_import("megatron.core.optimizer.distrib_optimizer", _change_optimizer)
+    cpu.after_import("slime.utils.reloadable_process_group", _complete_process_groups)
     sys.meta_path.append(_StandIns())
     _register()
 
@@ -85,7 +86,6 @@ def _register() -> None:
         from slime.utils import accelerator
         from slime.utils.accelerator.base import Accelerator
     except ImportError:
-        cpu.after_import("slime.utils.reloadable_process_group", _complete_process_groups)
         return
 
     class Cpu(Accelerator):
@@ -102,9 +102,7 @@ def _register() -> None:
             return "cpu"
 
         def set_device(self, index: Any) -> None:
-            from slime.utils import reloadable_process_group
-
-            _complete_process_groups(reloadable_process_group)  # a trainer calls set_device first
+            pass
 
         def current_device(self) -> str:
             return "cpu"
