@@ -32,6 +32,7 @@ def complete(words: list[str]) -> bool:
 
     if not packages.lacks():
         return False
+    # The default is that of `recipes.paths.local_root`, which imports what may be missing.
     roots = [word.partition("=")[2] for word in words if word.startswith("cluster.root=")]
     packages.bring(roots[-1] if roots else str(Path.home() / "limi" if _in_job() else REPO))
     return True

@@ -50,6 +50,13 @@ def saves(r: Recipe, num_steps: int) -> Saves:
     held = [sum(sizes[max(0, end - r.engine.keep_last - 1) : end]) for end in range(1, count + 1)]
     speed = r.cluster.disk_gb_s and r.cluster.disk_gb_s * 1e9
     return Saves(
-        interval, count, full, weights, export, kept, max(*held, kept),
-        full / speed if speed else None, (sum(sizes) + export) / speed if speed else None,
-    )  # fmt: skip
+        interval=interval,
+        count=count,
+        checkpoint=full,
+        last=weights,
+        export=export,
+        kept=kept,
+        most=max(*held, kept),
+        seconds=full / speed if speed else None,
+        all_seconds=(sum(sizes) + export) / speed if speed else None,
+    )
