@@ -16,7 +16,7 @@ def test_the_script_is_there():
 @pytest.mark.parametrize(
     "words", [["model=qwen3-32b", "layout=released-qwen3-32b"], ["model=qwen3-tiny", "engine=slime"]]
 )
-def test_every_name_that_slime_gets_is_there(words):
+def test_every_name_that_slime_gets_is_there(megatron, words):
     names = [word for word in arguments(compose_recipe(words), 1, "/base") if word.startswith("launch.")]
     assert len(names) >= 3
     for name in names:
