@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from launch.run.run_folder import RunFolder
 from launch.slime.arguments import arguments
 from recipes.compose.recipe import compose_recipe
 from recipes.config import Recipe
@@ -16,6 +17,7 @@ from recipes.plan import planner
 from recipes.plan.search import Sequences
 from recipes.schedule import lengths
 from tests.guard import wants
+from tests.launch.support import recipe_of
 
 
 def pinned() -> tuple[str, dict[str, str]]:
@@ -88,3 +90,9 @@ def in_megatron(argv: list[str], config: Path) -> dict[str, Any]:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
+
+
+def begun(tmp_path, root, *words: str) -> RunFolder:
+    """A run of slime under the folder, not yet begun."""
+    recipe, data, heldout = recipe_of(root, "engine=slime", f"cluster.root={tmp_path}", *words)
+    return RunFolder(recipe, data, heldout)

@@ -8,7 +8,7 @@ from rich.console import Console
 from launch.run import metrics
 from launch.run.run_folder import RunFolder
 from launch.slime.hooks import nodes, stop
-from launch.slime.watch import Watch
+from launch.slime.watch import Lines, Watch
 from tests.launch.support import recipe_of
 
 
@@ -41,3 +41,15 @@ def test_a_stop_is_requested_once_and_says_how_long_it_takes(root, tmp_path):
     assert said.getvalue().count("SIGTERM") == 1
     assert "slime saves after step 3 and ends (a step took up to 61 s, a save takes about" in said.getvalue()
     assert "the run goes on from its base" in said.getvalue()
+
+
+def test_lines_are_shown_once_they_are_whole(tmp_path):
+    path = tmp_path / metrics.NAME
+    path.write_bytes(b'{"step": 1}\n')
+    lines = Lines(path)
+    assert lines.read() == []
+    path.write_bytes(b'{"step": 1}\n{"step": 2}\n' + bytes(12) + b'\n{"step')  # as NFS may show it
+    assert lines.read() == [{"step": 2}]
+    assert lines.read() == []
+    path.write_bytes(b'{"step": 1}\n{"step": 2}\n{"step": 33}\n{"step": 4}\n')
+    assert lines.read() == [{"step": 33}, {"step": 4}]
