@@ -37,6 +37,7 @@ def render(s: dict[str, Any]) -> str:
         html_page.image(_memory_plot(m), "GPU memory by pipeline stage and part"),
         _memory_table(s),
         _host(m),
+        f"<p>The check at the end: {html.escape(s['server'])}.</p>",
         "<h2>Steps</h2>",
         html_page.table(["", ""], _escaped(steps_rows(s))),
         html_page.image(_lengths_plot(s), "tokens of every sequence, and the learning rate of every step"),

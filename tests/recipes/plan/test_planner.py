@@ -191,4 +191,5 @@ def test_table_and_page_show_the_plan(words):
     assert ("gpu.hour_price" in text) is (words[-1] == "gpu.hour_price=2.5")
     page = plan_page.render(summary)
     assert page.count("<img") == 3 and "</html>" in page
+    assert f"The check at the end: {summary['server']}." in page
     assert summary["model"]["name"] in page
