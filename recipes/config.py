@@ -60,6 +60,14 @@ class OptimizerState(Enum):
     offloaded = "offloaded"  # in host memory
 
 
+class AttentionKernel(Enum):
+    """Kernel of packed attention on a GPU, for the embedded engine."""
+
+    varlen = "varlen"  # PyTorch's varlen attention: FlashAttention-2
+    flash4 = "flash4"  # the same call, run by FlashAttention-4 of the package flash-attn-4
+    cudnn = "cudnn"  # cuDNN's, one sequence after the other
+
+
 class Sampling(Enum):
     """How trajectories are divided into steps."""
 
@@ -243,6 +251,8 @@ class Gpu:
     memory_gb_s: float | None = None  # bandwidth of its memory, in GB/s
     nvlink_gb_s: float | None = None  # bandwidth of NVLink, in GB/s
     pcie_gb_s: float | None = None  # bandwidth between GPU and host, in GB/s
+    # Kernel of packed attention in the embedded engine; the two attention efficiencies below are this kernel's.
+    attention: AttentionKernel = AttentionKernel.varlen
     matmul_efficiency: float | None = None  # share of bf16_tflops that matrix products attain
     attention_efficiency: float | None = None  # share of bf16_tflops that attention attains, forward
     attention_backward_efficiency: float | None = None  # share of bf16_tflops that attention attains, backward

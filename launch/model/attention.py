@@ -1,19 +1,17 @@
-"""Packed attention: block-diagonal and causal over the sequences of one micro-batch, with zigzag context parallelism. It uses
-PyTorch's varlen flash attention on a GPU. On a CPU it uses PyTorch's SDPA, one sequence at a time.
+"""Packed attention in Megatron's layers: block-diagonal and causal over the sequences of one micro-batch, with zigzag context
+parallelism. `attention_kernels.py` holds the kernels.
 
 With context parallelism of size n, each sequence is split into 2n equal chunks. Rank r holds chunks r and 2n-1-r, so every rank has
 the same share of the causal triangle. Keys and values are gathered; queries are not moved.
 """
 
-import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
@@ -22,24 +20,27 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from launch.model.attention_kernels import activate_flash4, attend, causal, varlen
 from launch.model.attention_reuse import CachedCall
 from launch.model.offload_streams import onto
 from launch.model.rotary import Rotation, rotate, rotation
-from recipes.config import Model
+from recipes.config import AttentionKernel, Model
 
 
 @dataclass
 class Packed(PackedSeqParams):
-    """Megatron's description of a packed micro-batch, with two fields that the embedded engine adds. Layers accept both: slime
+    """Megatron's description of a packed micro-batch, with three fields that the embedded engine adds. Layers accept both: slime
     passes Megatron's own class.
 
     cu_seqlens_q: Megatron's, [sequences + 1] int32; boundaries of the padded sequences, over all context-parallel ranks.
     lengths: padded tokens of each sequence, on the host, so that reading them does not wait for the GPU.
     rotation: rotary angles of this rank's tokens; `PackedAttention` applies them in place of Megatron.
+    chunks: with context parallelism, this rank's chunks and the keys that each of them sees (`zigzag_chunks`).
     """
 
     lengths: tuple[int, ...] = ()
     rotation: Rotation = None  # type: ignore[assignment]
+    chunks: PackedSeqParams | None = None
 
 
 def packed_of(m: Model, lengths: Sequence[int], device: torch.device, ranks: int = 1, rank: int = 0) -> Packed:
@@ -57,7 +58,17 @@ def packed_of(m: Model, lengths: Sequence[int], device: torch.device, ranks: int
         max_seqlen_kv=max(lengths),
         lengths=tuple(lengths),
         rotation=rotation(m, onto(device, positions)),
+        chunks=zigzag_chunks(lengths, device, ranks, rank) if ranks > 1 else None,
     )
+
+
+def zigzag_chunks(lengths: Sequence[int], device: torch.device, ranks: int, rank: int) -> PackedSeqParams:
+    """Describe a rank's chunks as packed sequences of their own. A chunk has all keys of its sequence up to its own end, so its
+    queries are the last tokens of its keys. lengths: as in `packed_of`."""
+    queries = [n // (2 * ranks) for n in lengths for _ in range(2)]
+    keys = [n // (2 * ranks) * chunks for n in lengths for chunks in (rank + 1, 2 * ranks - rank)]
+    cu_seqlens = (onto(device, torch.tensor([0, *each]).cumsum(0).int()) for each in (queries, keys))
+    return PackedSeqParams("thd", *cu_seqlens, max_seqlen_q=max(queries), max_seqlen_kv=max(keys))
 
 
 def lengths_of(packed: PackedSeqParams) -> tuple[int, ...]:
@@ -98,11 +109,20 @@ class PackedAttention(MegatronModule):
     """Core attention of Megatron's `SelfAttention` for packed (thd) batches. If the batch is a `Packed`, it also applies the batch's
     rotation. It has no parameters.
 
+    kernel: what runs on a GPU; with context parallelism it is `varlen` in place of `cudnn`, which takes no chunks.
     cached: set by a recomputed layer that reuses the kernel's result in its second pass; None otherwise.
     """
 
-    def __init__(self, config: TransformerConfig, *_: Any, softmax_scale: float | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        *_: Any,
+        kernel: AttentionKernel,
+        softmax_scale: float | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(config=config)
+        self.kernel = kernel
         self.scale = softmax_scale or 1 / math.sqrt(config.kv_channels)
         groups = kwargs.get("pg_collection")
         self.cp_group = groups.cp if groups is not None else parallel_state.get_context_parallel_group()
@@ -129,58 +149,40 @@ class PackedAttention(MegatronModule):
         return out.flatten(1)
 
     def _kernel(self, packed: PackedSeqParams, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        ranks = self.cp_group.size()
+        ranks, lengths = self.cp_group.size(), lengths_of(packed)
         if ranks == 1:
-            return attend(query, key, value, packed, self.scale)
+            return attend(self.kernel, query, key, value, packed, lengths, self.scale)
         # [ranks, t, kv_heads, d]; the gather's backward pass sums over the ranks and returns each rank its own part.
         key, value = (
             gather_from_sequence_parallel_region(x.contiguous(), group=self.cp_group).unflatten(0, (ranks, -1))
             for x in (key, value)
         )
-        lengths = [n // ranks for n in lengths_of(packed)]
-        parts = zip(query.split(lengths), key.split(lengths, dim=1), value.split(lengths, dim=1), strict=True)
+        own = [n // ranks for n in lengths]
+        if isinstance(packed, Packed) and query.is_cuda:
+            assert packed.chunks is not None
+            if self.kernel is AttentionKernel.flash4:
+                activate_flash4()
+            key, value = (keys_of_chunks(x, own, self.cp_group.rank()) for x in (key, value))
+            return varlen(query, key, value, packed.chunks, self.scale)
+        parts = zip(query.split(own), key.split(own, dim=1), value.split(own, dim=1), strict=True)
         return torch.cat([self._zigzag(q, k.flatten(0, 1), v.flatten(0, 1)) for q, k, v in parts])
 
     def _zigzag(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attend within one sequence. q: this rank's two chunks. k, v: the chunks of all ranks, rank after rank."""
+        """Attend within one sequence on a CPU. q: this rank's two chunks. k, v: the chunks of all ranks, rank after rank."""
         ranks = self.cp_group.size()
         positions = [zigzag_positions(len(k), ranks, rank).to(q.device) for rank in range(ranks)]
         mask = positions[self.cp_group.rank()][:, None] >= torch.cat(positions)[None]
-        return _causal(q, k, v, self.scale, mask)
+        return causal(q, k, v, self.scale, mask)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, packed: PackedSeqParams, scale: float) -> Tensor:
-    """Attend over whole sequences: query [t, heads, d], key and value [t, kv_heads, d] -> [t, heads, d]."""
-    if query.is_cuda:
-        return varlen(query, key, value, packed, scale)
-    lengths = lengths_of(packed)
-    parts = zip(*(x.split(lengths) for x in (query, key, value)), strict=True)
-    return torch.cat([_causal(q, k, v, scale) for q, k, v in parts])
+def keys_of_chunks(gathered: Tensor, own: Sequence[int], rank: int) -> Tensor:
+    """Return the keys, or the values, of a rank's chunks in the order of `zigzag_chunks`.
 
-
-def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
-    q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
-    out = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=q.size(1) != k.size(1)
-    )
-    return out.squeeze(0).transpose(0, 1)
-
-
-def varlen(query: Tensor, key: Tensor, value: Tensor, packed: PackedSeqParams, scale: float) -> Tensor:
-    """Run PyTorch's flash attention over packed sequences (PyTorch 2.11 or newer, bf16 or fp16, on a GPU)."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    grouped: dict[str, Any] = {"enable_gqa": True} if query.size(1) != key.size(1) and _asks_for_gqa() else {}
-    out: Tensor = varlen_attn(
-        query, key, value, packed.cu_seqlens_q, packed.cu_seqlens_kv, packed.max_seqlen_q, packed.max_seqlen_kv, scale=scale,
-        window_size=(-1, 0), **grouped
-    )  # type: ignore[assignment]  # fmt: skip
-    return out
-
-
-@cache
-def _asks_for_gqa() -> bool:
-    """Return whether `varlen_attn` needs `enable_gqa`. torch 2.11 accepts fewer key heads than query heads without it."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    return "enable_gqa" in inspect.signature(varlen_attn).parameters
+    gathered: [ranks, t, heads, d], each rank's two chunks of every sequence. own: tokens of each sequence on one rank.
+    """
+    ranks, found = len(gathered), []
+    for part in gathered.split(list(own), dim=1):
+        chunk = part.size(1) // 2
+        in_order = torch.cat([part[:, :chunk].flatten(0, 1), part[:, chunk:].flip(0).flatten(0, 1)])
+        found += [in_order[: chunk * (rank + 1)], in_order[: chunk * (2 * ranks - rank)]]
+    return torch.cat(found)

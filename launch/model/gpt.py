@@ -101,7 +101,7 @@ def build_chunks(r: Recipe, config: TransformerConfig) -> list[GPTModel]:
         placed = dict(ignore_virtual=stage is None, vp_stage=stage)
         chunk = (ChunkedLossGPT if r.layout.loss_chunk else GPTModel)(
             config,
-            block_spec(config, vp_stage=stage, module=layer),
+            block_spec(config, vp_stage=stage, module=layer, kernel=r.gpu.attention),
             vocab_size=r.model.vocab,
             max_sequence_length=r.data.max_tokens,
             pre_process=parallel_state.is_pipeline_first_stage(**placed),

@@ -36,6 +36,7 @@ from torch.nn import Parameter
 
 from launch.model.attention import PackedAttention, RotatedOnce
 from launch.model.compiled import fused
+from recipes.config import AttentionKernel
 
 PLAIN_LAYER = ModuleSpec(module=TransformerLayer)  # saves its activations for the backward pass
 
@@ -175,11 +176,15 @@ class RowGroupedLinear(GroupedLinear):
 
 
 def block_spec(
-    config: TransformerConfig, *, vp_stage: int | None, module: ModuleSpec = PLAIN_LAYER
+    config: TransformerConfig,
+    *,
+    vp_stage: int | None,
+    module: ModuleSpec = PLAIN_LAYER,
+    kernel: AttentionKernel = AttentionKernel.varlen,
 ) -> TransformerBlockSubmodules:
     """Return the layer specs of this pipeline stage, for both engines. `moe_layer_freq` says which layers have experts.
 
-    module: the class of a layer, with its own parameters.
+    module: the class of a layer, with its own parameters. kernel: attention's on a GPU.
     """
     qk_norm = RMSNorm if config.qk_layernorm else IdentityOp
     attention = ModuleSpec(
@@ -187,7 +192,7 @@ def block_spec(
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
             linear_qkv=NormColumnParallelLinear,
-            core_attention=PackedAttention,
+            core_attention=ModuleSpec(module=PackedAttention, params={"kernel": kernel}),
             linear_proj=RowParallelLinear,
             q_layernorm=qk_norm,
             k_layernorm=qk_norm,

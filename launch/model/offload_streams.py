@@ -61,9 +61,10 @@ class CopyStreams:
             if stream is not None:
                 stream.synchronize()
 
-    def copy_to_device(self, hosts: list[Tensor]) -> PendingCopy:
-        """Start to copy `hosts` back to the device, after all computation queued so far."""
-        tensors = [torch.empty_like(host, device=self.device) for host in hosts]
+    def copy_to_device(self, hosts: list[Tensor], tensors: list[Tensor] | None = None) -> PendingCopy:
+        """Start to copy `hosts` back to the device, after all computation queued so far. tensors: where to; new ones if None."""
+        if tensors is None:
+            tensors = [torch.empty_like(host, device=self.device) for host in hosts]
         with self._after_computation(self._to_device):
             for tensor, host in zip(tensors, hosts, strict=True):
                 tensor.copy_(host, non_blocking=True)

@@ -15,6 +15,8 @@ from torch.autograd.graph import get_gradient_edge
 
 from launch.model.attention_reuse import CachedCall
 from launch.model.offload_streams import CopyStreams, PendingCopy
+from recipes.plan.memory import PINNED_PIECE
+
 
 
 class RecomputedLayer(TransformerLayer):
@@ -83,14 +85,23 @@ class _Recomputed(torch.autograd.Function):
 
 
 class OffloadedTensors:
-    """The saved tensors of one layer, in host memory.
+    """The saved tensors of one layer, in pieces in host memory.
 
     previous: the layer saved before this one in the same forward pass, whose tensors the backward pass needs next.
     """
 
-    def __init__(self, hosts: list[Tensor], previous: "OffloadedTensors | None") -> None:
+    def __init__(self, tensors: list[Tensor], hosts: list[Tensor], previous: "OffloadedTensors | None") -> None:
+        self._layouts = [(tensor.size(), tensor.stride(), tensor.dtype) for tensor in tensors]
         self.hosts, self.previous = hosts, previous
+        self.tensors: list[Tensor] = []  # on the device again, as soon as `pending` is set
         self.pending: PendingCopy | None = None
+
+    def fetch(self, copies: CopyStreams) -> None:
+        """Start to copy the tensors back to the device."""
+        self.tensors = [
+            torch.empty_strided(size, stride, dtype=dtype, device=copies.device) for size, stride, dtype in self._layouts
+        ]
+        self.pending = copies.copy_to_device(self.hosts, pieces_of(self.tensors))
 
 
 class HostStore:
@@ -102,18 +113,32 @@ class HostStore:
 
     def save(self, tensors: list[Tensor]) -> OffloadedTensors:
         """Start to copy the tensors of one layer to the host."""
-        hosts = [self._copies.empty_like(tensor) for tensor in tensors]
-        self._copies.copy_to_host(tensors, hosts)
-        self._last = OffloadedTensors(hosts, self._last)
+        pieces = pieces_of(tensors)
+        hosts = [self._copies.empty_like(piece) for piece in pieces]
+        self._copies.copy_to_host(pieces, hosts)
+        self._last = OffloadedTensors(tensors, hosts, self._last)
         return self._last
 
     def restore(self, offloaded: OffloadedTensors) -> list[Tensor]:
         """Return the tensors of one layer on the device, free their host memory, and prefetch the previous layer."""
         self._copies.wait_for_host_copies()
-        pending = offloaded.pending or self._copies.copy_to_device(offloaded.hosts)
-        tensors = self._copies.wait(pending)
+        if offloaded.pending is None:
+            offloaded.fetch(self._copies)
+        assert offloaded.pending is not None
+        self._copies.wait(offloaded.pending)
         previous = offloaded.previous
         if previous and previous.hosts and not previous.pending:
-            previous.pending = self._copies.copy_to_device(previous.hosts)
-        offloaded.hosts, offloaded.pending, offloaded.previous = [], None, None
+            previous.fetch(self._copies)
+        tensors = offloaded.tensors
+        offloaded.hosts, offloaded.tensors, offloaded.pending, offloaded.previous = [], [], None, None
         return tensors
+
+
+def pieces_of(tensors: list[Tensor]) -> list[Tensor]:
+    """Return dense tensors as flat views of at most `PINNED_PIECE` bytes each, in the order of their memory."""
+    found = []
+    for t in tensors:
+        spanned = 1 + sum((size - 1) * stride for size, stride in zip(t.size(), t.stride(), strict=True))
+        assert spanned == t.numel(), "not dense"
+        found += t.as_strided((t.numel(),), (1,)).split(PINNED_PIECE // t.element_size())
+    return found

@@ -142,7 +142,7 @@ def _check_rope(r: Recipe) -> None:
 
 def _check_machines(r: Recipe) -> None:
     """Raise `ConfigError` if a figure of a GPU or cluster is out of range."""
-    figures = {f"gpu.{k}": v for k, v in vars(r.gpu).items() if k not in ("name", "dtype", "hour_price")}
+    figures = {f"gpu.{k}": v for k, v in vars(r.gpu).items() if k not in ("name", "dtype", "attention", "hour_price")}
     figures |= {f"cluster.{k}": getattr(r.cluster, k) for k in ("host_memory_gb", "network_gb_s", "disk_gb_s")}
     for name, value in figures.items():
         most = 1.0 if name.endswith("efficiency") else math.inf

@@ -19,6 +19,8 @@ from recipes.schedule.pipeline import in_flight
 RUNTIME = 3 * 2**30  # bytes, allowance: CUDA context, NCCL communicators, cuBLAS and cuDNN workspaces
 RUNTIME_CPU = 400 * 10**6  # bytes of a rank on a CPU: Python and its imports (megatron.md: 0.4 GB per rank)
 COPYING_LAYERS = 2  # layers whose offloaded tensors are on the GPU during a copy (`launch/model/offload_streams.py`)
+# Bytes of a piece of offloaded activations. PyTorch rounds pinned memory up to powers of two: a tensor of 1.2 GB would take 2 GiB.
+PINNED_PIECE = 2**26
 PINNED_ROUNDING = 4 / 3  # allowance: factor for rounding each parameter's pinned states up to powers of two
 FRAGMENTATION = 0.1  # allowance: share of the temporary memory, with expandable segments
 FITS, RISKY = 0.8, 0.95  # shares of the memory; arXiv 2411.06465: none of 454 runs below 80% ran out of memory
@@ -216,6 +218,10 @@ def _offloaded_activations(r: Recipe, load: Load, where: Placed) -> float:
     heads, size = r.model.heads / p.tp, element_size(r)
     each = [r.model.hidden * size / (p.tp if p.sp else 1)]
     each += [heads * r.model.head_dim * size, heads * 4] if p.recompute is Recompute.linear else []
-    return fullest * sum(
-        2.0 ** math.ceil(math.log2(tokens * one)) for one in each
-    )  # PyTorch rounds pinned memory up to powers of two
+    return fullest * sum(_in_pieces(tokens * one) for one in each)
+
+
+def _in_pieces(size: float) -> float:
+    """Return the pinned bytes of a tensor that is offloaded in pieces; the last one is rounded up to a power of two."""
+    last = size % PINNED_PIECE
+    return size - last + (2.0 ** math.ceil(math.log2(last)) if last else 0.0)

@@ -9,6 +9,7 @@ import torch.nn.attention.varlen as torch_varlen
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from recipes.compose.recipe import compose_recipe
+from recipes.config import AttentionKernel
 from tests.launch.kernels import CALLS
 from tests.launch.one_rank import gradients_of, model_of
 from tests.launch.support import recipe_of
@@ -27,20 +28,21 @@ def core(megatron, recipe):
     from launch.model.attention import PackedAttention
     from launch.model.gpt import transformer_config
 
-    return PackedAttention(transformer_config(recipe), softmax_scale=0.3)
+    return PackedAttention(transformer_config(recipe), kernel=AttentionKernel.varlen, softmax_scale=0.3)
 
 
 @pytest.fixture
 def by_varlen(core, monkeypatch):
     """On this CPU what a GPU would run; no kernel was called yet."""
-    from launch.model.attention import PackedAttention, varlen
+    from launch.model.attention import PackedAttention
+    from launch.model.attention_kernels import varlen
 
     monkeypatch.setattr(PackedAttention, "_kernel", lambda self, packed, q, k, v: varlen(q, k, v, packed, self.scale))
     CALLS.update(forward=0, backward=0)
 
 
 def test_a_gpu_is_asked_for_varlen_attention_and_a_cpu_is_not(core, recipe, monkeypatch):
-    from launch.model import attention
+    from launch.model import attention, attention_kernels
 
     real, asked = torch_varlen.varlen_attn, []
 
@@ -59,7 +61,7 @@ def test_a_gpu_is_asked_for_varlen_attention_and_a_cpu_is_not(core, recipe, monk
         return torch.empty_like(query)
 
     def call(function, device, heads, lengths):
-        attention._asks_for_gqa.cache_clear()
+        attention_kernels._asks_for_gqa.cache_clear()
         asked.clear()
         monkeypatch.setattr(torch_varlen, "varlen_attn", function)
         with FakeTensorMode(), torch.no_grad():
@@ -83,7 +85,7 @@ def test_a_gpu_is_asked_for_varlen_attention_and_a_cpu_is_not(core, recipe, monk
             assert others == {"scale": 0.3, "window_size": (-1, 0), **grouped}, others
     call(newest, "cpu", (4, 2, 2), [30, 20])
     assert not asked, "a CPU has no flash attention"
-    attention._asks_for_gqa.cache_clear()
+    attention_kernels._asks_for_gqa.cache_clear()
     assert attention.packed_of(recipe.model, [3, 5, 2], CPU).cu_seqlens_q.tolist() == [0, 3, 8, 10]
 
 
@@ -91,7 +93,8 @@ LENGTHS = [9, 1, 30, 24]
 
 
 def test_varlen_attention_is_that_of_each_sequence(core, recipe):
-    from launch.model.attention import packed_of, varlen
+    from launch.model.attention import packed_of
+    from launch.model.attention_kernels import varlen
 
     CALLS.update(forward=0, backward=0)
     torch.manual_seed(0)
@@ -104,6 +107,63 @@ def test_varlen_attention_is_that_of_each_sequence(core, recipe):
         for a, b in zip(*(torch.autograd.grad(out, inputs, gradient) for out in (mine, theirs)), strict=True):
             assert (a - b).abs().max() < 2e-5 * b.abs().max(), heads
     assert CALLS == {"forward": 3, "backward": 3}
+
+
+def test_cudnn_attention_takes_one_sequence_after_the_other(core, recipe):
+    """Its own autograd keeps one output for all of them, which recomputation keeps too."""
+    from launch.model.attention import packed_of
+    from launch.model.attention_kernels import _BySequence
+    from launch.model.attention_reuse import CachedCall
+
+    torch.manual_seed(0)
+    packed = packed_of(recipe.model, LENGTHS, CPU)
+    for lengths in (LENGTHS, [sum(LENGTHS)]):
+        packed = packed_of(recipe.model, lengths, CPU)
+        CALLS.update(forward=0, backward=0)
+        inputs = [torch.randn(sum(lengths), n, 16, requires_grad=True) for n in (4, 2, 2)]
+        gradient = torch.randn(sum(lengths), 4, 16)
+        mine, theirs = _BySequence.apply(*inputs, lengths, core.scale), core._kernel(packed, *inputs)
+        assert (mine - theirs).abs().max() < 2e-6
+        expected = torch.autograd.grad(theirs, inputs, gradient)
+        found = torch.autograd.grad(mine, inputs, gradient)
+        for a, b in zip(found, expected, strict=True):
+            assert (a - b).abs().max() < 2e-5 * b.abs().max()
+        assert CALLS == {"forward": len(lengths), "backward": len(lengths)}
+        cached, twice = CachedCall(), []
+        for _ in range(2):
+            twice.append(cached.run(lambda *x: _BySequence.apply(*x, lengths, core.scale), *inputs))
+            kept = [tuple(t.shape) for t in cached.tensors]
+            assert kept == [(64, 4, 16), *((1, 4, n, 1) for n in lengths)], kept
+        assert torch.equal(*twice) and torch.equal(twice[0], mine)
+        assert all(map(torch.equal, torch.autograd.grad(twice[1], inputs, gradient), found))
+
+
+def test_context_parallel_chunks_are_sequences_of_their_own(recipe):
+    """Chunks by varlen attention, whose queries are the last of their keys, beside the whole sequences."""
+    from launch.model.attention import keys_of_chunks, packed_of, zigzag_positions
+    from launch.model.attention_kernels import causal, varlen
+
+    torch.manual_seed(0)
+    ranks, lengths = 3, [12, 30, 6]
+    q, k, v = (torch.randn(sum(lengths), n, 16, requires_grad=True) for n in (4, 2, 2))
+    whole = torch.cat([causal(*one, 0.3) for one in zip(*(x.split(lengths) for x in (q, k, v)), strict=True)])
+    starts = [0, 12, 42]
+    own = [
+        torch.cat([start + zigzag_positions(n, ranks, rank) for start, n in zip(starts, lengths, strict=True)])
+        for rank in range(ranks)
+    ]
+    parts = []
+    for rank, places in enumerate(own):
+        packed = packed_of(recipe.model, lengths, CPU, ranks, rank)
+        gathered = (torch.stack([x[p] for p in own]) for x in (k, v))
+        keys, values = (keys_of_chunks(x, [n // ranks for n in lengths], rank) for x in gathered)
+        parts.append(varlen(q[places], keys, values, packed.chunks, 0.3))
+        assert (parts[-1] - whole[places]).abs().max() < 2e-6
+    gradient = torch.randn_like(whole)
+    expected = torch.autograd.grad(whole, (q, k, v), gradient)
+    found = torch.autograd.grad(torch.cat(parts), (q, k, v), gradient[torch.cat(own)])
+    for a, b in zip(found, expected, strict=True):
+        assert (a - b).abs().max() < 2e-5 * b.abs().max()
 
 
 def test_of_varlen_attention_its_result_alone_is_kept(core, recipe, by_varlen):

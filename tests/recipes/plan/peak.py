@@ -80,7 +80,8 @@ def set_up() -> None:
     from megatron.core.optimizer import clip_grads
 
     from launch.model import attention_reuse
-    from launch.model.attention import PackedAttention, varlen
+    from launch.model.attention import PackedAttention
+    from launch.model.attention_kernels import varlen
     from launch.model.offload_streams import CopyStreams
 
     dist.init_process_group("gloo", store=dist.HashStore(), world_size=1, rank=0)  # type: ignore[attr-defined]
