@@ -332,6 +332,17 @@ class Sanity:
 
 
 @dataclass
+class Bench:
+    """What `bench-gpu` measures."""
+
+    rows: str | None = None  # names of rows, separated by commas, in the order of measurement; null means all
+    # roofline, ours, theirs (transformers) and profile (one step of ours, kernel by kernel), separated by commas; null means
+    # the first three.
+    sides: str | None = None
+    steps: int | None = None  # timed steps of each side; null means the row's own number
+
+
+@dataclass
 class Recipe:
     """Every option of a command."""
 
@@ -341,6 +352,7 @@ class Recipe:
     dry_run: bool = False  # only print the resolved recipe and what would run
     anew: bool = False  # `train`: start at the first step, and move the existing run folder aside
     limit_s: int = 540  # `bench-gpu`: longest time of one call, in seconds; the next call continues
+    smoke: bool = False  # `bench-gpu`: only check in a minute that everything works on this GPU, and time attention's kernels
     id: str | None = None  # `inspect`: trajectory to show; null means a list of all
     checkpoint: str | None = None  # `sanity`, `serve`: Hugging Face folder to use; null means the run's export
     # `replay`: step to repeat, counted from 1; it must be given. `export`: number of completed steps of the checkpoint to
@@ -354,3 +366,4 @@ class Recipe:
     cluster: Cluster = field(default_factory=Cluster)  # nodes, network and folders
     engine: Engine = field(default_factory=Engine)  # the program that trains
     sanity: Sanity = field(default_factory=Sanity)  # the check of the exported model
+    bench: Bench = field(default_factory=Bench)  # what `bench-gpu` measures

@@ -55,7 +55,7 @@ _STAGES = (
     Stage("bench", "measure the schedule, planning, the embedded engine, the sandbox, and the data stage against the tokenizer alone",
           "launch.bench.bench:run_bench", only=("dry_run", "cluster.root", "model", "model.checkpoint")),
     Stage("bench-gpu", "measure the embedded engine on one GPU, compared with transformers, a roofline, and the plan",
-          "launch.bench.gpu.run:bench_gpu", own=("limit_s",)),
+          "launch.bench.gpu.run:bench_gpu", own=("limit_s", "smoke", "bench.rows", "bench.sides", "bench.steps")),
     Stage("attach", "show the run's last job on the cluster from its first line, and watch it to its end",
           "launch.cluster.submit:attach"),
     Stage("stop", "stop the run's last job on the cluster; `train` goes on from its last checkpoint", "launch.cluster.submit:stop"),

@@ -38,7 +38,7 @@ def write_shard(
             written.update(dict.fromkeys(pending, file))
             pending.clear()
 
-    for name, tensor in itertools.chain(_tensors(chunks, m, value), _mtp(base, m) if rank == 0 else ()):
+    for name, tensor in itertools.chain(hf_tensors(chunks, m, value), _mtp(base, m) if rank == 0 else ()):
         pending[name] = tensor.detach().to("cpu", base.read(name).dtype).contiguous().clone()
         if sum(t.nbytes for t in pending.values()) >= FILE_BYTES:
             flush()
@@ -46,7 +46,8 @@ def write_shard(
     return written
 
 
-def _tensors(chunks: list[Any], m: Model, value: Callable[[Tensor], Tensor]) -> Iterator[tuple[str, Tensor]]:
+def hf_tensors(chunks: list[Any], m: Model, value: Callable[[Tensor], Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors for which this rank is responsible, whole, under their Hugging Face names. value: as in `write_shard`."""
     table = links(m)
     for name, tensor in hf_names.global_tensors(chunks, m):
         if name == "output_layer.weight" and m.tied:

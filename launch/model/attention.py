@@ -20,7 +20,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from launch.model.attention_kernels import activate_flash4, attend, causal, varlen
+from launch.model.attention_kernels import PACKED, attend, causal
 from launch.model.attention_reuse import CachedCall
 from launch.model.offload_streams import onto
 from launch.model.rotary import Rotation, rotate, rotation
@@ -160,10 +160,8 @@ class PackedAttention(MegatronModule):
         own = [n // ranks for n in lengths]
         if isinstance(packed, Packed) and query.is_cuda:
             assert packed.chunks is not None
-            if self.kernel is AttentionKernel.flash4:
-                activate_flash4()
             key, value = (keys_of_chunks(x, own, self.cp_group.rank()) for x in (key, value))
-            return varlen(query, key, value, packed.chunks, self.scale)
+            return PACKED[self.kernel](query, key, value, packed.chunks, self.scale)
         parts = zip(query.split(own), key.split(own, dim=1), value.split(own, dim=1), strict=True)
         return torch.cat([self._zigzag(q, k.flatten(0, 1), v.flatten(0, 1)) for q, k, v in parts])
 

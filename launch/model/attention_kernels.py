@@ -36,9 +36,7 @@ def attend(
     if kernel is AttentionKernel.cudnn:
         out: Tensor = _BySequence.apply(query, key, value, lengths, scale)
         return out
-    if kernel is AttentionKernel.flash4:
-        activate_flash4()
-    return varlen(query, key, value, packed, scale)
+    return PACKED[kernel](query, key, value, packed, scale)
 
 
 def causal(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
@@ -73,10 +71,20 @@ def _asks_for_gqa() -> bool:
     return "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
-@cache
-def activate_flash4() -> None:
-    """Make PyTorch's flash attention run FlashAttention-4, in this process from now on. Raise `ImportError` without flash-attn-4."""
-    torch.nn.attention.activate_flash_attention_impl("FA4")
+def flash4(query: Tensor, key: Tensor, value: Tensor, packed: PackedSeqParams, scale: float) -> Tensor:
+    """Run FlashAttention-4 over packed sequences, as `varlen` does (package flash-attn-4, on Hopper or Blackwell)."""
+    # PyTorch's `activate_flash_attention_impl("FA4")` does not fit: this version returns more than torch 2.11 and 2.14 unpack.
+    from flash_attn.cute.interface import flash_attn_varlen_func
+
+    out: Tensor = flash_attn_varlen_func(
+        query, key, value, cu_seqlens_q=packed.cu_seqlens_q, cu_seqlens_k=packed.cu_seqlens_kv, max_seqlen_q=packed.max_seqlen_q,
+        max_seqlen_k=packed.max_seqlen_kv, softmax_scale=scale, causal=True,
+    )[0]  # fmt: skip
+    return out
+
+
+# The kernels that take sequences with more keys than queries.
+PACKED = {AttentionKernel.varlen: varlen, AttentionKernel.flash4: flash4, AttentionKernel.cudnn: varlen}
 
 
 class _BySequence(torch.autograd.Function):

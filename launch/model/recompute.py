@@ -18,7 +18,6 @@ from launch.model.offload_streams import CopyStreams, PendingCopy
 from recipes.plan.memory import PINNED_PIECE
 
 
-
 class RecomputedLayer(TransformerLayer):
     """Megatron's layer, recomputed in the backward pass.
 
@@ -99,7 +98,8 @@ class OffloadedTensors:
     def fetch(self, copies: CopyStreams) -> None:
         """Start to copy the tensors back to the device."""
         self.tensors = [
-            torch.empty_strided(size, stride, dtype=dtype, device=copies.device) for size, stride, dtype in self._layouts
+            torch.empty_strided(size, stride, dtype=dtype, device=copies.device)
+            for size, stride, dtype in self._layouts
         ]
         self.pending = copies.copy_to_device(self.hosts, pieces_of(self.tensors))
 

@@ -1,21 +1,30 @@
-"""One measurement in its own process: `python -m launch.bench.gpu.measurement PART FOLDER`.
+"""One measurement in its own process: `python -m launch.bench.gpu.measurement SIDE FOLDER`.
 
-The folder has the case (`case.json`) and its resolved recipe (`config.yaml`). The measurement writes `PART.json`: the figures, or the
-out-of-memory message.
+The folder has the case (`case.json`) and its resolved recipe (`config.yaml`). The measurement writes `SIDE.json`: the versions and
+the figures, again after every step, so that a process that is ended loses at most the step at hand. A later process goes on. What
+cannot be measured is written too: `out_of_memory` or `failed`, with the reason.
 """
 
 import json
 import sys
-from dataclasses import asdict, replace
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from data_prep.files import write_text
-from launch.bench.gpu.cases import Case, Planned
+from launch.bench.gpu.cases import PROFILE, Case, Planned
 from launch.bench.gpu.software import environment
+from recipes import json_file
 from recipes.compose.recipe import from_yaml, to_yaml
-from recipes.config import Dtype
 from recipes.plan.planner import RunPlan
 from recipes.plan.search import Sequences
+
+Figures = dict[str, Any]
+Measure = Callable[
+    [Planned, Figures, Callable[[Figures], None]], None
+]  # the case, earlier figures, and what writes new ones
 
 
 def write_case(folder: Path, planned: Planned) -> None:
@@ -28,21 +37,33 @@ def write_case(folder: Path, planned: Planned) -> None:
 def read_case(folder: Path) -> Planned:
     """Read a case and its recipe from a folder."""
     record = json.loads((folder / "case.json").read_text(encoding="utf-8"))
-    sequences, words, parts = (tuple(record[name]) for name in ("sequences", "words", "parts"))
+    sequences, words = (tuple(record[name]) for name in ("sequences", "words"))
     drawn = Sequences(range(len(sequences)), sequences, "drawn at random")
-    case = Case(record["shape"], record["label"], sequences, record["steps"], words, parts)
+    case = Case(record["shape"], record["label"], sequences, record["steps"], words)
     return Planned(case, RunPlan(from_yaml(folder / "config.yaml"), drawn, None))
 
 
-def in_fp32(planned: Planned) -> Planned:
-    """Return the case in fp32, for the CPU. The engine on the CPU is the reference for a GPU's bf16."""
-    r = planned.recipe
-    exact = replace(r, engine=replace(r.engine, dtype=Dtype.fp32))
-    return Planned(planned.case, RunPlan(exact, planned.plan.sequences, None))
+def results(folder: Path) -> dict[str, Figures]:
+    """Return the measurements in a case's folder by side, complete or not."""
+    paths = (path for path in sorted(folder.glob("*.json")) if path.name != "case.json")
+    return {path.stem: json_file.read_json(path, "remove that file: the next call measures it anew") for path in paths}
 
 
-def main(part: str, folder: Path) -> None:
-    """Measure one part of the case in a folder, and write `PART.json` there."""
+def complete(figures: Figures | None, steps: int) -> bool:
+    """Return whether nothing is left to measure: every step has its seconds, or there is a reason why not."""
+    if not figures:
+        return False
+    return "out_of_memory" in figures or "failed" in figures or len(figures.get("seconds", ())) >= steps
+
+
+def fail(folder: Path, side: str, reason: str) -> None:
+    """Write that a side cannot be measured, beside the steps that were."""
+    known = results(folder).get(side) or {"environment": environment()}
+    write_text(folder / f"{side}.json", json.dumps({**known, "failed": reason}, indent=2) + "\n")
+
+
+def main(side: str, folder: Path) -> int:
+    """Measure what is left of one side of the case in a folder. Return the exit status: 1 after a failure."""
     from launch.megatron import cpu
 
     cpu.install()
@@ -50,18 +71,29 @@ def main(part: str, folder: Path) -> None:
 
     from launch.bench.gpu import ours, roofline, theirs
 
-    planned = read_case(folder)
-    if part == "cpu":
-        planned = in_fp32(planned)
-    measure = {"transformers": theirs.measure_transformers, "roofline": roofline.measure_roofline}.get(
-        part, ours.measure_embedded
-    )
+    measures: dict[str, Measure] = {
+        "roofline": roofline.measure_roofline,
+        "ours": ours.measure_embedded,
+        "theirs": theirs.measure_transformers,
+        PROFILE: ours.profile_embedded,
+    }
+    planned, known = read_case(folder), results(folder).get(side, {})
+
+    def write(figures: Figures) -> None:
+        nonlocal known
+        known = {"environment": environment(), **known, **figures}
+        write_text(folder / f"{side}.json", json.dumps(known, indent=2) + "\n")
+
     try:
-        figures = measure(planned)
+        measures[side](planned, known, write)
     except torch.OutOfMemoryError as error:
-        figures = {"out_of_memory": str(error).splitlines()[0]}
-    write_text(folder / f"{part}.json", json.dumps({"environment": environment(), **figures}, indent=2) + "\n")
+        write({"out_of_memory": str(error).splitlines()[0]})
+    except Exception as error:
+        traceback.print_exc()
+        write({"failed": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"})
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    sys.exit(main(sys.argv[1], Path(sys.argv[2])))

@@ -1,5 +1,7 @@
-"""The embedded engine's step on one GPU, in this process."""
+"""The embedded engine's steps on one GPU, in this process."""
 
+import contextlib
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -11,21 +13,74 @@ from launch.bench.gpu.timing import timed
 from launch.cluster.rendezvous import open_store
 from launch.megatron.rank import Rank
 from launch.megatron.rank_place import Place
+from launch.model.recompute import pieces_of
+from recipes.config import Recipe, Recompute
+
+SHOWN = 40  # kernels of a profile
+Write = Callable[[dict[str, Any]], None]
 
 
-def measure_embedded(planned: Planned) -> dict[str, Any]:
-    """Train the case's steps. Return `seconds` of each step, `loss` of the first, and `peak` in bytes."""
+def measure_embedded(planned: Planned, known: dict[str, Any], write: Write) -> None:
+    """Train the steps that are left. Write `seconds` of each step so far, `loss` of the first, `peak` in bytes and the `attention`
+    kernel, after every step."""
+    seconds = [*known.get("seconds", ())]
+    with warm_rank(planned) as rank:
+        for step in range(len(seconds), planned.case.steps):
+            figures, taken = timed(partial(rank.train_step, step), rank.device)
+            seconds.append(taken)
+            loss = figures["loss"] if step == 0 else known.get("loss")
+            known = {"seconds": seconds, "loss": loss, "peak": rank.peak_memory()}
+            write({**known, "attention": planned.recipe.gpu.attention.value})
+
+
+def profile_embedded(planned: Planned, known: dict[str, Any], write: Write) -> None:
+    """Run one step under PyTorch's profiler. Write its `seconds`, and `kernels`: [name, calls, seconds] of the longest ones."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities = [torch.profiler.ProfilerActivity.CUDA]
+    r = planned.recipe.gpu.attention
+    with warm_rank(planned) as rank, torch.profiler.profile(activities=activities) as profile:
+        _, seconds = timed(partial(rank.train_step, 0), rank.device)
+    own = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    events = sorted(profile.key_averages(), key=lambda event: -getattr(event, own))
+    kernels = [[event.key[:160], event.count, getattr(event, own) / 1e6] for event in events[:SHOWN]]
+    total = sum(getattr(event, own) for event in events) / 1e6
+    write({"seconds": [seconds] * planned.case.steps, "kernels": kernels, "all_kernels": total, "attention": r.value})
+
+
+@contextlib.contextmanager
+def warm_rank(planned: Planned) -> Iterator[Rank]:
+    """Start the rank of a case, with everything done that a training run does once: kernels compiled for more than one length, host
+    memory pinned, and the optimizer's moments made by an update at learning rate 0."""
     r, sequences = planned.recipe, planned.case.sequences
     store, port = open_store("127.0.0.1")
-    data: Any = RandomTokens([*sequences, min(WARM_UP, max(sequences))], r.model.vocab)
+    short = [min(length, max(sequences)) for length in (WARM_UP, WARM_UP - 1024)]
+    data: Any = RandomTokens([*sequences, *short], r.model.vocab)
     read = random_weights(r, device_here())
     rank = Rank(r, Place(0, 0, "127.0.0.1", port), (data, planned.plan.schedule), None, read)
-    # Warm up: compile and load kernels and, if tensors are offloaded, pin host memory for them.
-    rank.gradient(0) if r.layout.offload else rank.sequence_gradient(len(sequences))
+    if r.layout.offload and rank.device.type == "cuda":
+        _pin(r, max(map(sum, planned.batches)))
+    for number in range(len(short)):
+        rank.sequence_gradient(len(sequences) + number)
+    for group in rank.optimizer.param_groups:
+        group["lr"] = 0.0
+    rank.optimizer.step()
     if rank.device.type == "cuda":
+        torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-    steps = [timed(partial(rank.train_step, step), rank.device) for step in range(planned.case.steps)]
-    figures = {"seconds": [s for _, s in steps], "loss": steps[0][0]["loss"], "peak": rank.peak_memory()}
+    yield rank
     rank.leave()
     del store
-    return figures
+
+
+def _pin(r: Recipe, tokens: int) -> None:
+    """Pin the host memory that a micro-batch of `tokens` offloads. PyTorch keeps it for later use."""
+    m, held = r.model, []
+    shapes = [(tokens, m.hidden)]
+    if r.layout.recompute is Recompute.linear:
+        shapes.append((tokens, m.heads * m.head_dim))
+    saved = [torch.empty(shape, dtype=torch.bfloat16, device="meta") for shape in shapes]
+    if r.layout.recompute is Recompute.linear:
+        saved.append(torch.empty(m.heads, tokens, device="meta"))
+    for _ in range(m.layers):
+        held += [torch.empty_like(piece, device="cpu", pin_memory=True) for piece in pieces_of(saved)]

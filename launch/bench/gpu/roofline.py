@@ -3,6 +3,7 @@ step's shapes. It includes no other operations and no waiting."""
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -11,25 +12,30 @@ import torch.nn.functional as F
 
 from launch.bench.gpu.cases import Planned
 from launch.bench.gpu.inputs import device_here, dtype_of
-from launch.bench.gpu.timing import timed
-from launch.model.attention import attend, packed_of
+from launch.bench.gpu.ours import Write
+from launch.bench.gpu.timing import spin_up, timed
+from launch.model.attention import packed_of
+from launch.model.attention_kernels import attend
 from recipes.config import Recipe, Recompute
 
 REPEATS = 3
 
 
-def measure_roofline(planned: Planned) -> dict[str, Any]:
-    """Measure the parts of a step. Return `seconds` and `tflops` of the products, attention, and attention's backward pass. Both count
-    what the layout recomputes."""
+def measure_roofline(planned: Planned, known: dict[str, Any], write: Write) -> None:
+    """Measure the parts of a step. Write `parts` and `tflops`, seconds and rates of the products, attention, and attention's backward
+    pass; both count what the layout recomputes. `seconds` has their sum, once for each step of the case."""
     r, device = planned.recipe, device_here()
     assert not r.model.experts, "only dense models are supported"
+    spin_up(device)
     seconds = dict.fromkeys(("products", "attention", "attention backward"), 0.0)
     work = dict(seconds)
-    for lengths in planned.batches:
-        for name, (batch_seconds, operations) in _batch(r, tuple(lengths), device).items():
-            seconds[name] += batch_seconds
-            work[name] += operations
-    return {"seconds": seconds, "tflops": {name: work[name] / seconds[name] / 1e12 for name in seconds}}
+    for lengths, count in Counter(map(tuple, planned.batches)).items():
+        for name, (batch_seconds, operations) in _batch(r, lengths, device).items():
+            seconds[name] += count * batch_seconds
+            work[name] += count * operations
+    rates = {name: work[name] / seconds[name] / 1e12 for name in seconds}
+    total = [sum(seconds.values())] * planned.case.steps
+    write({"seconds": total, "parts": seconds, "tflops": rates, "attention": r.gpu.attention.value})
 
 
 def _batch(r: Recipe, lengths: tuple[int, ...], device: torch.device) -> dict[str, tuple[float, float]]:
@@ -80,7 +86,7 @@ def _attention(r: Recipe, lengths: tuple[int, ...], device: torch.device) -> tup
     packed = packed_of(m, lengths, device)
 
     def forward() -> torch.Tensor:
-        return attend(q, k, v, packed, 1 / math.sqrt(m.head_dim))
+        return attend(r.gpu.attention, q, k, v, packed, lengths, 1 / math.sqrt(m.head_dim))
 
     out = forward()
     gradient = torch.randn_like(out)

@@ -1,9 +1,10 @@
-"""`make bench-gpu`: runs all measurements of all rows in order, each in its own process, until the call's time limit. The next call
-continues. A row is printed as soon as it is complete."""
+"""`make bench-gpu`: runs the measurements of the chosen rows in order, each in its own process, until the call's time limit. The next
+call continues. A row is printed as soon as it is complete."""
 
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -14,53 +15,62 @@ from typing import Any
 import psutil
 from rich.console import Console
 
-from launch.bench.gpu import table
-from launch.bench.gpu.cases import CASES, Case, Planned, planned
-from launch.bench.gpu.measurement import read_case, write_case
-from recipes import json_file
-from recipes.compose.recipe import to_yaml
+from launch.bench.gpu import report, table
+from launch.bench.gpu.cases import CASES, Case, Planned, chosen_cases, chosen_sides, planned
+from launch.bench.gpu.measurement import complete, fail, read_case, results, write_case
 from recipes.config import Recipe
 from recipes.errors import ConfigError, PreflightError, TrainError
 from recipes.paths import REPO
 
 DEFAULT = "h200x1"  # the cluster of a dry run, if the command line names none
-ENV = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", "HF_HUB_OFFLINE": "1"}
+# Registering the host memory from several threads is faster than allocating it pinned.
+ALLOCATOR = "expandable_segments:True,pinned_use_cuda_host_register:True,pinned_num_register_threads:8"
+ENV = {"PYTORCH_CUDA_ALLOC_CONF": ALLOCATOR, "HF_HUB_OFFLINE": "1"}
 
 
 def bench_gpu(recipe: Recipe, console: Console, cases: Sequence[Case] = CASES) -> None:
-    """Measure what is left, within `limit_s`, and print the table.
+    """Measure what is left, within `limit_s`, and print the table; with `smoke`, check the GPU instead.
 
     Raise `PreflightError` if the GPU is missing, and `TrainError` if a measurement failed for another reason than memory.
     """
+    if recipe.smoke:
+        from launch.bench.gpu.smoke import smoke
+
+        return smoke.smoke_gpu(recipe, console)
     environment = environment_here()
     words = machine_words(recipe, _cluster(recipe, environment))
     if not any(word.startswith("cluster.host_memory_gb=") for word in words):
         words.append(f"cluster.host_memory_gb={psutil.virtual_memory().total / 1e9:.0f}")
     started, failed, attempts = time.monotonic(), [], 0
-    folders = [prepared(recipe, planned(case, words), environment) for case in cases]
-    for folder, part in left(folders):
+    chosen, sides = chosen_cases(recipe.bench, cases), chosen_sides(recipe.bench)
+    folders = [prepared(recipe, planned(case, words), environment) for case in chosen]
+    for folder, side in left(folders, sides):
         one = read_case(folder)
-        spent, takes = time.monotonic() - started, one.part_seconds(part)
+        spent, takes = time.monotonic() - started, one.part_seconds(side)
         if attempts and spent + takes > recipe.limit_s:
             console.print(
-                f"After {spent:.0f} s, '{one.case.name}, {part}' takes about {takes:.0f} s more, over limit_s={recipe.limit_s}: "
+                f"After {spent:.0f} s, '{one.case.name}, {side}' takes about {takes:.0f} s more, over limit_s={recipe.limit_s}: "
                 "rerun the same command to continue"
             )
             break
-        with console.status(f"{one.case.name}: {part}, about {takes:.0f} s"):
-            succeeded, attempts = measured(folder, part, recipe.limit_s - spent), attempts + 1
+        with console.status(f"{one.case.name}: {side}, about {takes:.0f} s"):
+            succeeded, attempts = measured(folder, side, recipe.limit_s - spent), attempts + 1
         if not succeeded:
-            failed.append(f"{one.case.name}, {part}: {folder / part}.log")
-        elif not [*left([folder])]:
+            failed.append(f"{one.case.name}, {side}: {folder / side}.log")
+        elif not [*left([folder], sides)]:
             console.print(table.line(one, results(folder)))
-    table.show_table(console, [(read_case(f), results(f)) for f in folders])
+    console.print(report.tables([(read_case(f), results(f)) for f in folders]))
     if failed:
-        raise TrainError(f"{len(failed)} measurements failed; the next call retries them: {'; '.join(failed)}")
+        raise TrainError(
+            f"{len(failed)} measurements failed: {'; '.join(failed)}. One that ran out of time goes on in the next call; another is "
+            "measured again only after its .json is removed"
+        )
 
 
 def show_bench_gpu(recipe: Recipe, console: Console, cases: Sequence[Case] = CASES) -> None:
     """Print the shapes, layouts, memory and calls in order (`dry_run=true`). This works on any machine."""
-    table.show_plan(console, [planned(case, machine_words(recipe, DEFAULT)) for case in cases], recipe.limit_s)
+    rows = [planned(case, machine_words(recipe, DEFAULT)) for case in chosen_cases(recipe.bench, cases)]
+    table.show_plan(console, rows, chosen_sides(recipe.bench), recipe.limit_s)
 
 
 def machine_words(recipe: Recipe, cluster: str) -> list[str]:
@@ -79,7 +89,7 @@ def machine_words(recipe: Recipe, cluster: str) -> list[str]:
 
 
 def environment_here() -> dict[str, Any]:
-    """Return `software.environment` from a separate process, because asking for a GPU's name takes some of its memory."""
+    """Return the versions and the GPU, read in a process of its own: this one must not hold the GPU's memory."""
     command = [sys.executable, "-m", "launch.bench.gpu.software"]
     done = subprocess.run(command, cwd=REPO, stdout=subprocess.PIPE, text=True, check=True)
     environment: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -96,53 +106,55 @@ def _cluster(recipe: Recipe, environment: dict[str, Any]) -> str:
     if cluster is None or recipe.gpu.memory_mib is not None:
         wanted = recipe.gpu.name.upper() if recipe.gpu.memory_mib is not None else " or ".join(kinds)
         raise PreflightError(
-            f"bench-gpu needs {wanted}, but this machine has {gpu}", "`dry_run=true` shows what it would measure"
+            f"bench-gpu needs {wanted}, but this machine has {gpu}",
+            "`dry_run=true` shows what it would measure, and smoke=true runs its checks on any machine",
         )
     return cluster
 
 
 def prepared(recipe: Recipe, one: Planned, environment: dict[str, Any]) -> Path:
-    """Prepare a case's folder and return it. Remove measurements of another recipe or of another environment."""
+    """Prepare a case's folder and return it. Remove measurements of another model, layout, kernel or software, and keep all others."""
     folder = Path(recipe.cluster.root) / "bench-gpu" / one.recipe.cluster.name / one.case.key
-    if (folder / "config.yaml").is_file() and (folder / "config.yaml").read_bytes() != to_yaml(one.recipe).encode():
+    if (folder / "config.yaml").is_file() and _identity(read_case(folder)) != _identity(one):
         shutil.rmtree(folder)
     write_case(folder, one)
-    for part, figures in results(folder).items():
-        if (
-            not figures["environment"].items() <= environment.items()
-        ):  # "<=": the environment of the CPU part has no GPU
-            (folder / f"{part}.json").unlink()
+    kernel = one.recipe.gpu.attention.value
+    for side, figures in results(folder).items():
+        same_kernel = side == "theirs" or figures.get("attention", kernel) == kernel
+        software = {name: value for name, value in figures["environment"].items() if name != "memory"}
+        if not (software.items() <= environment.items() and same_kernel):
+            (folder / f"{side}.json").unlink()
     return folder
 
 
-def left(folders: Sequence[Path]) -> Iterator[tuple[Path, str]]:
-    """Yield the missing measurements (folder, part), row by row."""
+def _identity(one: Planned) -> tuple[Any, ...]:
+    """Return what a measurement depends on. The machine's host memory, limits and the number of steps do not matter."""
+    r = one.recipe
+    return one.case.sequences, r.model, r.layout, r.gpu.name, r.optim.lr
+
+
+def left(folders: Sequence[Path], sides: Sequence[str]) -> Iterator[tuple[Path, str]]:
+    """Yield the incomplete measurements (folder, side), row by row."""
     return (
-        (folder, part)
+        (folder, side)
         for folder in folders
-        for part in read_case(folder).case.parts
-        if not (folder / f"{part}.json").is_file()
+        for side in sides
+        if not complete(results(folder).get(side), read_case(folder).case.steps)
     )
 
 
-def measured(folder: Path, part: str, timeout: float) -> bool:
-    """Run one measurement in its own process, with its output in `PART.log`. Return whether it succeeded. timeout: seconds."""
-    env = ENV | dict(os.environ) | ({"CUDA_VISIBLE_DEVICES": ""} if part == "cpu" else {})
-    command = [sys.executable, "-m", "launch.bench.gpu.measurement", part, str(folder)]
-    with (folder / f"{part}.log").open("w", encoding="utf-8") as log:
+def measured(folder: Path, side: str, timeout: float) -> bool:
+    """Run one measurement in its own process, with its output in `SIDE.log`. Return whether it succeeded. timeout: seconds."""
+    command = [sys.executable, "-m", "launch.bench.gpu.measurement", side, str(folder)]
+    with (folder / f"{side}.log").open("a", encoding="utf-8") as log:
         try:
-            done = subprocess.run(command, cwd=REPO, env=env, stdout=log, stderr=log, timeout=timeout, check=False)
+            done = subprocess.run(
+                command, cwd=REPO, env=ENV | dict(os.environ), stdout=log, stderr=log, timeout=timeout, check=False
+            )
         except subprocess.TimeoutExpired:
             log.write(f"stopped after {timeout:.0f} s, the rest of limit_s; write a larger limit_s\n")
             return False
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        fail(folder, side, f"its process was ended by {name}; a machine whose memory is full ends processes so")
     return done.returncode == 0
-
-
-def results(folder: Path) -> dict[str, Any]:
-    """Return the existing measurements of a case by part."""
-    files = ((part, folder / f"{part}.json") for part in read_case(folder).case.parts)
-    return {
-        part: json_file.read_json(path, "remove that file: the next call measures it anew")
-        for part, path in files
-        if path.is_file()
-    }

@@ -8,10 +8,19 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from launch.bench.gpu.cases import Planned
 from launch.bench.gpu.inputs import WARM_UP, RandomTokens, device_here, dtype_of, peer_config, random_weights
+from launch.bench.gpu.ours import Write
 from launch.bench.gpu.timing import timed
+from recipes.config import Recipe
+
+CHUNK = 4096  # tokens
+LOGITS_BYTES = 14  # per logit, of transformers' loss: bf16, fp32, its softmax and gradient
+MOST_LOGITS = 0.55  # share of the GPU's memory; weights, gradients, moments and activations need the rest
 
 
 def attention() -> str:
@@ -19,11 +28,28 @@ def attention() -> str:
     on_gpu = torch.cuda.is_available()
     if on_gpu and find_spec("flash_attn_interface"):
         return "flash_attention_3"
-    return "flash_attention_2" if on_gpu and find_spec("flash_attn") else "sdpa"
+    return "flash_attention_2" if on_gpu and find_spec("flash_attn") and find_spec("flash_attn_2_cuda") else "sdpa"
 
 
-def measure_transformers(planned: Planned) -> dict[str, Any]:
-    """Train the case's steps. Return what `ours.measure` returns, and `attention`, the implementation."""
+def sdpa_backend(r: Recipe, device: torch.device) -> str:
+    """Return the kernel that PyTorch's SDPA takes for the recipe's attention, causal and with grouped keys."""
+    q, k, v = (
+        torch.empty(1, heads, 4096, r.model.head_dim, device=device, dtype=dtype_of(r))
+        for heads in (r.model.heads, r.model.kv_heads, r.model.kv_heads)
+    )
+    number = torch._fused_sdp_choice(q, k, v, is_causal=True, enable_gqa=True)
+    return str(torch.nn.attention.SDPBackend(number).name.lower())
+
+
+def in_chunks(r: Recipe, longest: int) -> bool:
+    """Return whether the loss is computed in chunks: transformers' own would fill the GPU's memory with logits."""
+    memory = (r.gpu.memory_mib or 0) * 2**20
+    return bool(memory) and LOGITS_BYTES * r.model.vocab * longest > MOST_LOGITS * memory
+
+
+def measure_transformers(planned: Planned, known: dict[str, Any], write: Write) -> None:
+    """Train the steps that are left. Write what `ours.measure_embedded` writes; `attention` names transformers' implementation and
+    PyTorch's kernel, and `loss_in_chunks` says whether its loss is."""
     from transformers import AutoModelForCausalLM
 
     r, sequences, device = planned.recipe, planned.case.sequences, device_here()
@@ -39,15 +65,24 @@ def measure_transformers(planned: Planned) -> dict[str, Any]:
         model.parameters(), r.optim.lr, (r.optim.beta1, r.optim.beta2), r.optim.eps, r.optim.weight_decay, fused=True
     )
     data = RandomTokens([*sequences, min(WARM_UP, max(sequences))], r.model.vocab)
+    chunked = in_chunks(r, max(sequences))
 
     def backward(sequence: int, total: int) -> float:
         ids = torch.from_numpy(data.tokens(sequence).astype("int64")).to(device)[None]
-        loss = model(input_ids=ids, labels=ids, use_cache=False).loss * ((ids.size(1) - 1) / total)
+        if chunked:
+            loss = _loss_in_chunks(model, ids) / total
+        else:
+            loss = model(input_ids=ids, labels=ids, use_cache=False).loss * ((ids.size(1) - 1) / total)
         loss.backward()
         return float(loss.detach())
 
     backward(len(sequences), WARM_UP)
+    for group in optim.param_groups:
+        group["lr"] = 0.0
+    optim.step()  # makes the moments
     optim.zero_grad()
+    for group in optim.param_groups:
+        group["lr"] = r.optim.lr
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
 
@@ -59,6 +94,22 @@ def measure_transformers(planned: Planned) -> dict[str, Any]:
         optim.zero_grad()
         return loss
 
-    steps = [timed(step, device) for _ in range(planned.case.steps)]
-    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
-    return {"seconds": [s for _, s in steps], "loss": steps[0][0], "peak": peak, "attention": attention()}
+    seconds, loss = [*known.get("seconds", ())], known.get("loss")
+    kernel = f"{attention()}, {sdpa_backend(r, device)}" if attention() == "sdpa" else attention()
+    for number in range(len(seconds), planned.case.steps):
+        found, taken = timed(step, device)
+        seconds.append(taken)
+        loss = found if number == 0 else loss
+        peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
+        write({"seconds": seconds, "loss": loss, "peak": peak, "attention": kernel, "loss_in_chunks": chunked})
+
+
+def _loss_in_chunks(model: Any, ids: Tensor) -> Tensor:
+    """Return the summed loss of the next tokens; a chunk's logits are recomputed in the backward pass."""
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[0, :-1]
+
+    def loss(rows: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(model.lm_head(rows).float(), labels, reduction="sum")
+
+    parts = zip(hidden.split(CHUNK), ids[0, 1:].split(CHUNK), strict=True)
+    return torch.stack([checkpoint(loss, rows, labels, use_reentrant=False) for rows, labels in parts]).sum()

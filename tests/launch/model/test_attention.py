@@ -128,10 +128,10 @@ def test_cudnn_attention_takes_one_sequence_after_the_other(core, recipe):
         found = torch.autograd.grad(mine, inputs, gradient)
         for a, b in zip(found, expected, strict=True):
             assert (a - b).abs().max() < 2e-5 * b.abs().max()
-        assert CALLS == {"forward": len(lengths), "backward": len(lengths)}
+        assert {"forward": len(lengths), "backward": len(lengths)} == CALLS
         cached, twice = CachedCall(), []
         for _ in range(2):
-            twice.append(cached.run(lambda *x: _BySequence.apply(*x, lengths, core.scale), *inputs))
+            twice.append(cached.run(lambda *x, n=lengths: _BySequence.apply(*x, n, core.scale), *inputs))
             kept = [tuple(t.shape) for t in cached.tensors]
             assert kept == [(64, 4, 16), *((1, 4, n, 1) for n in lengths)], kept
         assert torch.equal(*twice) and torch.equal(twice[0], mine)

@@ -1,12 +1,14 @@
 """`make bench-gpu` without a GPU: what it plans, and all that it measures, really run on little."""
 
 import io
+import json
+import signal
 
 import pytest
 from rich.console import Console
 
 from launch.bench.gpu import cases, measurement, run, software, table
-from launch.bench.gpu.cases import CASES, PARTS, Case, Planned, planned
+from launch.bench.gpu.cases import CASES, PROFILE, SIDES, Case, Planned, chosen_cases, planned
 from recipes.compose.recipe import compose_recipe
 from recipes.errors import ConfigError, PreflightError, TrainError
 from recipes.plan import planner
@@ -18,7 +20,8 @@ from tests.launch.support import called
 SMALL = "model.layers=2 model.hidden=64 model.ffn=128 model.heads=4 model.kv_heads=2 model.head_dim=16 model.vocab=512"
 ROPE = "model.native_context=256 model.rope_factor=2"
 TINY = Case("tiny", "packed", (300, 200, 500), words=("layout.max_tokens_per_gpu=600",))
-BESIDE = Case("tiny", "beside the CPU", (200,), steps=1, parts=("ours", "cpu"))
+SHORT = Case("tiny", "short", (200,), steps=1)
+ALL = ",".join(SIDES)
 
 
 @pytest.fixture
@@ -30,7 +33,7 @@ def tiny(monkeypatch):
     return here
 
 
-def bench(tmp_path, *words, of=(TINY, BESIDE)):
+def bench(tmp_path, *words, of=(TINY, SHORT)):
     console = Console(file=io.StringIO(), width=400)
     run.bench_gpu(compose_recipe([f"cluster.root={tmp_path}", *words]), console, of)
     return console.file.getvalue()
@@ -42,11 +45,31 @@ def test_every_row_fits_one_gpu_and_one_call(cluster):
     rows = [planned(case, [f"cluster={cluster}"]) for case in CASES]
     for one in rows:
         assert one.plan.verdict is Verdict.fits, one.case.name
-        assert max(one.part_seconds(part) for part in one.case.parts) < 540
+        assert max(one.part_seconds(side) for side in SIDES) < 540
         assert sorted(n for batch in one.batches for n in batch) == sorted(one.case.sequences)
-    calls = table.calls_of(rows, 540)
+    calls = table.calls_of(rows, SIDES, 540)
     assert [n for numbers in calls for n in numbers] == sorted(n for numbers in calls for n in numbers)
     assert [len(one.batches) for one in rows if one.case.label == "LIMI-like pack"] == [1]
+    assert set(cases.PUBLISHED) <= {case.key for case in CASES}
+
+
+def test_rows_sides_and_steps_are_chosen_on_the_command_line():
+    def chosen(*words):
+        bench = compose_recipe([*words]).bench
+        return [(case.key, case.steps) for case in chosen_cases(bench)], cases.chosen_sides(bench)
+
+    assert chosen() == ([(case.key, case.steps) for case in CASES], SIDES)
+    words = ("bench.rows=4B-8k,4B-32k", "bench.sides=theirs,profile", "bench.steps=3")
+    assert chosen(*words) == ([("4B-8k", 3), ("4B-32k", 3)], ("theirs", PROFILE))
+    for word, said in (
+        ("bench.rows=4B-9k", "the rows are 4B-32k, 4B-8k"),
+        ("bench.sides=transformers", "the sides are roofline, ours, theirs, profile"),
+        ("bench.steps=0", "write bench.steps=1"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            chosen(word)
+    done = called("train", "bench.rows=4B-8k")
+    assert done.returncode == 2 and "bench.rows is an option of bench-gpu" in done.stderr
 
 
 def test_the_dry_run_shows_shapes_memory_and_calls_in_order():
@@ -54,10 +77,12 @@ def test_the_dry_run_shows_shapes_memory_and_calls_in_order():
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith("| ")]
     assert [line.split(" | ")[0].removeprefix("| ") for line in lines[1:]] == [case.name for case in CASES]
-    longest = planned(CASES[1], ["cluster=h200x1"])
+    longest = planned(CASES[2], ["cluster=h200x1"])
     figures = f"| 1 | linear again, offloaded | {gigabytes(longest.allocated)} |"
-    assert "h200" in lines[0] and figures in lines[2]
+    assert "h200" in lines[0] and figures in lines[3]
     assert "Nothing here is measured" in done.stdout
+    done = called("bench-gpu", "dry_run=true", "bench.rows=4B-8k", "bench.sides=ours")
+    assert done.stdout.count("\n| ") == 1 and "Each row is measured as ours," in done.stdout
 
 
 @pytest.mark.run
@@ -72,39 +97,87 @@ def test_without_the_gpu_it_says_so(monkeypatch):
         run.show_bench_gpu(compose_recipe(["cluster=h100x8"]), Console(file=io.StringIO()))
 
 
+def figures(seconds, **others):
+    return {"environment": {"torch": "x"}, "seconds": seconds, **others}
+
+
+def test_a_cut_call_loses_the_step_at_hand_and_a_later_one_goes_on(tmp_path, tiny, monkeypatch):
+    """Real folders; the processes that measure are played."""
+    done, cuts = [], ["ours"]
+
+    def process(command, **others):
+        side, folder = command[-2], measurement.Path(command[-1])
+        rates = dict.fromkeys(("products", "attention", "attention backward"), 1.0)
+        new = {"environment": tiny, "seconds": [], "peak": 1, "attention": "varlen", "tflops": rates}
+        known = run.results(folder).get(side, new)
+        seconds = [*known["seconds"], 1.0]
+        (folder / f"{side}.json").write_text(json.dumps(known | {"seconds": seconds}))
+        done.append((side, len(seconds)))
+        if cuts and side == cuts[0]:
+            cuts.pop()
+            raise run.subprocess.TimeoutExpired(command, 1)
+        status = -signal.SIGKILL if side == "theirs" else 0
+        return run.subprocess.CompletedProcess(command, status)
+
+    monkeypatch.setattr(run.subprocess, "run", process)
+    with pytest.raises(TrainError, match=r"2 measurements failed: tiny, packed, ours: .*tiny, packed, theirs: "):
+        bench(tmp_path, "bench.rows=tiny-packed", f"bench.sides={ALL}", "cluster.host_memory_gb=100")
+    assert done == [("roofline", 1), ("ours", 1), ("theirs", 1)]
+    done.clear()
+    said = bench(tmp_path, "bench.rows=tiny-packed", f"bench.sides={ALL}", "cluster.host_memory_gb=137")
+    assert done == [("roofline", 2), ("ours", 2)], (
+        "another memory of the host removes nothing; a killed process is not repeated"
+    )
+    assert "theirs: its process was ended by SIGKILL" in said
+    done.clear()
+    bench(tmp_path, "bench.rows=tiny-packed", "bench.sides=ours", "bench.steps=3")
+    assert done == [("ours", 3)], "one step more"
+    done.clear()
+    bench(tmp_path, "bench.rows=tiny-packed", "bench.sides=ours", "gpu.attention=cudnn", "bench.steps=1")
+    folder = tmp_path / "bench-gpu" / "h100x1" / TINY.key
+    assert done == [("ours", 1)] and {*run.results(folder)} == {"ours", "theirs"}, "another kernel: not transformers'"
+    tiny["torch"] = "0"
+    done.clear()
+    bench(tmp_path, "bench.rows=tiny-packed", "bench.sides=roofline")
+    assert {*run.results(folder)} == {"roofline"}, "another version"
+
+
 @pytest.mark.slow
 def test_calls_measure_what_is_left_and_nothing_twice(tmp_path, tiny):
-    """The processes and the engine are the real ones; on a CPU, the first in bf16."""
-    first = bench(tmp_path, "limit_s=30", of=(BESIDE,))
-    assert "'tiny, beside the CPU, cpu' takes about" in first and "rerun the same command to continue" in first
+    """The processes and the engine are the real ones."""
+    first = bench(tmp_path, "limit_s=30", of=(SHORT,))
+    assert "'tiny, short, ours' takes about" in first and "rerun the same command to continue" in first
     (folder,) = (tmp_path / "bench-gpu" / "h100x1").iterdir()
-    assert {*run.results(folder)} == {"ours"}
-    before = (folder / "ours.json").stat().st_mtime_ns
-    whole = bench(tmp_path, of=(BESIDE,))
+    assert {*run.results(folder)} == {"roofline"}
+    before = (folder / "roofline.json").stat().st_mtime_ns
+    whole = bench(tmp_path, of=(SHORT,))
     found = run.results(folder)
-    assert found["ours"]["loss"] == pytest.approx(found["cpu"]["loss"], abs=cases.BAND)
-    assert found["ours"]["loss"] != found["cpu"]["loss"], "one in bf16, one in fp32"
-    sentence = next(line for line in whole.splitlines() if line.startswith("tiny, beside the CPU: loss"))
-    assert sentence in whole.partition("| row |")[0], "as soon as it is whole"
-    assert sentence in bench(tmp_path, of=(BESIDE,)).partition("| row |")[2]
-    assert (folder / "ours.json").stat().st_mtime_ns == before
-    tiny["transformers"] = "0"
-    assert "rerun the same command to continue" in bench(tmp_path, "limit_s=30", of=(BESIDE,)), (
-        "another version: measured anew"
-    )
-    assert not (folder / "cpu.json").exists()
-    bench(tmp_path, "layout.recompute=full", "limit_s=30", of=(BESIDE,))
-    assert not (folder / "cpu.json").exists(), "of another recipe"
+    assert {*found} == {*SIDES} and found["ours"]["loss"] == pytest.approx(found["theirs"]["loss"], abs=6e-3)
+    row = next(line for line in whole.splitlines() if line.startswith("| tiny, short |"))
+    assert row in whole.partition("| row |")[0], "as soon as it is whole"
+    assert row in bench(tmp_path, of=(SHORT,)).partition("| row |")[2]
+    assert (folder / "roofline.json").stat().st_mtime_ns == before
+    profiled = bench(tmp_path, f"bench.sides={PROFILE}", of=(SHORT,))
+    assert "One step of tiny, short" in profiled and "aten::mm" in profiled
 
 
 @pytest.mark.slow
-def test_a_failed_measurement_is_named_and_the_others_are_made(tmp_path, tiny):
-    in_the_way = tmp_path / "bench-gpu" / "h100x1" / TINY.key / "ours.json"
-    in_the_way.mkdir(parents=True)
-    with pytest.raises(TrainError, match=r"1 measurements failed.*tiny, packed, ours: .*ours\.log"):
-        bench(tmp_path, of=(TINY,))
-    assert {*run.results(in_the_way.parent)} == {"roofline", "transformers"}
-    assert "IsADirectoryError" in in_the_way.with_suffix(".log").read_text()
+def test_a_failed_measurement_is_named_and_the_others_are_made(tmp_path, tiny, monkeypatch):
+    """A word that the engine refuses."""
+    wrong = Case("tiny", "packed", TINY.sequences, words=TINY.words)
+    real = run.prepared
+
+    def prepared(*arguments):
+        folder = real(*arguments)
+        text = (folder / "config.yaml").read_text()
+        (folder / "config.yaml").write_text(text.replace("weight_decay: 0.1", "weight_decay: -1"))
+        return folder
+
+    monkeypatch.setattr(run, "prepared", prepared)
+    with pytest.raises(TrainError, match=r"measurements failed.*tiny, packed, theirs: .*theirs\.log"):
+        bench(tmp_path, "bench.steps=1", of=(wrong,))
+    found = run.results(tmp_path / "bench-gpu" / "h100x1" / TINY.key)
+    assert "Invalid weight_decay" in found["theirs"]["failed"] and found["roofline"]["seconds"]
 
 
 @pytest.mark.slow
@@ -116,31 +189,9 @@ def test_both_sides_train_the_same(tmp_path):
     recipe = compose_recipe([*words.split(), *layout.split(), *steps.split(), f"cluster.root={tmp_path}"])
     plan = planner.make_plan(recipe, Sequences(range(3), TINY.sequences, "drawn at random"))
     measurement.write_case(tmp_path, Planned(TINY, plan))
-    for part in PARTS:
-        assert run.measured(tmp_path, part, 120), (tmp_path / f"{part}.log").read_text()
+    for side in SIDES:
+        assert run.measured(tmp_path, side, 120), (tmp_path / f"{side}.log").read_text()
     found = run.results(tmp_path)
-    assert found["ours"]["loss"] == pytest.approx(found["transformers"]["loss"], abs=2e-6)
-    assert len(found["ours"]["seconds"]) == len(found["transformers"]["seconds"]) == TINY.steps
+    assert found["ours"]["loss"] == pytest.approx(found["theirs"]["loss"], abs=2e-6)
+    assert len(found["ours"]["seconds"]) == len(found["theirs"]["seconds"]) == TINY.steps
     assert all(rate > 0 for rate in found["roofline"]["tflops"].values())
-
-
-def test_the_table_of_figures_that_are_there():
-    """Made-up figures of every kind."""
-    rows = [planned(case, ["cluster=h200x1"]) for case in CASES]
-    at = {"environment": {"torch": "x"}}
-    least = {
-        "seconds": {"products": 4.0, "attention": 4.0, "attention backward": 2.0},
-        "tflops": {"products": 700.0, "attention": 500.0, "attention backward": 400.0},
-        **at,
-    }
-    ours = {"seconds": [12.5, 12.5], "loss": 11.9, "peak": 1e11, **at}
-    oom = {"out_of_memory": "CUDA out of memory", **at}
-    line = table.line(rows[0], {"ours": ours, "transformers": ours | {"seconds": [25.0]}, "roofline": least})
-    assert "| 10,486 | 5,243 | 2.00 × | 80% |" in line
-    assert "| out of memory | – |" in table.line(rows[1], {"ours": ours, "transformers": oom, "roofline": least})
-    assert table.line(rows[2], {}).count("not measured") == 2
-    assert "not measured" in table.line(rows[-1], {})
-    assert "apart" in table.line(rows[-1], {"ours": ours, "cpu": ours | {"loss": 11.8}})
-    (text,) = table.calibrated([(row, {"ours": ours, "roofline": least}) for row in rows])
-    assert f"matmul_efficiency={700 / 989.4:.2f}" in text and "4B, 152k" in text.partition("predicted")[2]
-    assert table.calibrated([(rows[0], {"ours": ours, "roofline": least})]) == []
