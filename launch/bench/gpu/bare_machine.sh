@@ -66,11 +66,12 @@ nvidia-smi 2>&1 | tee -a "$OUT/log.txt"
 if [ "$MODE" = first ]; then
     limi smoke=true
     pack
-    rows 4B-32k roofline,ours,theirs
-    rows 4B-8k ours,theirs,roofline
+    rows 4B-32k ours,roofline
     rows 4B-32k profile
+    rows 4B-32k theirs
+    rows 4B-8k ours,theirs,roofline
 else
-    rows 4B-32k,4B-8k roofline,ours,theirs
+    rows 4B-32k,4B-8k ours,theirs,roofline
     rows 4B-152k ours,roofline
     rows 4B-16k ours,theirs,roofline
     rows 0.6B-16k ours,theirs,roofline

@@ -18,14 +18,12 @@ from rich.console import Console
 from launch.bench.gpu import report, table
 from launch.bench.gpu.cases import CASES, Case, Planned, chosen_cases, chosen_sides, planned
 from launch.bench.gpu.measurement import complete, fail, read_case, results, write_case
+from launch.bench.gpu.software import ENV
 from recipes.config import Recipe
 from recipes.errors import ConfigError, PreflightError, TrainError
 from recipes.paths import REPO
 
 DEFAULT = "h200x1"  # the cluster of a dry run, if the command line names none
-# Registering the host memory from several threads is faster than allocating it pinned.
-ALLOCATOR = "expandable_segments:True,pinned_use_cuda_host_register:True,pinned_num_register_threads:8"
-ENV = {"PYTORCH_CUDA_ALLOC_CONF": ALLOCATOR, "HF_HUB_OFFLINE": "1"}
 
 
 def bench_gpu(recipe: Recipe, console: Console, cases: Sequence[Case] = CASES) -> None:

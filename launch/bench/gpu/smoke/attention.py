@@ -4,6 +4,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -22,7 +23,7 @@ LIMIT = 1e-2  # relative error of a bf16 kernel; inputs in bf16 alone give about
 RANKS = 4  # context-parallel ranks of which one is computed
 TIMED = 5
 NEW_LENGTHS = (20_011, 24_023, 28_031)
-Attend = Callable[[Tensor, Tensor, Tensor, Sequence[int]], Tensor]
+Attend = Callable[..., Tensor]  # queries, keys, values, and the lengths of the sequences
 
 
 def inputs(bench: Bench, lengths: Sequence[int]) -> tuple[list[Tensor], Tensor]:
@@ -47,12 +48,11 @@ def described(lengths: Sequence[int], device: torch.device) -> PackedSeqParams:
 def kernels(bench: Bench) -> dict[str, Attend]:
     """Return the engine's kernels. On a CPU all are the same SDPA."""
     scale = 1 / math.sqrt(bench.heads[2])
-    return {
-        kernel.value: lambda q, k, v, lengths, kernel=kernel: attend(
-            kernel, q, k, v, described(lengths, bench.device), lengths, scale
-        )
-        for kernel in AttentionKernel
-    }
+
+    def attention(kernel: AttentionKernel, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
+        return attend(kernel, q, k, v, described(lengths, bench.device), lengths, scale)
+
+    return {kernel.value: partial(attention, kernel) for kernel in AttentionKernel}
 
 
 def reference(bench: Bench, parts: Sequence[Tensor], gradient: Tensor, lengths: Sequence[int]) -> list[Tensor]:

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from launch.bench.gpu.smoke.outcome import Bench, Outcome, synchronize
+from launch.bench.gpu.software import ALLOCATOR
 from launch.cluster.rendezvous import open_store
 from launch.megatron.host_adam import PIECE, HostAdam
 from launch.model.offload_streams import CopyStreams
@@ -22,10 +23,9 @@ def check_copies(bench: Bench) -> Iterator[Outcome]:
     """Copy to the host and back while the GPU is busy, and time it; time how long host memory takes to be pinned."""
     copies, size = CopyStreams(bench.device), bench.copied
     if bench.on_gpu:
-        usual, registered = _pinned_seconds(size, ""), _pinned_seconds(size, ",pinned_use_cuda_host_register:True")
-        threads = ",pinned_use_cuda_host_register:True,pinned_num_register_threads:8"
-        threaded = _pinned_seconds(size, threads)
-        figure = f"{usual:.2f} s a GiB; registered {registered:.2f}, by 8 threads {threaded:.2f}"
+        usual = _pinned_seconds(size, "pinned_use_cuda_host_register:False")
+        threaded = _pinned_seconds(size, ALLOCATOR)
+        figure = f"{usual:.2f} s a GiB; registered by 8 threads {threaded:.2f}"
         yield Outcome("pinning host memory", figure, numbers={"pinned": usual, "threads": threaded})
     there = torch.randint(0, 255, (size,), dtype=torch.uint8, device=bench.device)
     wanted = there.cpu()
@@ -60,14 +60,14 @@ def check_copies(bench: Bench) -> Iterator[Outcome]:
 
 def _pinned_seconds(size: int, options: str) -> float:
     """Return the seconds to pin `size` bytes for the first time."""
-    set_allocator: Callable[[str], None] = torch._C._accelerator_setAllocatorSettings  # type: ignore[attr-defined]
-    set_allocator("expandable_segments:True,pinned_use_cuda_host_register:False" if not options else options[1:])
+    set_allocator: Callable[[str], None] = torch._C._accelerator_setAllocatorSettings
+    set_allocator(options)
     held, started = [], time.perf_counter()
     for _ in range(size // 2**26):
         held.append(torch.empty(2**26, dtype=torch.uint8, pin_memory=True))
     taken = (time.perf_counter() - started) * 2**30 / size
     del held
-    torch._C._host_emptyCache()  # type: ignore[attr-defined]
+    torch._C._host_emptyCache()
     return taken
 
 

@@ -5,6 +5,7 @@ themselves.
 """
 
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from data_prep.files import write_text
-from launch.bench.gpu.software import environment
+from launch.bench.gpu.software import ENV, environment
 from recipes.config import Recipe
 from recipes.errors import TrainError
 
@@ -23,6 +24,7 @@ WORDS = {True: "PASS", False: "FAIL", None: "    "}
 
 def smoke_gpu(recipe: Recipe, console: Console) -> None:
     """Run all checks and write `smoke.json`. Raise `TrainError` at the end if one failed."""
+    os.environ |= ENV | dict(os.environ)
     from launch.megatron import cpu
 
     cpu.install()
@@ -47,6 +49,7 @@ def smoke_gpu(recipe: Recipe, console: Console) -> None:
             "optimizer on the host": lambda: copies.check_host_adam(bench),
             "collectives": lambda: copies.check_collectives(bench),
             "loss": lambda: training.check_loss(bench),
+            "checkpoint": lambda: training.check_checkpoint(bench, recipe, folder),
             "ranks": lambda: training.check_ranks(bench, recipe, folder, beside),
         }
         try:

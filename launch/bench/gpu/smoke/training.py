@@ -1,8 +1,10 @@
 """The loss in chunks, and whole ranks: layouts beside each other, a GPU's bf16 beside a CPU's fp32, memory beside the plan."""
 
+import contextlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from launch.bench.gpu.cases import Case, Planned
-from launch.bench.gpu.inputs import RandomTokens, random_weights
+from launch.bench.gpu.inputs import RandomTokens, device_here, random_weights
 from launch.bench.gpu.measurement import write_case
 from launch.bench.gpu.smoke.outcome import Bench, Outcome, relative
 from launch.cluster.rendezvous import open_store
@@ -96,10 +98,10 @@ def planned(bench: Bench, recipe: Recipe, layout: str) -> Planned:
     """Return the plan of one step of the small model. recipe: the command's, which names kernels and folders."""
     count, machine = len(LENGTHS), "cluster=h200x1" if bench.on_gpu else "cluster=local cluster.gpus_per_node=1"
     words = f"model=qwen3-4b {bench.shape} {machine} engine=megatron layout=data_parallel {layout} run=smoke"
-    words += f" optim.batch_size={count} optim.epochs=1 optim.copies=1 layout.max_tokens_per_gpu=1024"
+    words += f" optim.batch_size={count} optim.epochs=2 optim.copies=1 layout.max_tokens_per_gpu=1024"
     words += f" layout.loss_chunk=256 gpu.attention={recipe.gpu.attention.value}"
     own = compose_recipe([*words.split(), f"cluster.root={recipe.cluster.root}"])
-    case = Case("4B", "two layers", LENGTHS, 1)
+    case = Case("4B", "two layers", LENGTHS)
     return Planned(case, planner.make_plan(own, Sequences(range(count), LENGTHS, "drawn at random")))
 
 
@@ -110,23 +112,30 @@ def in_fp32(one: Planned) -> Planned:
     return Planned(one.case, RunPlan(exact, one.plan.sequences, None))
 
 
-def trained(one: Planned) -> tuple[float, int, dict[str, Tensor], dict[str, Tensor]]:
-    """Train one step. Return its loss, its peak bytes, its gradients, and the weights after it, by their Hugging Face names."""
+@contextlib.contextmanager
+def rank_of(one: Planned) -> Iterator[Rank]:
+    """Start the rank of a plan in this process."""
     r = one.recipe
     store, port = open_store("127.0.0.1")
     data: Any = RandomTokens(LENGTHS, r.model.vocab)
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    rank = Rank(r, Place(0, 0, "127.0.0.1", port), (data, one.plan.schedule), None, random_weights(r, device))
+    read = random_weights(r, device_here())
+    rank = Rank(r, Place(0, 0, "127.0.0.1", port), (data, one.plan.schedule), None, read)
     try:
-        loss = rank.gradient(0)["loss"]
-        gradients = _on_cpu(rank, lambda weight: getattr(weight, "main_grad", weight))
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        rank.train_step(0)
-        return loss, rank.peak_memory(), gradients, _on_cpu(rank, lambda weight: weight)
+        yield rank
     finally:
         rank.leave()
         del store
+
+
+def trained(one: Planned) -> tuple[float, int, dict[str, Tensor], dict[str, Tensor]]:
+    """Train one step. Return its loss, its peak bytes, its gradients, and the weights after it, by their Hugging Face names."""
+    with rank_of(one) as rank:
+        loss = rank.gradient(0)["loss"]
+        gradients = _on_cpu(rank, lambda weight: getattr(weight, "main_grad", weight))
+        if rank.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        rank.train_step(0)
+        return loss, rank.peak_memory(), gradients, _on_cpu(rank, lambda weight: weight)
 
 
 @torch.no_grad()
@@ -158,6 +167,32 @@ def check_ranks(bench: Bench, recipe: Recipe, folder: Path, beside: subprocess.P
         return
     exact = {f"gradient of {n}": tensor for n, tensor in load_file(folder / "gradients.safetensors").items()}
     yield _compared("gradients beside fp32 on the CPU", {n: found[first][n] for n in exact}, exact, BESIDE_FP32)
+
+
+def check_checkpoint(bench: Bench, recipe: Recipe, folder: Path) -> Iterator[Outcome]:
+    """Save after one step in one layout and go on in another: the next step has the loss of the run that did not stop."""
+    first, second = (
+        planned(bench, recipe, f"{LAYOUTS[name]} model.layers=1 model.vocab=4096")
+        for name in ("nothing again", "all offloaded")
+    )
+    target = folder / "checkpoint"
+    target.mkdir()
+    with rank_of(first) as rank:
+        rank.train_step(0)
+        started = time.monotonic()
+        rank.save(str(target), 1)
+        saved = time.monotonic() - started
+        wanted = rank.train_step(1)["loss"]
+    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    with rank_of(second) as rank:
+        started = time.monotonic()
+        done = rank.load(str(target))
+        loaded = time.monotonic() - started
+        loss = rank.train_step(1)["loss"]
+    figure = (
+        f"{size / 1e9:.1f} GB saved in {saved:.1f} s and loaded in {loaded:.1f} s; loss {loss:.6f} and {wanted:.6f}"
+    )
+    yield Outcome("going on from a checkpoint", figure, done == 1 and loss == wanted)
 
 
 def _compared(name: str, found: dict[str, Tensor], wanted: dict[str, Tensor], limit: float) -> Outcome:
