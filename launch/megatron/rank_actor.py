@@ -1,5 +1,6 @@
 """The Ray actor that holds one rank. It starts fast, because it imports torch and Megatron only when it builds the rank."""
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ class Worker:
         """Build the rank, in place of any earlier one. train, heldout: the training and the held-out data."""
         if self._rank is not None:
             self._rank.leave()
+            self._rank = None
+            gc.collect()  # a rank is part of reference cycles, which hold its GPU's memory
         from launch.megatron import cpu
 
         cpu.install()  # before the first import of megatron.core

@@ -13,6 +13,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from launch.cluster.connection import connected, sockets
 from launch.cluster.ray_errors import logs
+from launch.megatron.allocator import ALLOCATOR
 from launch.megatron.rank_actor import Worker
 from launch.megatron.rank_place import Place
 from launch.run.run_plan import Plan
@@ -66,8 +67,7 @@ class Ranks:
         if gpus and (available := int(ray.cluster_resources().get("GPU", 0))) < world_size(self.recipe):
             raise too_few_gpus(self.recipe, available)
         if gpus:
-            # Without this, sequences of different lengths fragment the memory.
-            env = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", **env}
+            env = {"PYTORCH_CUDA_ALLOC_CONF": ALLOCATOR, **env}
             if self.recipe.layout.tp > 1:  # Megatron's overlap of communication and computation relies on launch order
                 env = {"CUDA_DEVICE_MAX_CONNECTIONS": "1", **env}
         actor = ray.remote(Worker).options(num_cpus=1, num_gpus=gpus, max_restarts=0, runtime_env={"env_vars": env})

@@ -5,7 +5,7 @@ sequence at a time.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -33,7 +33,7 @@ def attend(
     if not query.is_cuda:
         parts = zip(*(x.split(lengths) for x in (query, key, value)), strict=True)
         return torch.cat([causal(q, k, v, scale) for q, k, v in parts])
-    if kernel is AttentionKernel.cudnn:
+    if kernel is AttentionKernel.cudnn and min(lengths) > 1:  # cuDNN takes no sequence of one token
         out: Tensor = _BySequence.apply(query, key, value, lengths, scale)
         return out
     return PACKED[kernel](query, key, value, packed, scale)
@@ -84,7 +84,11 @@ def flash4(query: Tensor, key: Tensor, value: Tensor, packed: PackedSeqParams, s
 
 
 # The kernels that take sequences with more keys than queries.
-PACKED = {AttentionKernel.varlen: varlen, AttentionKernel.flash4: flash4, AttentionKernel.cudnn: varlen}
+PACKED: dict[AttentionKernel, Callable[..., Tensor]] = {
+    AttentionKernel.varlen: varlen,
+    AttentionKernel.flash4: flash4,
+    AttentionKernel.cudnn: varlen,
+}
 
 
 class _BySequence(torch.autograd.Function):

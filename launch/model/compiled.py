@@ -13,18 +13,25 @@ def fused(function: Callable[..., Any]) -> Callable[..., Any]:
     it saves.
 
     The first dimension of the first tensor (tokens) is dynamic: one compilation serves any number of tokens. All other sizes are
-    static, one compilation each, because kernels are faster if they know how many numbers they sum.
+    static, one compilation each, because kernels are faster if they know how many numbers they sum. The function runs without
+    gradients, because it serves the passes of an `autograd.Function`: otherwise each combination of tensors that require gradients
+    would be compiled anew.
     """
+    # PyTorch falls back to uncompiled code, with other rounding, after this many compilations of one function. Norms alone take 9:
+    # three widths, each for few, for many and for very many tokens.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     compiled = torch.compile(function)
 
     @functools.wraps(function)
     def call(first: Tensor, *others: Any) -> Any:
         if not first.is_cuda:
             return function(first, *others)
-        for tensor in (first, *others):
+        arguments = [x.detach() if isinstance(x, Tensor) else x for x in (first, *others)]
+        for tensor in arguments:
             if isinstance(tensor, Tensor):
                 _mark(tensor, first.size(0))
-        return compiled(first, *others)
+        with torch.no_grad():
+            return compiled(*arguments)
 
     return call
 

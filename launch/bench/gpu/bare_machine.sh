@@ -66,9 +66,8 @@ nvidia-smi 2>&1 | tee -a "$OUT/log.txt"
 if [ "$MODE" = first ]; then
     limi smoke=true
     pack
-    rows 4B-32k ours,roofline
     rows 4B-32k profile
-    rows 4B-32k theirs
+    rows 4B-32k ours,theirs,roofline
     rows 4B-8k ours,theirs,roofline
 else
     rows 4B-32k,4B-8k ours,theirs,roofline

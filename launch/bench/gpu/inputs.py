@@ -14,7 +14,7 @@ from recipes.config import Dtype, Recipe
 from recipes.families import facts
 
 DRAWN = 2**24 + 43  # random numbers drawn; a prime, so that no two rows of a weight start with the same numbers
-WARM_UP = 4096  # tokens of an extra sequence, not timed, that makes kernels compile and load
+WARM_UP = 8192  # tokens of an extra sequence, not timed, that makes kernels compile and load, as many as compile for long ones
 
 
 class RandomTokens:

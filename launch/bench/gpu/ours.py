@@ -1,14 +1,17 @@
 """The embedded engine's steps on one GPU, in this process."""
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import psutil
 import torch
+from megatron.core.fusions.fused_bias_swiglu import bias_swiglu_impl
 
 from launch.bench.gpu.cases import Planned
-from launch.bench.gpu.inputs import WARM_UP, RandomTokens, device_here, random_weights
+from launch.bench.gpu.inputs import WARM_UP, RandomTokens, device_here, dtype_of, random_weights
 from launch.bench.gpu.timing import timed
 from launch.cluster.rendezvous import open_store
 from launch.megatron.rank import Rank
@@ -54,23 +57,44 @@ def warm_rank(planned: Planned) -> Iterator[Rank]:
     memory pinned, and the optimizer's moments made by an update at learning rate 0."""
     r, sequences = planned.recipe, planned.case.sequences
     store, port = open_store("127.0.0.1")
-    short = [min(length, max(sequences)) for length in (WARM_UP, WARM_UP - 1024)]
+    short = [min(length, max(sequences)) for length in (WARM_UP, WARM_UP - 2048)]
     data: Any = RandomTokens([*sequences, *short], r.model.vocab)
     read = random_weights(r, device_here())
     rank = Rank(r, Place(0, 0, "127.0.0.1", port), (data, planned.plan.schedule), None, read)
+    say("built")
+    longest = max(map(sum, planned.batches))
     if r.layout.offload and rank.device.type == "cuda":
-        _pin(r, max(map(sum, planned.batches)))
+        _pin(r, longest)
+        say("pinned")
     for number in range(len(short)):
         rank.sequence_gradient(len(sequences) + number)
+    _compile_swiglu(r, longest, rank.device)
     for group in rank.optimizer.param_groups:
         group["lr"] = 0.0
     rank.optimizer.step()
     if rank.device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
+    say("warm")
     yield rank
     rank.leave()
     del store
+
+
+def say(what: str) -> None:
+    """Write to the log of the measurement how far it is."""
+    print(
+        f"{time.process_time():.0f} s of CPU, {time.time() - psutil.Process().create_time():.0f} s: {what}", flush=True
+    )
+
+
+def _compile_swiglu(r: Recipe, tokens: int, device: torch.device) -> None:
+    """Compile Megatron's SwiGLU for a micro-batch of `tokens`: tensors of over 2^31 numbers need other kernels."""
+    x = torch.zeros(tokens, 1, 2 * r.model.ffn, device=device, dtype=dtype_of(r), requires_grad=True)
+    with torch.no_grad():
+        bias_swiglu_impl(x.detach(), None)
+    out = bias_swiglu_impl(x, None)
+    out.backward(torch.zeros_like(out))
 
 
 def _pin(r: Recipe, tokens: int) -> None:

@@ -19,6 +19,7 @@ from launch.bench.gpu import report, table
 from launch.bench.gpu.cases import CASES, Case, Planned, chosen_cases, chosen_sides, planned
 from launch.bench.gpu.measurement import complete, fail, read_case, results, write_case
 from launch.bench.gpu.software import ENV
+from recipes.compose.recipe import compose_recipe
 from recipes.config import Recipe
 from recipes.errors import ConfigError, PreflightError, TrainError
 from recipes.paths import REPO
@@ -31,11 +32,13 @@ def bench_gpu(recipe: Recipe, console: Console, cases: Sequence[Case] = CASES) -
 
     Raise `PreflightError` if the GPU is missing, and `TrainError` if a measurement failed for another reason than memory.
     """
+    environment = environment_here()
     if recipe.smoke:
         from launch.bench.gpu.smoke import smoke
 
+        if "gpu" in environment:
+            recipe = compose_recipe(machine_words(recipe, _cluster(recipe, environment)))
         return smoke.smoke_gpu(recipe, console)
-    environment = environment_here()
     words = machine_words(recipe, _cluster(recipe, environment))
     if not any(word.startswith("cluster.host_memory_gb=") for word in words):
         words.append(f"cluster.host_memory_gb={psutil.virtual_memory().total / 1e9:.0f}")

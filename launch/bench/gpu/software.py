@@ -3,8 +3,8 @@
 import json
 from typing import Any
 
-# Registering host memory from several threads is faster than allocating it pinned.
-ALLOCATOR = "expandable_segments:True,pinned_use_cuda_host_register:True,pinned_num_register_threads:8"
+from launch.megatron.allocator import ALLOCATOR
+
 ENV = {"PYTORCH_CUDA_ALLOC_CONF": ALLOCATOR, "HF_HUB_OFFLINE": "1"}  # of every process that measures
 
 

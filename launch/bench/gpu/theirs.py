@@ -31,12 +31,9 @@ def attention() -> str:
     return "flash_attention_2" if on_gpu and find_spec("flash_attn") and find_spec("flash_attn_2_cuda") else "sdpa"
 
 
-def sdpa_backend(r: Recipe, device: torch.device) -> str:
-    """Return the kernel that PyTorch's SDPA takes for the recipe's attention, causal and with grouped keys."""
-    q, k, v = (
-        torch.empty(1, heads, 4096, r.model.head_dim, device=device, dtype=dtype_of(r))
-        for heads in (r.model.heads, r.model.kv_heads, r.model.kv_heads)
-    )
+def sdpa_backend(heads: int, kv_heads: int, d: int, device: torch.device, dtype: torch.dtype) -> str:
+    """Return the kernel that PyTorch's SDPA takes for causal attention with grouped keys. d: width of a head."""
+    q, k, v = (torch.empty(1, n, 4096, d, device=device, dtype=dtype) for n in (heads, kv_heads, kv_heads))
     number = torch._fused_sdp_choice(q, k, v, is_causal=True, enable_gqa=True)
     return str(torch.nn.attention.SDPBackend(number).name.lower())
 
@@ -95,7 +92,10 @@ def measure_transformers(planned: Planned, known: dict[str, Any], write: Write) 
         return loss
 
     seconds, loss = [*known.get("seconds", ())], known.get("loss")
-    kernel = f"{attention()}, {sdpa_backend(r, device)}" if attention() == "sdpa" else attention()
+    kernel = attention()
+    if kernel == "sdpa":
+        m = r.model
+        kernel += f", {sdpa_backend(m.heads, m.kv_heads, m.head_dim, device, dtype_of(r))}"
     for number in range(len(seconds), planned.case.steps):
         found, taken = timed(step, device)
         seconds.append(taken)

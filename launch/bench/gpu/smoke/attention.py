@@ -90,7 +90,7 @@ def check_kernels(bench: Bench) -> Iterator[Outcome]:
             yield Outcome(f"attention by {name}", f"not installed: {error}")
         except Exception as error:
             yield Outcome(f"attention by {name}", f"{type(error).__name__}: {str(error).splitlines()[0]}", False)
-    yield _context_parallel(bench)
+    yield from _context_parallel(bench)
 
 
 def _reused(kernel: Attend, bench: Bench, parts: Sequence[Tensor], gradient: Tensor) -> list[Tensor]:
@@ -113,10 +113,9 @@ def _copied(x: Tensor) -> Tensor:
     return storage.as_strided(x.size(), x.stride(), x.storage_offset()).copy_(x.detach())
 
 
-def _context_parallel(bench: Bench) -> Outcome:
-    """Compute one of four context-parallel ranks and compare with the whole sequences."""
-    name, rank = "attention of a context-parallel rank", 1
-    unit = 2 * RANKS * (64 if bench.on_gpu else 2)
+def _context_parallel(bench: Bench) -> Iterator[Outcome]:
+    """Compute one of four context-parallel ranks by every kernel that can, and compare with the whole sequences."""
+    rank, unit = 1, 2 * RANKS * (64 if bench.on_gpu else 2)
     lengths = (unit, 5 * unit, 2 * unit)
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
     (q, k, v), gradient = inputs(bench, lengths)
@@ -130,15 +129,25 @@ def _context_parallel(bench: Bench) -> Outcome:
     keys, values = (
         keys_of_chunks(torch.stack([x[p] for p in own]), [n // RANKS for n in lengths], rank) for x in (k, v)
     )
+    wanted = reference(bench, (q, k, v), gradient, lengths)[0][own[rank]]
+    for kernel in (AttentionKernel.varlen, AttentionKernel.flash4):
+        name = f"a context-parallel rank by {kernel.value}"
+        try:
+            found = _chunked(bench, kernel, (q[own[rank]], keys, values), chunks).detach()
+        except ImportError as error:
+            yield Outcome(name, f"not installed: {error}")
+            continue
+        yield Outcome(name, f"out {relative(found, wanted):.1e}", relative(found, wanted) < LIMIT)
+
+
+def _chunked(bench: Bench, kernel: AttentionKernel, parts: Sequence[Tensor], chunks: PackedSeqParams) -> Tensor:
+    """Attend from a rank's chunks to their keys; on a CPU by the stand-in."""
     scale = 1 / math.sqrt(bench.heads[2])
     if bench.on_gpu:
-        found = PACKED[AttentionKernel.varlen](q[own[rank]], keys, values, chunks, scale)
-    else:  # the stand-in
-        splits = [boundaries.diff().tolist() for boundaries in (chunks.cu_seqlens_q, chunks.cu_seqlens_kv)]
-        of_chunks = zip(q[own[rank]].split(splits[0]), keys.split(splits[1]), values.split(splits[1]), strict=True)
-        found = torch.cat([causal(a, b, c, scale, _last_rows(len(a), len(b))) for a, b, c in of_chunks])
-    wanted = reference(bench, (q, k, v), gradient, lengths)[0][own[rank]]
-    return Outcome(name, f"out {relative(found.detach(), wanted):.1e}", relative(found.detach(), wanted) < LIMIT)
+        return PACKED[kernel](*parts, chunks, scale)
+    queries, keys = (boundaries.diff().tolist() for boundaries in (chunks.cu_seqlens_q, chunks.cu_seqlens_kv))
+    of_chunks = zip(*(x.split(n) for x, n in zip(parts, (queries, keys, keys), strict=True)), strict=True)
+    return torch.cat([causal(q, k, v, scale, _last_rows(len(q), len(k))) for q, k, v in of_chunks])
 
 
 def _last_rows(queries: int, keys: int) -> Tensor:
@@ -162,7 +171,7 @@ def race(bench: Bench, recipe: Recipe) -> Iterator[Outcome]:
             continue
         seconds[name] = forward + backward
         rates[name] = pairs / forward / 1e12, 2.5 * pairs / backward / 1e12
-        said = f"; {sdpa_backend(recipe, bench.device)}" if name == "SDPA by itself" else ""
+        said = f"; {sdpa_backend(*bench.heads, bench.device, bench.dtype)}" if name == "SDPA by itself" else ""
         yield Outcome(
             f"race: {name}",
             f"forward {forward * 1e3:.1f} ms, {rates[name][0]:.0f} TFLOP/s; backward {backward * 1e3:.1f} ms, "

@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from launch.bench.gpu.smoke.outcome import Bench, Outcome, synchronize
-from launch.bench.gpu.software import ALLOCATOR
 from launch.cluster.rendezvous import open_store
+from launch.megatron.allocator import ALLOCATOR
 from launch.megatron.host_adam import PIECE, HostAdam
 from launch.model.offload_streams import CopyStreams
 

@@ -1,6 +1,7 @@
 """The loss in chunks, and whole ranks: layouts beside each other, a GPU's bf16 beside a CPU's fp32, memory beside the plan."""
 
 import contextlib
+import gc
 import os
 import subprocess
 import sys
@@ -115,6 +116,7 @@ def in_fp32(one: Planned) -> Planned:
 @contextlib.contextmanager
 def rank_of(one: Planned) -> Iterator[Rank]:
     """Start the rank of a plan in this process."""
+    gc.collect()  # an earlier rank is part of reference cycles, which hold the GPU's memory
     r = one.recipe
     store, port = open_store("127.0.0.1")
     data: Any = RandomTokens(LENGTHS, r.model.vocab)
