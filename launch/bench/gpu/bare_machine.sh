@@ -6,8 +6,8 @@
 #   bare_machine.sh second OUT     there: the other rows; also goes on with what the first call left
 #
 # The checkout and .whl/ are all that travels. Results stay in bench-gpu/, which a later call may bring along, and are packed into
-# OUT/results.tar.gz while the call runs, so that a call that is cut loses at most the step at hand. LIMIT: seconds of a call.
-# Extra packages may lie in .whl/ as .tar.xz.
+# OUT/results.tar.gz while the call runs, so that a call that is cut loses at most the step at hand. LIMIT: seconds of a call. WORDS:
+# further overrides, such as bench.steps=1. Extra packages may lie in .whl/ as .tar.xz.
 set -uo pipefail
 cd "$(dirname "$0")/../../.."
 MODE=${1:?wheels, first or second}
@@ -32,6 +32,7 @@ LIMIT=${LIMIT:-540}
 SITE=${SITE:-/tmp/limi-site}
 PYTHON=${PYTHON:-python3}
 HOST_GB=${HOST_GB:-137} # of the machine: what it says at its start may be less
+read -ra words <<<"${WORDS:-}"
 export PYTHONPATH=$SITE PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
 
 mkdir -p "$SITE" "$OUT" bench-gpu
@@ -54,7 +55,7 @@ END
 }
 rows() { # ROWS SIDES: within what is left of the call
     [ "$(left)" -gt 30 ] || return 0
-    limi "bench.rows=$1" "bench.sides=$2" "cluster.host_memory_gb=$HOST_GB" "limit_s=$(left)" "$(kernel)"
+    limi "bench.rows=$1" "bench.sides=$2" "cluster.host_memory_gb=$HOST_GB" "limit_s=$(left)" "$(kernel)" "${words[@]}"
     pack
 }
 
@@ -70,8 +71,10 @@ if [ "$MODE" = first ]; then
     rows 4B-32k ours,theirs,roofline
     rows 4B-8k ours,theirs,roofline
 else
-    rows 4B-32k,4B-8k ours,theirs,roofline
-    rows 4B-152k ours,roofline
+    rows 4B-32k ours,theirs,roofline
+    rows 4B-152k ours
+    rows 4B-8k ours,theirs,roofline
+    rows 4B-152k roofline
     rows 4B-16k ours,theirs,roofline
     rows 0.6B-16k ours,theirs,roofline
     rows 4B-LIMI-like-pack ours,theirs,roofline

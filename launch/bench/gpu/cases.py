@@ -25,10 +25,10 @@ PACK = 155_648  # most tokens of a LIMI-like pack
 SIDES = ("roofline", "ours", "theirs")
 PROFILE = "profile"  # a further side: one step of ours under PyTorch's profiler
 # Estimates by which a call decides whether it has time for another measurement.
-START_S = 45.0  # for starting a process, its weights, and compiling
+START_S = 30.0  # for starting a process, its weights, and compiling
 SLOWER = 1.6  # ratio of transformers' step time to ours
-PIN_S_PER_GB = 0.4
-_ROOFLINE_S = 20.0
+PIN_S_PER_GB = 0.6
+_ROOFLINE_S = 15.0
 
 
 @dataclass(frozen=True)
