@@ -251,11 +251,15 @@ class Gpu:
     memory_gb_s: float | None = None  # bandwidth of its memory, in GB/s
     nvlink_gb_s: float | None = None  # bandwidth of NVLink, in GB/s
     pcie_gb_s: float | None = None  # bandwidth between GPU and host, in GB/s
-    # Kernel of packed attention in the embedded engine; the two attention efficiencies below are this kernel's.
-    attention: AttentionKernel = AttentionKernel.varlen
+    attention: AttentionKernel = AttentionKernel.varlen  # kernel of packed attention in the embedded engine
     matmul_efficiency: float | None = None  # share of bf16_tflops that matrix products attain
-    attention_efficiency: float | None = None  # share of bf16_tflops that attention attains, forward
-    attention_backward_efficiency: float | None = None  # share of bf16_tflops that attention attains, backward
+    varlen_efficiency: float | None = None  # share of bf16_tflops that `attention=varlen` attains, forward
+    varlen_backward_efficiency: float | None = None  # share of bf16_tflops that `attention=varlen` attains, backward
+    flash4_efficiency: float | None = None  # share of bf16_tflops that `attention=flash4` attains, forward
+    flash4_backward_efficiency: float | None = None  # share of bf16_tflops that `attention=flash4` attains, backward
+    cudnn_efficiency: float | None = None  # share of bf16_tflops that cuDNN's attention, also slime's, attains, forward
+    # Share of bf16_tflops that cuDNN's attention, also slime's, attains, backward.
+    cudnn_backward_efficiency: float | None = None
     hour_price: float | None = None  # price of one GPU for one hour, in any currency; null means no cost in plans
 
 
@@ -352,7 +356,7 @@ class Recipe:
     dry_run: bool = False  # only print the resolved recipe and what would run
     anew: bool = False  # `train`: start at the first step, and move the existing run folder aside
     limit_s: int = 540  # `bench-gpu`: longest time of one call, in seconds; the next call continues
-    smoke: bool = False  # `bench-gpu`: only check in a minute that everything works on this GPU, and time attention's kernels
+    smoke: bool = False  # `bench-gpu`: only check in a minute or two that all works on this GPU, with a figure each
     id: str | None = None  # `inspect`: trajectory to show; null means a list of all
     checkpoint: str | None = None  # `sanity`, `serve`: Hugging Face folder to use; null means the run's export
     # `replay`: step to repeat, counted from 1; it must be given. `export`: number of completed steps of the checkpoint to

@@ -13,9 +13,8 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from launch.cluster.connection import connected, sockets
 from launch.cluster.ray_errors import logs
-from launch.megatron.allocator import ALLOCATOR
 from launch.megatron.rank_actor import Worker
-from launch.megatron.rank_place import Place
+from launch.megatron.rank_place import ALLOCATOR, Place
 from launch.run.run_plan import Plan
 from recipes.config import OptimizerState, Recipe, Recompute
 from recipes.errors import LimiError, PreflightError, TrainError

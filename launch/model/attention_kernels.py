@@ -15,6 +15,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
 from recipes.config import AttentionKernel
+from recipes.errors import PreflightError
 
 
 def attend(
@@ -72,9 +73,17 @@ def _asks_for_gqa() -> bool:
 
 
 def flash4(query: Tensor, key: Tensor, value: Tensor, packed: PackedSeqParams, scale: float) -> Tensor:
-    """Run FlashAttention-4 over packed sequences, as `varlen` does (package flash-attn-4, on Hopper or Blackwell)."""
+    """Run FlashAttention-4 over packed sequences, as `varlen` does (package flash-attn-4, on Hopper or Blackwell).
+
+    Raise `PreflightError` if the package is missing.
+    """
     # PyTorch's `activate_flash_attention_impl("FA4")` does not fit: this version returns more than torch 2.11 and 2.14 unpack.
-    from flash_attn.cute.interface import flash_attn_varlen_func
+    try:
+        from flash_attn.cute.interface import flash_attn_varlen_func
+    except ImportError as error:
+        raise PreflightError(
+            f"gpu.attention=flash4: {error}", "write gpu.attention=cudnn, or install flash-attn-4 with its dependencies"
+        ) from error
 
     out: Tensor = flash_attn_varlen_func(
         query, key, value, cu_seqlens_q=packed.cu_seqlens_q, cu_seqlens_k=packed.cu_seqlens_kv, max_seqlen_q=packed.max_seqlen_q,

@@ -1,12 +1,13 @@
 """Check whether a run can start on this machine or on this job's Ray cluster, before any file is read, written or fetched."""
 
 import ctypes
+import importlib.util
 import os
 
 from launch.preflight.checklist import Found, check
 from recipes.compose import commands
 from recipes.compose.recipe import compose_recipe
-from recipes.config import Recipe
+from recipes.config import AttentionKernel, EngineName, Recipe
 from recipes.dimensions import parameters
 from recipes.layout import faults, world_size
 from recipes.paths import in_ray_job
@@ -55,8 +56,21 @@ def _gpus(r: Recipe) -> Found:
     there = gpus_here()
     if nodes > 1:
         return Found(f"{there} GPUs on this machine, but cluster.address is not set", limit, _elsewhere(r))
-    fewer = f"write cluster.gpus_per_node={there}, or " if there else ""
-    return Found(f"{there} GPUs on this machine", limit, "" if there >= wanted else fewer + _elsewhere(r))
+    if there < wanted:
+        fewer = f"write cluster.gpus_per_node={there}, or " if there else ""
+        return Found(f"{there} GPUs on this machine", limit, fewer + _elsewhere(r))
+    if r.engine.name is EngineName.megatron and lacks_kernel(r.gpu.attention):
+        return Found(
+            f"{there} GPUs on this machine, but no package flash-attn-4, which gpu.attention=flash4 needs",
+            limit,
+            "write gpu.attention=cudnn, or install it: `make setup LOCK=constraints-gpu.txt` does",
+        )
+    return Found(f"{there} GPUs on this machine", limit)
+
+
+def lacks_kernel(kernel: AttentionKernel) -> bool:
+    """Return whether the kernel needs a package that this Python lacks."""
+    return kernel is AttentionKernel.flash4 and importlib.util.find_spec("flash_attn") is None
 
 
 def _gpus_of_cluster() -> int:

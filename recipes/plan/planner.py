@@ -96,7 +96,7 @@ class RunPlan:
         """Calibrated seconds of the first epoch's steps, by part. Empty if nothing is predicted."""
         if self.clock is None:
             return []
-        slower = 1 / calibration(self.recipe.gpu).factor
+        slower = 1 / calibration(self.recipe).factor
         first = self.loads[: self.schedule.steps_per_epoch]
         return [{name: slower * x for name, x in self.clock.step(*load).items()} for load in first]
 

@@ -1,4 +1,5 @@
-"""The time model compared with published throughputs: calibrated on one half of them, with its error on the other half.
+"""The time model compared with published throughputs: calibrated on one half of them, with its error on the other half. It serves
+slime; the embedded engine's times are measured (`launch/bench/GPU.md`).
 
 Few throughputs of long agentic training are published. No figure for 32k to 152k tokens was found for the shipped models. A
 figure is only listed, not predicted, if its layout or model is not public.
@@ -10,7 +11,7 @@ from functools import cache
 import numpy as np
 
 from recipes.compose.recipe import compose_recipe
-from recipes.config import Gpu, Layout, Recipe
+from recipes.config import EngineName, Layout, Recipe
 from recipes.dimensions import flops
 from recipes.plan.step_time import Clock
 
@@ -33,12 +34,19 @@ def figures() -> tuple[Published, ...]:
     - Qwen3-30B-A3B by NeMo Automodel on 8 H100: 277 TFLOP/s per GPU at 4k tokens.
     - GLM-5.2 on 608 H100: 39.6 TFLOP/s per GPU at 200k tokens. Its dimensions and layout are not public.
     """
-    words = ["model=qwen3-32b", "cluster=h100x8", "layout=data_parallel", "layout.cp=8", "layout.recompute=full"]
+    words = [
+        "model=qwen3-32b",
+        "cluster=h100x8",
+        "engine=slime",
+        "layout=data_parallel",
+        "layout.cp=8",
+        "layout.recompute=full",
+    ]
     long = compose_recipe(words)
     cost = flops(long.model)
     # Dimensions of Qwen3-30B-A3B's config.json. Its family is not supported, so the router counts as GLM-4.5's. Figures of
     # this kind do not show the difference.
-    experts = compose_recipe(["model=glm4.5-air", "cluster=h100x8", "layout=data_parallel"]).model
+    experts = compose_recipe(["model=glm4.5-air", "cluster=h100x8", "engine=slime", "layout=data_parallel"]).model
     small = replace(
         long.model, name="qwen3-30b-a3b", family=experts.family, layers=48, hidden=2048, ffn=6144, heads=32, kv_heads=4,
         experts=128, top_k=8, expert_ffn=768,
@@ -71,26 +79,31 @@ class Calibration:
     text: str  # source of the factor, and its error on the other figures
 
 
-def calibration(gpu: Gpu) -> Calibration:
-    """Return the calibration on the first comparable figure; the other figures test it.
+def calibration(r: Recipe) -> Calibration:
+    """Return the calibration of the recipe's engine on its GPU.
 
-    All figures are of the H100. The H200 has the same chip, so it takes the same factor.
+    The embedded engine runs at the rates of its own measurement. For slime the first comparable figure is the calibration and the
+    other figures test it. All figures are of the H100. The H200 has the same chip, so it takes the same factor.
     """
-    if gpu.name not in ("h100", "h200"):
-        return Calibration(1.0, f"uncalibrated: no figure of long training on {gpu.name} was found")
+    if r.gpu.name not in ("h100", "h200"):
+        return Calibration(1.0, f"uncalibrated: no figure of long training on {r.gpu.name} was found")
+    if r.engine.name is EngineName.megatron:
+        chip = "" if r.gpu.name == "h200" else ", whose chip is the same"
+        text = f"rates of one H200{chip}, where steps were 1% longer to 8% shorter than measured (launch/bench/GPU.md)"
+        return Calibration(1.0, f"{text}; messages between GPUs are not measured")
     comparable = [f for f in figures() if f.recipe is not None]
     fitted, *held = comparable
     factor = fitted.tflops / predicted(fitted)
     errors = [f"{predicted(f) * factor / f.tflops - 1:+.0%} on {f.name}" for f in held]
     text = f"calibrated on {fitted.name}, which attains {factor:.2f} of the model's speed; predicted with that: {', '.join(errors)}"
-    if gpu.name == "h200":
+    if r.gpu.name == "h200":
         text = f"uncalibrated: no figure on h200 was found, the same chip's is taken: {text}"
     return Calibration(factor, text)
 
 
 def published_rows() -> list[tuple[str, str, str, str]]:
     """Return rows of name, published figure, calibrated prediction and error, for the README."""
-    factor = calibration(compose_recipe(["cluster=h100x8", "layout=data_parallel"]).gpu).factor
+    factor = calibration(compose_recipe(["cluster=h100x8", "engine=slime", "layout=data_parallel"])).factor
     made = []
     for i, one in enumerate(figures()):
         if one.recipe is None:

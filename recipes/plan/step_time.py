@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from recipes.config import EngineName, OptimizerState, Recipe, Recompute
+from recipes.config import AttentionKernel, EngineName, OptimizerState, Recipe, Recompute
 from recipes.dimensions import flops
 from recipes.layout import world_size
 from recipes.plan.activations import IMBALANCE, activations
@@ -47,8 +47,23 @@ class Rates:
 
 def predictable(r: Recipe) -> bool:
     """Return whether all figures of the machines are known. Nothing is predicted for a CPU."""
-    g, known = r.gpu, (r.cluster.network_gb_s, *(v for k, v in vars(r.gpu).items() if k not in ("name", "hour_price")))
-    return g.bf16_tflops is not None and None not in known
+    g = r.gpu
+    known = (g.bf16_tflops, g.memory_gb_s, g.nvlink_gb_s, g.pcie_gb_s, g.matmul_efficiency, *attention_efficiencies(r))
+    return r.cluster.network_gb_s is not None and g.memory_mib is not None and None not in known
+
+
+def attention_efficiencies(r: Recipe) -> tuple[float | None, float | None]:
+    """Return the shares of the peak that the recipe's attention attains, forward and backward; None if not known.
+
+    slime's Transformer Engine takes cuDNN's kernel on Hopper, and FlashAttention-2 on GPUs whose rates by cuDNN are not known here.
+    """
+    g = r.gpu
+    kernel = g.attention if r.engine.name is EngineName.megatron else AttentionKernel.cudnn
+    if kernel is AttentionKernel.flash4:
+        return g.flash4_efficiency, g.flash4_backward_efficiency
+    if kernel is AttentionKernel.cudnn and (g.cudnn_efficiency or r.engine.name is EngineName.megatron):
+        return g.cudnn_efficiency, g.cudnn_backward_efficiency
+    return g.varlen_efficiency, g.varlen_backward_efficiency
 
 
 class Clock:
@@ -70,7 +85,8 @@ class Clock:
     def _rates(self, chunks: list[Chunk]) -> Rates:
         m, p, g = self.r.model, self.r.layout, self.r.gpu
         assert g.bf16_tflops and g.memory_gb_s and g.pcie_gb_s and g.matmul_efficiency, "predictable"
-        assert g.attention_efficiency and g.attention_backward_efficiency, "predictable"
+        forward, backward = attention_efficiencies(self.r)
+        assert forward and backward, "predictable"
         dense, moe = sum(c.dense for c in chunks), sum(c.moe for c in chunks)
         layers, output = dense + moe, chunks[-1].output
         operations = g.bf16_tflops * 1e12 * p.tp * p.cp
@@ -99,8 +115,8 @@ class Clock:
             ring=layers * (p.cp - 1) * keys / self._link(p.cp, p.tp),
             message=sent / self._link(p.pp, self.world // p.pp) if p.pp > 1 else 0.0,
             host=away / (LINK * g.pcie_gb_s * 1e9),
-            pair=pair / g.attention_efficiency,
-            pair_backward=ATTENTION_BACKWARD * pair / g.attention_backward_efficiency,
+            pair=pair / forward,
+            pair_backward=ATTENTION_BACKWARD * pair / backward,
         )
 
     def _after(self, held: list[Buffer]) -> dict[str, float]:

@@ -10,7 +10,6 @@ from recipes.config import Bench, Recipe
 from recipes.errors import ConfigError
 from recipes.plan import planner
 from recipes.plan.planner import RunPlan
-from recipes.plan.published import calibration
 from recipes.plan.search import Sequences
 from recipes.schedule import lengths
 
@@ -139,8 +138,8 @@ class Planned:
 
     @cached_property
     def step_seconds(self) -> float:
-        """The planned seconds of a step, without the calibration by published figures."""
-        return sum(self.plan.step_seconds[0].values()) * calibration(self.recipe.gpu).factor
+        """The planned seconds of a step."""
+        return sum(self.plan.step_seconds[0].values())
 
     def part_seconds(self, side: str) -> float:
         """Return the approximate seconds that measuring a side takes."""

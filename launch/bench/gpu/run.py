@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 from rich.console import Console
 
-from launch.bench.gpu import report, table
+from launch.bench.gpu import gpu_report, table
 from launch.bench.gpu.cases import CASES, Case, Planned, chosen_cases, chosen_sides, planned
 from launch.bench.gpu.measurement import complete, fail, read_case, results, write_case
 from launch.bench.gpu.software import ENV
@@ -60,7 +60,7 @@ def bench_gpu(recipe: Recipe, console: Console, cases: Sequence[Case] = CASES) -
             failed.append(f"{one.case.name}, {side}: {folder / side}.log")
         elif not [*left([folder], sides)]:
             console.print(table.line(one, results(folder)))
-    console.print(report.tables([(read_case(f), results(f)) for f in folders]))
+    console.print(gpu_report.tables([(read_case(f), results(f)) for f in folders]))
     if failed:
         raise TrainError(
             f"{len(failed)} measurements failed: {'; '.join(failed)}. One that ran out of time goes on in the next call; another is "

@@ -4,7 +4,7 @@ import json
 from importlib.metadata import version
 from typing import Any
 
-from launch.megatron.allocator import ALLOCATOR
+from launch.megatron.rank_place import ALLOCATOR
 
 ENV = {"PYTORCH_CUDA_ALLOC_CONF": ALLOCATOR, "HF_HUB_OFFLINE": "1"}  # of every process that measures
 

@@ -71,7 +71,7 @@ def summary(p: RunPlan, other: RunPlan | str) -> dict[str, Any]:
 
 
 def _factor(r: Recipe) -> float:
-    return calibration(r.gpu).factor
+    return calibration(r).factor
 
 
 def _memory(p: RunPlan) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def _time(p: RunPlan, epoch_flops: int) -> dict[str, Any] | None:
     work = 3 * epoch_flops / sum(p.sequences.lengths) * p.tokens
     names, repeats = p.step_seconds[0], p.schedule.num_steps / p.schedule.steps_per_epoch
     return {
-        "calibration": calibration(r.gpu).text,
+        "calibration": calibration(r).text,
         "seconds": seconds,
         "steps": [sum(parts.values()) for parts in p.step_seconds],
         "parts": {name: repeats * sum(parts[name] for parts in p.step_seconds) for name in names},

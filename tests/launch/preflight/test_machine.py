@@ -23,7 +23,8 @@ def row_of(*words):
 
 @pytest.fixture
 def gpus(monkeypatch):
-    """Sets how many GPUs this machine has."""
+    """Sets how many GPUs this machine has, with the packages of their kernels."""
+    monkeypatch.setattr(machine, "lacks_kernel", lambda _: False)
     return lambda count: monkeypatch.setattr(machine, "gpus_here", lambda: count)
 
 
@@ -195,3 +196,16 @@ def test_a_job_counts_the_gpus_of_its_cluster(tmp_path):
                 else ("make fetch MODEL=qwen3-8b" in done.stdout + done.stderr)
             )
         assert client.list_jobs()
+
+
+def test_a_kernel_whose_package_is_missing_is_refused_before_the_run(monkeypatch):
+    monkeypatch.setattr(machine, "gpus_here", lambda: 1)
+    words = ("model=qwen3-4b", "cluster=h100x1", "engine=megatron", "layout=data_parallel", "layout.recompute=full")
+    for kernel, there, fix in (
+        ("flash4", None, "write gpu.attention=cudnn, or install it: `make setup LOCK=constraints-gpu.txt` does"),
+        ("flash4", object(), ""),
+        ("cudnn", None, ""),
+    ):
+        monkeypatch.setattr(machine.importlib.util, "find_spec", lambda _, there=there: there)
+        row = row_of(*words, "layout.optimizer_state=offloaded", f"gpu.attention={kernel}")
+        assert row.fix == fix and row.figure.startswith("1 GPUs on this machine"), row

@@ -126,8 +126,8 @@ def read(word):
         (
             "foo=5",
             "unknown option 'foo'",
-            "options are run, seed, dry_run, anew, limit_s, id, checkpoint, step, and those of the groups cluster, data, engine, "
-            "experiment, gpu, layout, model, optim, sanity: model=qwen3-4b, optim.lr=1e-5",
+            "options are run, seed, dry_run, anew, limit_s, smoke, id, checkpoint, step, and those of the groups cluster, data, "
+            "engine, experiment, gpu, layout, model, optim, sanity: model=qwen3-4b, optim.lr=1e-5",
         ),
         ("HF_TOKEN=abc", "unknown option 'HF_TOKEN'",
          "a variable of the environment stands before the command: HF_TOKEN=... make ..."),

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from recipes.compose.recipe import compose_recipe
-from recipes.config import OptimizerState, Recompute
+from recipes.config import AttentionKernel, OptimizerState, Recompute
 from recipes.dimensions import flops, parameters
 from recipes.plan.activations import IMBALANCE
-from recipes.plan.step_time import ATTENTION_BACKWARD, Clock
+from recipes.plan.step_time import ATTENTION_BACKWARD, Clock, attention_efficiencies, predictable
 
 TOKENS = np.array([[32_768.0, 65_536.0, 8_192.0, 16_384.0]])
 PAIRS = TOKENS * (TOKENS + 1) / 2
@@ -27,11 +27,28 @@ def test_matrix_products_and_attention_are_the_models_operations_at_the_attained
     parts, f, g = c.step(TOKENS, PAIRS), flops(c.r.model), c.r.gpu
     peak = g.bf16_tflops * 1e12
     assert parts["matrix products"] == pytest.approx(3 * f.a_token * TOKENS.sum() / peak / g.matmul_efficiency)
-    backward = ATTENTION_BACKWARD / g.attention_backward_efficiency
-    assert parts["attention"] == pytest.approx(f.a_pair * PAIRS.sum() / peak * (1 / g.attention_efficiency + backward))
+    forward, backward = attention_efficiencies(c.r)
+    taken = f.a_pair * PAIRS.sum() / peak * (1 / forward + ATTENTION_BACKWARD / backward)
+    assert parts["attention"] == pytest.approx(taken)
     for name in ("tensor parallel", "context parallel", "expert parallel", "pipeline messages"):
         assert parts[name] == 0.0
     assert parts["bubbles"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_attention_runs_at_the_rate_of_its_kernel():
+    def rates(*words):
+        return attention_efficiencies(compose_recipe(["model=qwen3-32b", "layout=data_parallel", *words]))
+
+    hopper = compose_recipe(["cluster=h100x8", "layout=data_parallel"]).gpu
+    for kernel in AttentionKernel:
+        own = getattr(hopper, f"{kernel.value}_efficiency"), getattr(hopper, f"{kernel.value}_backward_efficiency")
+        assert rates("cluster=h100x8", "engine=megatron", f"gpu.attention={kernel.value}") == own and None not in own
+        assert rates("cluster=h100x8", "engine=slime", f"gpu.attention={kernel.value}") == rates(
+            "cluster=h100x8", "engine=megatron", "gpu.attention=cudnn"
+        )
+    assert rates("cluster=a100x64", "engine=slime") == rates("cluster=a100x64", "engine=megatron") == (0.7, 0.6)
+    unknown = compose_recipe(["cluster=a100x64", "engine=megatron", "layout=data_parallel", "gpu.attention=flash4"])
+    assert not predictable(unknown)
 
 
 def test_the_busiest_experts_take_more_than_the_mean():

@@ -14,7 +14,7 @@ def main(folder: Path) -> None:
     from safetensors.torch import save_file
 
     from launch.bench.gpu.measurement import read_case
-    from launch.bench.gpu.smoke.training import trained
+    from launch.bench.gpu.smoke.rank_checks import trained
 
     save_file(trained(read_case(folder))[2], folder / "gradients.safetensors")
 

@@ -29,7 +29,7 @@ def smoke_gpu(recipe: Recipe, console: Console) -> None:
 
     cpu.install()
     from launch.bench.gpu.inputs import device_here
-    from launch.bench.gpu.smoke import attention, compiled, copies, training
+    from launch.bench.gpu.smoke import compiled_checks, copy_checks, kernel_checks, rank_checks
     from launch.bench.gpu.smoke.outcome import Bench, Outcome
 
     bench, started = Bench(device_here()), time.monotonic()
@@ -40,17 +40,17 @@ def smoke_gpu(recipe: Recipe, console: Console) -> None:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        beside = training.start_cpu_rank(bench, recipe, folder)
+        beside = rank_checks.start_cpu_rank(bench, recipe, folder)
         checks: dict[str, Callable[[], Iterator[Outcome]]] = {
-            "attention's kernels": lambda: attention.check_kernels(bench),
-            "attention's speed": lambda: attention.race(bench, recipe),
-            "compiled functions": lambda: compiled.check_compiled(bench),
-            "copies": lambda: copies.check_copies(bench),
-            "optimizer on the host": lambda: copies.check_host_adam(bench),
-            "collectives": lambda: copies.check_collectives(bench),
-            "loss": lambda: training.check_loss(bench),
-            "checkpoint": lambda: training.check_checkpoint(bench, recipe, folder),
-            "ranks": lambda: training.check_ranks(bench, recipe, folder, beside),
+            "attention's kernels": lambda: kernel_checks.check_kernels(bench),
+            "attention's speed": lambda: kernel_checks.race(bench, recipe),
+            "compiled functions": lambda: compiled_checks.check_compiled(bench),
+            "copies": lambda: copy_checks.check_copies(bench),
+            "optimizer on the host": lambda: copy_checks.check_host_adam(bench),
+            "collectives": lambda: copy_checks.check_collectives(bench),
+            "loss": lambda: rank_checks.check_loss(bench),
+            "checkpoint": lambda: rank_checks.check_checkpoint(bench, recipe, folder),
+            "ranks": lambda: rank_checks.check_ranks(bench, recipe, folder, beside),
         }
         try:
             for name, check in checks.items():

@@ -108,7 +108,7 @@ def test_a_cut_call_loses_the_step_at_hand_and_a_later_one_goes_on(tmp_path, tin
     def process(command, **others):
         side, folder = command[-2], measurement.Path(command[-1])
         rates = dict.fromkeys(("products", "attention", "attention backward"), 1.0)
-        new = {"environment": tiny, "seconds": [], "peak": 1, "attention": "varlen", "tflops": rates}
+        new = {"environment": tiny, "seconds": [], "peak": 1, "attention": "flash4", "tflops": rates}
         known = run.results(folder).get(side, new)
         seconds = [*known["seconds"], 1.0]
         (folder / f"{side}.json").write_text(json.dumps(known | {"seconds": seconds}))

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from recipes.errors import PreflightError
 from recipes.paths import REPO
 from tests.launch.support import called
 
@@ -46,7 +47,7 @@ def test_attention_that_is_not_causal_shows_in_kernels_and_in_the_gradients_besi
 
 
 def test_a_check_that_raises_is_a_failure_and_a_kernel_that_is_not_installed_is_none(megatron, monkeypatch):
-    from launch.bench.gpu.smoke import attention
+    from launch.bench.gpu.smoke import kernel_checks
     from launch.bench.gpu.smoke.outcome import Bench, Outcome
     from launch.bench.gpu.smoke.smoke import _timed
 
@@ -60,17 +61,17 @@ def test_a_check_that_raises_is_a_failure_and_a_kernel_that_is_not_installed_is_
     ]  # fmt: skip
 
     def lacks(*_):
-        raise ImportError("No module named flash_attn")
+        raise PreflightError("No module named flash_attn", "install it")
 
-    monkeypatch.setattr(attention, "kernels", lambda _: {"flash4": lacks})
-    first, *_ = attention.check_kernels(Bench(torch.device("cpu")))
-    assert first.passed is None and "not installed" in first.figure
+    monkeypatch.setattr(kernel_checks, "kernels", lambda _: {"flash4": lacks})
+    first, *_ = kernel_checks.check_kernels(Bench(torch.device("cpu")))
+    assert first.passed is None and "not here" in first.figure
 
 
 def test_a_copy_that_does_not_wait_is_seen_in_the_numbers(megatron):
     """NaN is never a small error."""
     from launch.bench.gpu.smoke.outcome import relative
-    from launch.bench.gpu.smoke.training import _compared
+    from launch.bench.gpu.smoke.rank_checks import _compared
 
     good, bad = {"a": torch.ones(3), "b": torch.ones(2)}, {"a": torch.ones(3), "b": torch.tensor([1.0, torch.nan])}
     assert _compared("x", good, good, 1e-3).passed and not _compared("x", bad, good, 1e-3).passed

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from launch.bench.gpu import report, table
+from launch.bench.gpu import gpu_report, table
 from launch.bench.gpu.cases import CASES, PUBLISHED, planned
 from launch.bench.gpu.measurement import write_case
 
@@ -38,26 +38,28 @@ def test_a_row_shows_what_was_measured_and_what_was_not(rows):
 def test_the_text_has_verdicts_reasons_and_efficiencies(rows):
     good = {"ours": OURS, "theirs": THEIRS, "roofline": LEAST}
     measured = [good, {"ours": OURS, "theirs": OOM, "roofline": LEAST}, {}, {}, {"ours": OURS}, *[{}] * 5]
-    text = report.tables([*zip(rows, measured, strict=True)])
+    text = gpu_report.tables([*zip(rows, measured, strict=True)])
     assert "- **4B, 32k**: attention by cudnn; transformers with sdpa, cudnn_attention, its loss in chunks" in text
     assert "theirs: CUDA out of memory" in text and "gpu NVIDIA H200" in text
-    assert f"matmul_efficiency={700 / 989.4:.2f}" in text and "% on 4B, 8k" in text
+    assert f"matmul_efficiency={700 / 989.4:.2f} flash4_efficiency={500 / 989.4:.2f}" in text and "% on 4B, 8k" in text
     assert f"{PUBLISHED['0.6B-16k'].tokens_s:,.0f} tokens/s on one H100" in text
     assert "| ≥ 1.3 × transformers at 32k | 4B, 32k 2.00 × | yes |" in text
     assert "| ≥ 85% of the roofline | 4B, 32k 80%, 4B, 8k 80% | no |" in text
     assert "| 152k tokens on one GPU | not measured | – |" in text
-    nothing = report.tables([*zip(rows, [{}] * len(rows), strict=True)])
+    nothing = gpu_report.tables([*zip(rows, [{}] * len(rows), strict=True)])
     assert "Nothing has been measured yet." in nothing and "yes" not in nothing
 
 
 def test_a_results_folder_becomes_the_text(rows, tmp_path, capsys):
+    tmp_path = tmp_path / "h200x1"
     for one in rows[1::-1]:
         write_case(tmp_path / one.case.key, one)
     (tmp_path / rows[0].case.key / "ours.json").write_text(json.dumps(OURS))
     checks = [{"name": "a check", "figure": "1 | 2", "passed": True, "seconds": 1, "numbers": {}}]
     (tmp_path / "smoke.json").write_text(json.dumps({**AT, "seconds": 50, "checks": checks}))
-    report.main(tmp_path)
+    gpu_report.main(tmp_path)
     text = capsys.readouterr().out
     assert "| a check | 1   2 | PASS |" in text and text.index("| 4B, 32k |") < text.index("| 4B, 8k |")
+    assert text.count("| not measured | not measured |") == len(CASES) - 1
     with pytest.raises(SystemExit, match="has no row"):
-        report.main(tmp_path / "nowhere")
+        gpu_report.main(tmp_path / "nowhere")

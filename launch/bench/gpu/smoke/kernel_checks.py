@@ -18,6 +18,7 @@ from launch.model.attention_kernels import PACKED, attend, causal
 from launch.model.attention_reuse import CachedCall
 from launch.model.offload_streams import onto
 from recipes.config import AttentionKernel, Recipe
+from recipes.errors import PreflightError
 
 LIMIT = 1e-2  # relative error of a bf16 kernel; inputs in bf16 alone give about 3e-3
 RANKS = 4  # context-parallel ranks of which one is computed
@@ -86,8 +87,8 @@ def check_kernels(bench: Bench) -> Iterator[Outcome]:
             same = torch.equal(again[0], found[0])
             good = all(error < LIMIT for error in [*errors, worst]) and same
             yield Outcome(f"attention by {name}", f"{said}; its result reused {worst:.1e}", good)
-        except ImportError as error:
-            yield Outcome(f"attention by {name}", f"not installed: {error}")
+        except PreflightError as error:
+            yield Outcome(f"attention by {name}", f"not here: {error.problem}")
         except Exception as error:
             yield Outcome(f"attention by {name}", f"{type(error).__name__}: {str(error).splitlines()[0]}", False)
     yield from _context_parallel(bench)
@@ -134,8 +135,8 @@ def _context_parallel(bench: Bench) -> Iterator[Outcome]:
         name = f"a context-parallel rank by {kernel.value}"
         try:
             found = _chunked(bench, kernel, (q[own[rank]], keys, values), chunks).detach()
-        except ImportError as error:
-            yield Outcome(name, f"not installed: {error}")
+        except PreflightError as error:
+            yield Outcome(name, f"not here: {error.problem}")
             continue
         yield Outcome(name, f"out {relative(found, wanted):.1e}", relative(found, wanted) < LIMIT)
 

@@ -1,9 +1,10 @@
-"""Results of `make bench-gpu` as the text of `launch/bench/GPU.md`: `python -m launch.bench.gpu.report FOLDER`.
+"""Results of `make bench-gpu` as the text of `launch/bench/GPU.md`: `python -m launch.bench.gpu.gpu_report FOLDER`.
 
 The folder has one folder a row, and `smoke.json`. The text has the tables, the verdict on each target, the efficiencies for
 `hydra_conf/gpu`, and what no call measured. It needs no GPU.
 """
 
+import math
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.bench.gpu.cases import CASES, PROFILE, PUBLISHED, Planned
+from launch.bench.gpu.cases import planned as plan_of
 from launch.bench.gpu.measurement import read_case, results
 from launch.bench.gpu.table import HEAD, NONE, line, step_seconds
 from recipes import json_file
@@ -22,7 +24,7 @@ Row = tuple[Planned, dict[str, Any]]
 RATIO, SHARE, OFF = 1.3, 0.85, 0.05  # targets: beside transformers at 32k; of the roofline; of the measured peak
 LONGEST = "4B-152k"
 SHOWN = 15  # kernels of a profile
-NAMES = {"products": "matmul", "attention": "attention", "attention backward": "attention_backward"}
+PARTS = ("products", "attention", "attention backward")
 
 
 def tables(rows: Sequence[Row]) -> str:
@@ -88,11 +90,13 @@ def _calibrated(rows: Sequence[Row]) -> Iterator[str]:
     whole = [(p, f) for p, f in rows if step_seconds(f, "roofline")]
     if not whole:
         return
-    peak = (whole[0][0].recipe.gpu.bf16_tflops or 0) * 1e12
+    r = whole[0][0].recipe
+    kernel = r.gpu.attention.value
+    names = ("matmul_efficiency", f"{kernel}_efficiency", f"{kernel}_backward_efficiency")
     fitted = whole[::2]
     shares = {
-        f"{name}_efficiency": statistics.median(f["roofline"]["tflops"][part] for _, f in fitted) * 1e12 / peak
-        for part, name in NAMES.items()
+        name: statistics.median(f["roofline"]["tflops"][part] for _, f in fitted) / (r.gpu.bf16_tflops or math.nan)
+        for part, name in zip(PARTS, names, strict=True)
     }
     figures = " ".join(f"{name}={value:.2f}" for name, value in shares.items())
     yield f"- **For `hydra_conf/gpu`**, from {', '.join(p.case.name for p, _ in fitted)}: {figures}."
@@ -155,16 +159,20 @@ def _verdict(target: str, found: list[tuple[Planned, str, bool]]) -> str:
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """Return the rows in a results folder, in the order of `CASES`."""
-    order = {case.key: number for number, case in enumerate(CASES)}
-    folders = sorted((p.parent for p in folder.glob("*/case.json")), key=lambda p: order.get(p.name, len(order)))
-    return [(read_case(one), results(one)) for one in folders]
+    """Return all rows, in the order of `CASES`. The folder's name is the cluster's; a row that is not in it is planned there."""
+    folders = [folder / case.key for case in CASES]
+    return [
+        (read_case(one), results(one))
+        if (one / "case.json").is_file()
+        else (plan_of(case, [f"cluster={folder.name}"]), {})
+        for case, one in zip(CASES, folders, strict=True)
+    ]
 
 
 def main(folder: Path) -> None:
-    rows = read_rows(folder)
-    if not rows:
+    if not [*folder.glob("*/case.json")]:
         sys.exit(f"'{folder}' has no row of make bench-gpu")
+    rows = read_rows(folder)
     if (folder / "smoke.json").is_file():
         from launch.bench.gpu.smoke.smoke import smoke_table
 

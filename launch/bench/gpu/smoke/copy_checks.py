@@ -11,8 +11,8 @@ from torch import Tensor
 
 from launch.bench.gpu.smoke.outcome import Bench, Outcome, synchronize
 from launch.cluster.rendezvous import open_store
-from launch.megatron.allocator import ALLOCATOR
 from launch.megatron.host_adam import PIECE, HostAdam
+from launch.megatron.rank_place import ALLOCATOR
 from launch.model.offload_streams import CopyStreams
 
 BUSY = 200_000_000  # cycles of a kernel that keeps the GPU busy, about 0.1 s
