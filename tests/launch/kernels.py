@@ -85,7 +85,7 @@ def _cudnn(
 ) -> tuple[Any, ...]:  # fmt: skip
     CALLS["forward"] += 1
     assert bias is None and normalisers and not dropout and is_causal and not debug
-    out, normaliser = _one(*map(_tokens, (query, key, value)), scale)
+    out, normaliser = _one(_tokens(query), _tokens(key), _tokens(value), scale)
     length, seed = query.size(2), torch.zeros((), dtype=torch.int64)
     return _batch(out, query), normaliser[None, ..., None], seed, seed, length, length, seed, seed, seed
 
@@ -96,7 +96,8 @@ def _cudnn_backward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     CALLS["backward"] += 1
     assert max_q == max_k == query.size(2) and not dropout and is_causal
-    found = _one_backward(*map(_tokens, (of_out, query, key, value, out)), lse[0, ..., 0].t(), scale)
+    g, q, k, v, o = map(_tokens, (of_out, query, key, value, out))
+    found = _one_backward(g, q, k, v, o, lse[0, ..., 0].t(), scale)
     return tuple(_batch(x, query) for x in found)
 
 
