@@ -93,12 +93,16 @@ def step(words, batches):
 
 
 @pytest.mark.parametrize("model", ["qwen3-tiny", "glm4.5-tiny"])
-def test_a_step_of_layers_computed_again_is_the_plain_one_bit_for_bit(root, megatron, model):
+def test_a_step_of_layers_computed_again_is_the_plain_one_bit_for_bit(root, megatron, monkeypatch, model):
+    from launch.model import recompute as recompute_module
+
     words = [f"model={model}", "layout.ep=1", "cluster.gpus_per_node=1"]
     words.append(f"model.checkpoint={recipe_of(root, *words)[0].model.checkpoint}")
     torch.manual_seed(0)
     batches = [torch.randint(0, 700, (2, 1, sum(n))) for n in LENGTHS]
     losses, gradients = step(words, batches)
+    # Of a host memory in small pieces, so that every tensor lies in several.
+    monkeypatch.setattr(recompute_module, "PINNED_PIECE", 1000)
     for recompute in ("linear", "full"):
         for offload in ("false", "true"):
             mine, own = step([*words, f"layout.recompute={recompute}", f"layout.offload={offload}"], batches)
@@ -106,3 +110,23 @@ def test_a_step_of_layers_computed_again_is_the_plain_one_bit_for_bit(root, mega
             assert own.keys() == gradients.keys() and len(own) > 10
             for name, gradient in gradients.items():
                 assert torch.equal(own[name], gradient), (recompute, offload, name)
+
+
+def test_what_is_offloaded_lies_in_pieces_of_its_memory(megatron, monkeypatch):
+    """In the order of the memory, whatever the strides; a tensor with gaps is refused, not spoilt."""
+    from launch.model import recompute
+    from launch.model.offload_streams import CopyStreams
+
+    monkeypatch.setattr(recompute, "PINNED_PIECE", 40)
+    tensors = [torch.rand(5, 7).t(), torch.arange(3), torch.rand(64)[10:21], torch.rand(0)]
+    pieces = recompute.pieces_of(tensors)
+    assert [p.numel() for p in pieces] == [10, 10, 10, 5, 3, 10, 1, 0]
+    store = recompute.HostStore(CopyStreams(torch.device("cpu")))
+    wanted = [t.clone() for t in tensors]
+    saved = store.save(tensors)
+    for t in tensors:
+        t.zero_()
+    for mine, other, before in zip(store.restore(saved), wanted, tensors, strict=True):
+        assert torch.equal(mine, other) and mine.stride() == before.stride()
+    with pytest.raises(AssertionError, match="not dense"):
+        recompute.pieces_of([torch.rand(4, 4)[:, :2]])

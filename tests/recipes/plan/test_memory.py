@@ -6,7 +6,7 @@ from recipes.compose.recipe import compose_recipe
 from recipes.config import OptimizerState, Recompute
 from recipes.dimensions import parameters
 from recipes.plan.activations import activations
-from recipes.plan.memory import Load, Verdict, gpu_memory, host_memory, memory_limit, verdict
+from recipes.plan.memory import PINNED_PIECE, Load, Verdict, _in_pieces, gpu_memory, host_memory, memory_limit, verdict
 
 LOAD = Load([[40_000, 152_000, 30_000, 20_000], [50_000, 50_000, 50_000, 50_000]])
 DENSE = ["model=qwen3-32b", "layout=released-qwen3"]
@@ -83,3 +83,9 @@ def test_context_parallelism_cuts_what_tokens_take():
 def test_a_gpu_has_its_own_memory_and_a_core_its_share():
     assert memory_limit(compose_recipe(DENSE)) == 81_559 * 2**20
     assert memory_limit(compose_recipe(["cluster.gpus_per_node=4"])) == memory_limit(compose_recipe([])) // 2
+
+
+def test_pinned_memory_of_offloaded_tensors_is_rounded_in_their_last_piece_alone():
+    assert _in_pieces(3 * PINNED_PIECE) == 3 * PINNED_PIECE
+    assert _in_pieces(3 * PINNED_PIECE + 5) == 3 * PINNED_PIECE + 8
+    assert _in_pieces(1.2e9) < 1.2e9 + PINNED_PIECE and _in_pieces(100) == 128

@@ -46,6 +46,30 @@ def test_attention_that_is_not_causal_shows_in_kernels_and_in_the_gradients_besi
     assert "FAIL  attention by varlen" in failed and "FAIL  gradients beside fp32 on the CPU" in failed, failed
 
 
+AGAIN = """
+import weakref
+from launch.megatron import cpu
+cpu.install()
+import torch
+from launch.bench.gpu.smoke.outcome import Bench
+from launch.bench.gpu.smoke.rank_checks import LAYOUTS, planned, rank_of
+from recipes.compose.recipe import compose_recipe
+one = planned(Bench(torch.device("cpu")), compose_recipe([]), LAYOUTS["all offloaded"])
+with rank_of(one) as rank:
+    first = weakref.ref(rank)
+    rank.train_step(0)
+del rank
+with rank_of(one) as rank:
+    assert first() is None
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_built_again_has_the_memory_of_the_earlier_one():
+    done = subprocess.run([sys.executable, "-c", AGAIN], cwd=REPO, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_check_that_raises_is_a_failure_and_a_kernel_that_is_not_installed_is_none(megatron, monkeypatch):
     from launch.bench.gpu.smoke import kernel_checks
     from launch.bench.gpu.smoke.outcome import Bench, Outcome
