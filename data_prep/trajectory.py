@@ -1,6 +1,7 @@
 """Contract 1: one validated trajectory, `{id, messages, tools}` in OpenAI format.
 
-Call arguments are always an object. `repairs` lists what a source had to repair; it goes to the ledger. A record that is
+Call arguments are always an object. `repairs` lists what had to be repaired; it goes to the ledger. `metadata` is what else the record
+has; no template sees it. A record that is
 not a valid trajectory raises `Rejected` with a code from `Code`.
 """
 
@@ -8,14 +9,13 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from enum import StrEnum
-from functools import lru_cache
 from typing import Any, Literal
 
-from jsonschema import Draft202012Validator, SchemaError
+from jsonschema.protocols import Validator
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
-from referencing import Registry
 
+from data_prep import tool_schemas
 from recipes.errors import DataError
 
 
@@ -35,7 +35,6 @@ class Code(StrEnum):
     duplicate_id = "duplicate_id"  # a trajectory's id used twice
     tool = "tool"  # a tool without a name or a valid schema, or one name twice
     schema = "schema"  # arguments that break their tool's schema, or a call of a tool that is not declared
-    weight = "weight"  # a message weight that the options would ignore
     special_token = "special_token"  # noqa: S105  # the tokenizer's control tokens as text in content
     template = "template"  # the chat template fails, or omits part of an assistant message
     no_supervised = "no_supervised"  # no supervised token
@@ -75,7 +74,7 @@ class ToolCall(_Strict):
 class Message(_Strict):
     """One message.
 
-    weight: 0 excludes an assistant turn from supervision if `data.turns=weighted`. is_error: the tool failed. The chat
+    weight: 0 excludes an assistant turn from supervision. is_error: the tool failed. The chat
     template sees neither field.
     """
 
@@ -105,6 +104,7 @@ class Trajectory(_Strict):
     messages: list[Message] = Field(min_length=1)
     tools: list[dict[str, Any]]
     repairs: list[str] = []
+    metadata: dict[str, Any] = {}
 
     @model_validator(mode="after")
     def _calls_and_results(self) -> "Trajectory":
@@ -149,12 +149,14 @@ class Trajectory(_Strict):
 
     def faulty_calls(self) -> Iterator[tuple[int, str]]:
         """Yield (message index, fault) for every call that breaks its tool's schema. Raise `Rejected` for an invalid tool."""
-        validators = _validators(json.dumps(self.tools, ensure_ascii=False))
+        validators = _validators(self.tools)
         for number, m in enumerate(self.messages):
             for call in m.tool_calls or []:
-                validator = validators.get(call.function.name)
-                if validator is None:
+                if call.function.name not in validators:
                     yield number, f"calls '{call.function.name}', which is not among the tools"
+                    continue
+                validator = validators[call.function.name]
+                if validator is None:
                     continue
                 try:
                     error = next(validator.iter_errors(call.function.arguments), None)
@@ -164,6 +166,10 @@ class Trajectory(_Strict):
                     ) from failure
                 if error:
                     yield number, f"{call.function.name}: {_short(error.message)} (at '{error.json_path}')"
+
+    def unjudged(self) -> list[str]:
+        """Return the names of the tools whose schema judges nothing, because it is none."""
+        return [name for name, validator in _validators(self.tools).items() if validator is None]
 
     def map_texts(self, change: Callable[[str], str]) -> "Trajectory":
         """Return this trajectory with `change` applied to every text that a template could render, in messages and tools."""
@@ -181,7 +187,8 @@ class Trajectory(_Strict):
             return out
 
         messages = [changed(m.model_dump(exclude_none=True)) for m in self.messages]
-        return validate({"id": self.id, "messages": messages, "tools": changed(self.tools), "repairs": self.repairs})
+        own = {"id": self.id, "repairs": self.repairs, "metadata": self.metadata}
+        return validate({**own, "messages": messages, "tools": changed(self.tools)})
 
     def texts(self) -> Iterator[str]:
         """Yield every text in messages and tools, including keys."""
@@ -209,28 +216,19 @@ def validate(record: dict[str, Any]) -> Trajectory:
         raise Rejected(code, f"{where + ': ' if where else ''}{message}") from error
 
 
-@lru_cache(64)
-def _validators(tools: str) -> dict[str, Draft202012Validator]:
-    """Return one validator per tool name. tools: the tools as JSON, which is the cache key; most records share it."""
-    found: dict[str, Draft202012Validator] = {}
-    for number, tool in enumerate(json.loads(tools)):
+def _validators(tools: list[dict[str, Any]]) -> dict[str, Validator | None]:
+    """Return one validator per tool name; None for a tool whose schema judges nothing. Raise `Rejected` for what is no tool."""
+    functions: dict[str, Any] = {}
+    for number, tool in enumerate(tools):
         function = tool.get("function")
         name = function.get("name") if isinstance(function, dict) else None
         if tool.get("type") != "function" or not isinstance(name, str) or not name:
             raise Rejected(Code.tool, f"tool {number} is not {{type: 'function', function: {{name, …}}}}")
-        if name in found:
+        if name in functions:
             raise Rejected(Code.tool, f"tool {number}: the name '{name}' is used twice")
-        parameters = function.get("parameters") or {}
-        try:
-            Draft202012Validator.check_schema(parameters)
-        except (SchemaError, RecursionError) as error:
-            raise Rejected(
-                Code.tool,
-                f"tool '{name}': its parameters are not a valid JSON schema: {_short(str(error).splitlines()[0])}",
-            ) from error
-        # An empty registry: a schema with a remote reference must not trigger a download.
-        found[name] = Draft202012Validator(parameters, registry=Registry())
-    return found
+        assert isinstance(function, dict)
+        functions[name] = {"name": name, "parameters": function.get("parameters")}
+    return tool_schemas.validators(json.dumps([*functions.values()], ensure_ascii=False))
 
 
 def _error(code: Code, message: str) -> PydanticCustomError:

@@ -76,11 +76,11 @@ class Sampling(Enum):
 
 
 class Turns(Enum):
-    """Which assistant turns are supervised."""
+    """Which assistant turns are supervised. Never: turns with `weight: 0`, turns that say nothing, the turn that opens a
+    conversation."""
 
     all = "all"  # every turn
     last_segment = "last_segment"  # the turns after the last user message
-    weighted = "weighted"  # every turn except messages with `weight: 0`
 
 
 class Thinking(Enum):
@@ -169,6 +169,14 @@ class Model:
 
 
 @dataclass
+class Columns:
+    """Columns of a record that hold the conversation."""
+
+    messages: str = "messages"  # column of the messages
+    tools: str = "tools"  # column of the tools
+
+
+@dataclass
 class Data:
     """Trajectories of the run and how they become training text."""
 
@@ -179,6 +187,7 @@ class Data:
     max_tokens: int = 155_648  # longest trajectory, in tokens; the default is 152 x 1024, LIMI's longest
     max_rejected: int = 0  # most records that may be rejected; more is an error
     workers: int | None = None  # packing processes; null means one per core, and a single one for a small source
+    columns: Columns = field(default_factory=Columns)  # columns of a record that hold the conversation
     turns: Turns = Turns.all  # which assistant turns are supervised
     thinking: Thinking = Thinking.supervise  # whether reasoning is supervised, shown as context or dropped
     erroneous_calls: ErroneousCalls = ErroneousCalls.supervise  # turns with a failed or schema-breaking call

@@ -147,6 +147,7 @@ class _Writer:
                 "messages": trajectory.chat(),
                 "tools": trajectory.tools,
                 "sequences": entries,
+                **({"metadata": trajectory.metadata} if trajectory.metadata else {}),
             }
             self._conversations.write(json.dumps(line, ensure_ascii=False) + "\n")
         self._ledger.write(json.dumps(packed.ledger) + "\n")

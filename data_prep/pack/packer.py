@@ -4,6 +4,7 @@ import bisect
 from pathlib import Path
 from typing import Any
 
+from data_prep.normalise.record import Joins
 from data_prep.pack import trajectory_options
 from data_prep.records import Record
 from data_prep.sources import Source, source, trajectory
@@ -20,20 +21,21 @@ class Packer:
         self.options: Data = recipe.data
         self.source: Source = source(recipe.data.source)
         self.chat = Chat(load_tokenizer(Path(recipe.model.checkpoint)), recipe.model.family)
+        self.joins = Joins(other=self.chat.template.parts_join())
 
     def pack(self, record: Record) -> Packed:
         """Return the record's ledger line and sequences. A fault in the record goes into the line and is never raised."""
         ledger: dict[str, Any] = {"record": record.place, "id": None, "status": "kept"}
         try:
-            conversation = trajectory(record, self.source)
+            conversation = trajectory(record, self.source, self.joins, self.options.columns)
             content = conversation.content_hash()
             ledger |= {"id": conversation.id, "content": content}
             conversation = trajectory_options.without_thinking(conversation, self.options)
             conversation = trajectory_options.without_special_tokens(conversation, self.chat.special, self.options)
-            turns, faults = trajectory_options.supervised(conversation, self.options)
+            turns, faults, notes = trajectory_options.supervised(conversation, self.options)
             ledger |= {"schema_breaks": faults} if faults else {}
             conversations, left_out = self._fitting(conversation, turns)
-            ledger |= {"repairs": conversation.repairs + left_out, **_extra_counts(conversation)}
+            ledger |= {"repairs": conversation.repairs + notes + left_out, **_extra_counts(conversation)}
         except Rejected as error:
             rejected = {"status": "rejected", "code": error.code.value, "reason": str(error)}
             return Packed(ledger | rejected | {"id": ledger["id"] or error.identity})
@@ -127,5 +129,6 @@ def _extra_counts(conversation: Trajectory) -> dict[str, int]:
     counts = {
         "messages_after_the_last_turn": len(conversation.messages) - 1 - last,
         "turns_with_results_reordered": reordered,
+        "tools_without_a_usable_schema": len(conversation.unjudged()),
     }
     return {name: count for name, count in counts.items() if count}

@@ -62,11 +62,10 @@ def _escaped(token: str) -> str:
     return f"{token[0]} {token[1:]}"
 
 
-def supervised(trajectory: Trajectory, options: Data) -> tuple[list[int], int]:
-    """Return (indices of the assistant messages to supervise, number of calls that break their tool's schema).
+def supervised(trajectory: Trajectory, options: Data) -> tuple[list[int], int, list[str]]:
+    """Return (indices of the assistant messages to supervise, number of calls that break their tool's schema, what is not learned).
 
-    Raise `Rejected` if no message is left, if a call breaks its schema and `data.schema_breaks=reject`, or if `data.turns`
-    would ignore a weight.
+    Raise `Rejected` if no message is left, or if a call breaks its schema and `data.schema_breaks=reject`.
     """
     messages = trajectory.messages
     faults = list(trajectory.faulty_calls())
@@ -76,14 +75,18 @@ def supervised(trajectory: Trajectory, options: Data) -> tuple[list[int], int]:
             f"message {faults[0][0]}: {faults[0][1]} ({len(faults)} such calls)",
             "write data.schema_breaks=accept to keep it",
         )
-    weighted = next((k for k, m in enumerate(messages) if m.weight == 0), None)
-    if weighted is not None and options.turns is not Turns.weighted:
-        raise Rejected(
-            Code.weight,
-            f"message {weighted} has weight 0, which data.turns={options.turns.value} would ignore",
-            "write data.turns=weighted",
-        )
-    turns = [k for k in trajectory.assistant_turns() if messages[k].weight != 0]
+    turns, notes = [], []
+    opened = next((k for k, m in enumerate(messages) if m.role in ("user", "tool")), len(messages))
+    for k in trajectory.assistant_turns():
+        m = messages[k]
+        if m.weight == 0:
+            continue
+        if k < opened:
+            notes.append(f"message {k} opens the conversation: shown, not learned")
+        elif not (m.content.strip() or m.tool_calls or (m.reasoning_content or "").strip()):
+            notes.append(f"message {k} says nothing: shown, not learned")
+        else:
+            turns.append(k)
     if options.turns is Turns.last_segment:
         last_user = max((k for k, m in enumerate(messages) if m.role == "user"), default=-1)
         turns = [k for k in turns if k > last_user]
@@ -95,7 +98,7 @@ def supervised(trajectory: Trajectory, options: Data) -> tuple[list[int], int]:
         raise Rejected(
             Code.no_supervised, "no assistant turn is left to supervise", "see data.turns and data.erroneous_calls"
         )
-    return turns, len(faults)
+    return turns, len(faults), notes
 
 
 def pieces(trajectory: Trajectory) -> list[list[int]]:

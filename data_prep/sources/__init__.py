@@ -2,8 +2,8 @@
 
 `records(path) -> Iterator[Record]` yields the unparsed records of a file or folder.
 
-`convert(record, repairs) -> dict` returns a parsed record as `{id?, messages, tools}` and appends each repair to `repairs`.
-It raises `Rejected` for a record that it cannot map.
+`convert(record, repairs) -> dict` maps the names of a parsed record to `{id?, messages, tools, …}`, and appends what it repaired to
+`repairs`. It raises `Rejected` for a record that it cannot map. `data_prep/normalise/` then mends every source's record alike.
 """
 
 import importlib
@@ -12,10 +12,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from data_prep.normalise.record import Joins, normalise
 from data_prep.records import Record, parse
 from data_prep.trajectory import Code, Rejected, Trajectory, validate
 from recipes.compose.names.nearest import nearest
+from recipes.config import Columns
 from recipes.errors import ConfigError
+
+_JOINS, _COLUMNS = Joins(), Columns()
 
 
 class Source(Protocol):
@@ -37,10 +41,11 @@ def source(name: str) -> Source:
     return cast(Source, importlib.import_module(f"{__name__}.{name}"))
 
 
-def trajectory(record: Record, source_module: Source) -> Trajectory:
+def trajectory(record: Record, source_module: Source, joins: Joins = _JOINS, columns: Columns = _COLUMNS) -> Trajectory:
     """Return one record as a validated trajectory.
 
-    Its id is the given one, or 16 digits of the content hash. Raise `Rejected` if the record is invalid.
+    Its id is the given one, or 16 digits of the content hash. joins: how text parts become one text. columns: where the record has its
+    messages and tools. Raise `Rejected` if the record is invalid.
     """
     value = parse(record.raw)
     if not isinstance(value, dict):
@@ -48,7 +53,7 @@ def trajectory(record: Record, source_module: Source) -> Trajectory:
     repairs: list[str] = []
     given = value.get("id") if isinstance(value.get("id"), str) else None
     try:
-        converted = source_module.convert(value, repairs)
+        converted = normalise(source_module.convert(_renamed(value, columns), repairs), joins, repairs)
         identity = converted.pop("id", None)
         validated = validate({**converted, "id": "to be made" if identity is None else identity, "repairs": repairs})
     except Rejected as error:
@@ -56,6 +61,19 @@ def trajectory(record: Record, source_module: Source) -> Trajectory:
     except (TypeError, AttributeError, LookupError, ValueError) as error:
         raise Rejected(Code.shape, f"it does not have the shape of this source: {error}", identity=given) from error
     return validated if identity is not None else validated.model_copy(update={"id": validated.content_hash()[:16]})
+
+
+def _renamed(record: dict[str, Any], columns: Columns) -> dict[str, Any]:
+    """Return the record with its columns of messages and tools under these names."""
+    out = dict(record)
+    for own, name in (("messages", columns.messages), ("tools", columns.tools)):
+        if name != own and name in out:
+            if out.get(own) not in (None, "", [], {}):
+                raise Rejected(
+                    Code.shape, f"a record has both {own} and {name}", f"leave out data.columns.{own}={name}"
+                )
+            out[own] = out.pop(name)
+    return out
 
 
 def read_trajectories(path: Path, name: str) -> Iterator[Trajectory]:

@@ -6,6 +6,7 @@ whether the sandbox allows an attribute. The rendered text is identical; a test 
 """
 
 import contextlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,22 @@ class ChatTemplate:
             RecursionError,
         ) as error:
             raise Rejected(Code.template, f"the chat template fails: {error}") from error
+
+    def parts_join(self) -> str:
+        """Return what stands between the text parts of a message as a server renders it.
+
+        SGLang hands a list of parts to a template that renders lists, and otherwise joins them with a space
+        (SGLang 0.5.23, `jinja_template_utils.py`).
+        """
+        parts = [{"type": "text", "text": text} for text in ("first-part", "second-part")]
+        try:
+            text = self.render([{"role": "user", "content": parts}], [])
+        except Rejected:
+            return " "
+        finally:
+            self.forget()
+        found = re.search(r"first-part(.*?)second-part", text, re.DOTALL)
+        return found[1] if found and "text" not in found[1] else " "
 
     def _compile(self, source: str) -> Template:
         try:

@@ -30,11 +30,7 @@ def reference() -> str:
     own = [f for f in fields(config.Recipe) if not is_dataclass(f.type) and get_origin(f.type) is not list]
     parts = [_HEAD, "## Of every command\n", _table([_row("", config.Recipe, f, meanings) for f in own])]
     for group in (f for f in fields(config.Recipe) if is_dataclass(f.type)):
-        rows = [
-            _row(f"{group.name}.", group.type, f, meanings)
-            for f in fields(group.type)  # type: ignore[arg-type]
-            if get_origin(f.type) is not list
-        ]
+        rows = _rows(f"{group.name}.", group.type, meanings)
         parts += [f"\n## `{group.name}`\n", _table(rows)]
     enums = [e for e in vars(config).values() if isinstance(e, type) and issubclass(e, Enum) and len(e)]
     parts += ["\n## Choices\n"]
@@ -42,6 +38,17 @@ def reference() -> str:
         text = " ".join((one.__doc__ or "").split())
         parts.append(f"- **{one.__name__}**: {', '.join(f'`{m.value}`' for m in one)}. {text}".rstrip())
     return "\n".join(parts) + "\n"
+
+
+def _rows(prefix: str, of: Any, meanings: dict[str, str]) -> list[Any]:
+    """Return the rows of a group's options, those of a group inside it included."""
+    found = []
+    for f in fields(of):
+        if is_dataclass(f.type):
+            found += _rows(f"{prefix}{f.name}.", f.type, meanings)
+        elif get_origin(f.type) is not list:
+            found.append(_row(prefix, of, f, meanings))
+    return found
 
 
 def _meanings(source: str) -> dict[str, str]:

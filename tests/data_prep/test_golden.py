@@ -35,7 +35,7 @@ def text_of(chat: Chat, case: str) -> str:
         said = trajectory_options.without_special_tokens(
             trajectory_options.without_thinking(said, chosen), chat.special, chosen
         )
-        turns, _ = trajectory_options.supervised(said, chosen)
+        turns, *_ = trajectory_options.supervised(said, chosen)
         encoded = chat.encode(said, turns, chosen.thinking)
     except Rejected as error:
         return f"rejected: {error.code.value}: {error}\n"

@@ -68,7 +68,7 @@ def test_limi_null_filling_is_undone_and_named():
         "null function.parameters.properties.a.enum removed from the tools",
         "null function.parameters.properties.b removed from the tools",
         "null function.parameters.required removed from the tools",
-        "null content read as empty",
+        "message 1: null content read as empty",
         "null argument 'b' of f removed",
     ]
 
@@ -104,15 +104,18 @@ def test_openai_reads_what_its_table_says():
         },
     )  # fmt: skip
     assert [m.role for m in t.messages] == ["system", "user", "assistant", "tool", "assistant", "tool", "assistant"]
-    assert t.messages[0].content == "be good"
+    assert t.messages[0].content == "be  good", "as a server joins parts for a template that takes no lists"
     assert t.messages[2].reasoning_content == "so" and t.messages[2].tool_calls[0].function.arguments == {"a": 5}
     assert t.messages[4].tool_calls[0].id == t.messages[5].tool_call_id
     assert (t.messages[6].reasoning_content, t.messages[6].content, t.messages[6].weight) == ("hm", "done", 0)
     assert [tool["function"]["name"] for tool in t.tools] == ["f", "g"]
     assert t.repairs == [
-        "message 0: 2 parts joined without anything between them",
         "message 0: role developer read as system",
+        "message 0: 2 parts joined with a space between them, as SGLang does",
+        "message 2: null content read as empty",
+        "message 5: role function read as tool",
         "message 6: thinking moved out of the content",
+        "2 missing ids of calls and results made",
     ]
 
 

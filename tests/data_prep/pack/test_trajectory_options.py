@@ -24,11 +24,22 @@ def test_turns():
     assert trajectory_options.supervised(LOOP, Data(erroneous_calls=ErroneousCalls.mask))[0] == [3, 5, 7]
 
 
-def test_weights_are_obeyed_where_asked_for_and_never_ignored():
+def test_a_weight_is_always_obeyed():
     weighted = conversation(user(), assistant("1", weight=0), user(), assistant("2", weight=1), user(), assistant("3"))
-    assert trajectory_options.supervised(weighted, Data(turns=Turns.weighted))[0] == [3, 5]
-    with pytest.raises(Rejected, match=r"write data\.turns=weighted"):
-        trajectory_options.supervised(weighted, Data())
+    assert trajectory_options.supervised(weighted, Data()) == ([3, 5], 0, [])
+    assert trajectory_options.supervised(weighted, Data(turns=Turns.last_segment)) == ([5], 0, [])
+
+
+def test_turns_that_say_nothing_or_open_the_conversation_are_shown_and_not_learned():
+    t = conversation(
+        assistant("Hello."), user(), assistant(" \n"), user(), assistant("", reasoning_content="so"), assistant("x")
+    )
+    turns, _, notes = trajectory_options.supervised(t, Data())
+    assert turns == [4, 5] and notes == [
+        "message 0 opens the conversation: shown, not learned", "message 2 says nothing: shown, not learned"
+    ]  # fmt: skip
+    with pytest.raises(Rejected, match="no assistant turn is left"):
+        trajectory_options.supervised(conversation(user(), assistant("")), Data())
 
 
 def test_nothing_left_to_supervise_is_refused():
@@ -41,9 +52,9 @@ def test_calls_that_break_their_schema():
     with pytest.raises(Rejected, match=r"'5' is not of type 'integer'.*1 such calls.*data\.schema_breaks=accept"):
         trajectory_options.supervised(broken, Data())
     accept = Data(schema_breaks=SchemaBreaks.accept)
-    assert trajectory_options.supervised(broken, accept) == ([1, 3], 1)
+    assert trajectory_options.supervised(broken, accept)[:2] == ([1, 3], 1)
     accept.erroneous_calls = ErroneousCalls.mask
-    assert trajectory_options.supervised(broken, accept) == ([3], 1)
+    assert trajectory_options.supervised(broken, accept)[:2] == ([3], 1)
 
 
 def test_reasoning_is_dropped_by_name_and_blank_reasoning_always():

@@ -1,0 +1,139 @@
+"""Inputs that people reported (`cases/`): each is read as it was meant, every repair named, or refused with what to write."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data_prep.pack.packer import Packer
+from data_prep.sources import source
+from recipes.compose.recipe import compose_recipe
+
+FOLDER = Path(__file__).parent / "cases"
+
+
+@pytest.fixture(scope="module")
+def packed(bases):
+    """What each record of a file becomes: its ledger line, and its conversation if it is kept."""
+    made = {}
+
+    def pack(name, *words, model="qwen3-tiny"):
+        kind = "limi" if name.endswith("limi") else "openai"
+        if (key := (kind, words, model)) not in made:
+            given = [f"data={kind}", "data.path=x", "data.max_tokens=4000", f"model={model}", *words]
+            made[key] = Packer(compose_recipe([*given, f"model.checkpoint={bases[model]}"]))
+        results = [made[key].pack(record) for record in source(kind).records(FOLDER / f"{name}.jsonl")]
+        return [(p.ledger, p.conversations[0][0] if p.conversations else None) for p in results]
+
+    return pack
+
+
+def calls(conversation):
+    return [c.function.arguments for m in conversation.messages for c in m.tool_calls or []]
+
+
+# File, and what every record's repairs say, in part; an empty text where nothing is repaired.
+KEPT = {
+    "call_ids": ["1 call ids renamed", "2 missing ids"],
+    "control_characters": [""],
+    "empty_arguments": ["empty arguments of bash read as {}"],
+    "empty_turns": ["message 3 says nothing", "message 1 says nothing"],
+    "extra_columns": ["", "", "flat form", "Anthropic's form", "flat form", "'web_search' left out"],
+    "first_assistant": ["message 0 opens the conversation"],
+    "half_thought": ["message 3: thinking moved", "message 1: thinking moved"],
+    "json_text": [
+        "tools read from JSON text",
+        "messages read from JSON text",
+        "message 1: tool_calls read from JSON text",
+    ],
+    "litellm_fields": ["provider_specific_fields left out"],
+    "null_arguments": ["null argument 'path' of bash removed"],
+    "null_schemas": ["null function.parameters.properties.path removed", "null function.strict removed"],
+    "parts": ["cache_control of a part left out", "", "2 parts joined with a space"],
+    "real_nulls_limi": ["", ""],
+    "reasoning_twice": ["reasoning read as reasoning_content", "reasoning read as reasoning_content"],
+    "tool_schemas": [*[""] * 6, "null function.parameters removed"],
+    "turn_flags": ["train read as weight 0", "loss_mask read as weight 0", ""],
+}
+# File, overrides, code, and what the reason says.
+REFUSED = {
+    "afm_row": ("shape", "this record has instruction, input, output"),
+    "broken_arguments": ("arguments", "arguments of 'bash': not JSON"),
+    "cc_bench_row": ("shape", "write data.columns.messages=trajectory"),
+    "interrupted": ("missing_result", "message 2: calls ['c1'] have no result"),
+    "json_text_columns": ("tool", "write data.columns.tools=available_tools"),
+    "renamed_columns": ("shape", "write data.columns.messages=trajectory"),
+    "structured_results": ("part", "write the JSON text that the model saw"),
+}
+
+
+def test_every_file_has_an_expectation():
+    assert {p.stem for p in FOLDER.iterdir()} == {*KEPT, *REFUSED}
+
+
+@pytest.mark.parametrize("model", ["qwen3-tiny", "glm4.5-tiny"])
+@pytest.mark.parametrize("name", KEPT)
+def test_it_is_read(packed, name, model):
+    found = packed(name, model=model)
+    assert len(found) == len(KEPT[name])
+    for (ledger, _), said in zip(found, KEPT[name], strict=True):
+        assert ledger["status"] == "kept", ledger
+        repairs = "; ".join(ledger["repairs"])
+        if model == "qwen3-tiny" or name != "parts":
+            assert said in repairs if said else not ledger["repairs"], repairs
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_it_is_refused_with_what_to_write(packed, name):
+    code, said = REFUSED[name]
+    for ledger, _ in packed(name):
+        assert ledger["status"] == "rejected" and ledger["code"] == code and said in ledger["reason"], ledger
+
+
+def test_nulls_go_only_where_the_schema_has_no_place_for_them(packed):
+    ((_, one),) = packed("null_arguments")
+    assert calls(one) == [{"command": "ls"}, {"path": "a"}]
+    assert [calls(c) for _, c in packed("real_nulls_limi")] == [
+        [{"env": {"DEBUG": None, "A": "1"}}], [{"body": {"x": None, "y": 1}}]
+    ]  # fmt: skip
+    for _, one in packed("null_schemas"):
+        assert [t["function"]["parameters"]["properties"] for t in one.tools] == [
+            {"command": {"type": "string"}}, {"path": {"type": "string"}}
+        ]  # fmt: skip
+
+
+def test_ids_decide_the_pairing_alone(packed):
+    (_, again), (_, without) = packed("call_ids")
+    ids = [c.id for m in again.messages for c in m.tool_calls or []]
+    assert len({*ids}) == 2 and ids == [m.tool_call_id for m in again.messages if m.role == "tool"]
+    assert without.messages[1].tool_calls[0].id == without.messages[2].tool_call_id
+
+
+def test_what_is_no_message_is_metadata_that_no_template_sees(packed):
+    (_, first), (_, second), *_ = packed("extra_columns")
+    assert (first.metadata, second.metadata) == ({"task": "x"}, {})
+    assert first.content_hash() == second.content_hash() and "task" not in json.dumps(first.chat())
+    words = ("data.columns.messages=trajectory",)
+    ((ledger, renamed),) = packed("renamed_columns", *words)
+    assert ledger["status"] == "kept" and renamed.metadata["exit_status"] == "submit" and len(renamed.messages) == 6
+    assert "kept as metadata: exit_status, gen_tests_correct, instance_id" in "; ".join(ledger["repairs"])
+    ((ledger, text),) = packed("json_text_columns", "data.columns.tools=available_tools")
+    assert ledger["status"] == "kept" and text.tools[0]["function"]["name"] == "bash"
+
+
+def test_flags_of_turns_are_weights(packed):
+    for ledger, one in packed("turn_flags"):
+        assert [m.weight for m in one.messages] == [None, 0, None, 1] and ledger["turns"] == 1
+
+
+def test_a_thought_without_its_opening_is_read_as_the_templates_read_it(packed):
+    (_, half), (_, nested) = packed("half_thought")
+    assert [(m.reasoning_content, m.content) for m in half.messages if m.role == "assistant"] == [
+        ("I must list the files.", "I look."), ("There is one.", "One file.")
+    ]  # fmt: skip
+    assert (nested.messages[1].reasoning_content, nested.messages[1].content) == ("Let me check.", "I look.")
+
+
+def test_parts_are_joined_as_the_server_joins_them_for_the_template(packed):
+    assert packed("parts")[2][1].messages[2].content == "a.txt b.txt"
+    assert packed("parts", model="glm4.5-tiny")[2][1].messages[2].content == "a.txt b.txt", "results always by a space"
