@@ -1,8 +1,10 @@
-"""Read the raw records of a source file one by one: JSON Lines, a JSON array, or one JSON document per file.
+"""Read the raw records of a source one by one: JSON Lines, a JSON array, Parquet, or one JSON document per file; compressed with gzip
+or zstd; a file or a folder of files. What a file is, its first bytes say.
 
-Only the current record is in memory, so memory does not grow with the file.
+Only the current record is in memory, of Parquet the current batch, so memory does not grow with the file.
 """
 
+import io
 import json
 import math
 from collections.abc import Iterator
@@ -10,10 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from data_prep.trajectory import Code, Rejected
 from recipes.errors import DataError
 
 _CHUNK = 1 << 20
+_BATCH = 64  # rows of Parquet in memory
+_ENDINGS = (".jsonl", ".json", ".ndjson", ".parquet")
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _WHITESPACE = " \t\n\r"
 _MAX_DEPTH = 64
 _TOO_DEEP = f"nested deeper than {_MAX_DEPTH} levels"
@@ -32,17 +40,69 @@ class Record:
 
 
 def json_records(path: Path) -> Iterator[Record]:
-    """Yield every record of a JSON Lines file, or every element of a JSON array, in order.
+    """Yield every record of a file, or of a folder's files by name, in order: lines of JSON Lines, elements of a JSON array, rows of
+    Parquet.
 
-    Raise `DataError` if an array is malformed: the records after the fault cannot be separated.
+    Raise `DataError` if a folder has no such file, if a file is of another kind, or if an array is malformed: the records after the
+    fault cannot be separated.
     """
-    if path.is_dir():
-        raise DataError(f"'{path}' is a folder, and this source reads one file", "write data.path=FILE")
-    with path.open("rb") as file:
-        start = file.read(3).removeprefix(b"\xef\xbb\xbf").lstrip()
-        while not start and (read := file.read(_CHUNK)):
-            start = read.lstrip()
-    yield from _array(path) if start.startswith(b"[") else _lines(path)
+    if not path.is_dir():
+        yield from _of_file(path)
+        return
+    files = files_of(path)
+    if not files:
+        raise DataError(f"'{path}' has no file that ends in {', '.join(_ENDINGS)}", "write data.path=FILE")
+    for file in files:
+        for record in _of_file(file):
+            yield Record(f"{file.name}, {record.place}", record.raw, record.size)
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return the file, or those of a folder that may hold records, by name."""
+    if not path.is_dir():
+        return [path]
+    return [f for f in sorted(path.iterdir()) if f.name.removesuffix(".gz").removesuffix(".zst").endswith(_ENDINGS)]
+
+
+def _of_file(path: Path) -> Iterator[Record]:
+    with path.open("rb") as raw:
+        magic = raw.read(4)
+        if magic == b"PAR1":
+            yield from _rows(path)
+            return
+        if magic == b"PK\x03\x04":
+            raise DataError(
+                f"'{path}' is a zip archive", "unpack it, and write data.path=FILE or FOLDER of what is inside"
+            )
+        raw.seek(0)
+        kind = next((name for begins, name in _COMPRESSED.items() if magic.startswith(begins)), None)
+        with pa.CompressedInputStream(raw, kind) if kind else raw as stream:
+            file = io.BufferedReader(stream, _CHUNK)
+            start = b""
+            while not start and (read := file.peek(_CHUNK)):
+                start = read.removeprefix(b"\xef\xbb\xbf").lstrip()
+                if not start:
+                    file.read(len(read))
+            found = _array(file, path) if start.startswith(b"[") else _lines(file)
+            last = 0
+            for record in found:
+                read_so_far = raw.tell()
+                yield record if kind is None else Record(record.place, record.raw, read_so_far - last)
+                last = read_so_far
+
+
+def _rows(path: Path) -> Iterator[Record]:
+    """Yield the rows of a Parquet file as JSON. Nulls that Arrow filled in are taken out later, by the schema of each tool."""
+    try:
+        table = pq.ParquetFile(path)
+        number = 0
+        for batch in table.iter_batches(_BATCH):
+            for row in batch.to_pylist():
+                number += 1
+                raw = json.dumps(row, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass")
+                yield Record(f"row {number}", raw, path.stat().st_size // max(1, table.metadata.num_rows))
+    except pa.ArrowException as error:
+        raise DataError(f"'{path}' is a Parquet file that cannot be read: {error}") from error
 
 
 def json_documents(path: Path) -> Iterator[Record]:
@@ -95,16 +155,15 @@ def _check(value: Any) -> None:
         raise Rejected(Code.json, _TOO_DEEP)
 
 
-def _lines(path: Path) -> Iterator[Record]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.removeprefix(b"\xef\xbb\xbf").strip():
-                yield Record(f"line {number}", line, len(line))
+def _lines(file: io.BufferedReader) -> Iterator[Record]:
+    for number, line in enumerate(file, 1):
+        if line.removeprefix(b"\xef\xbb\xbf").strip():
+            yield Record(f"line {number}", line, len(line))
 
 
-def _array(path: Path) -> Iterator[Record]:
+def _array(binary: io.BufferedReader, path: Path) -> Iterator[Record]:
     decoder = json.JSONDecoder()
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as file:
         text, number, read_size = "", 0, _CHUNK
 
         def read_more() -> bool:

@@ -32,8 +32,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.files import sha256, whole_folder, write_text
+from data_prep.records import files_of
 from data_prep.source_files import check_tokenizer, local
 from recipes import json_file
+from recipes.compose.kinds import shown
 from recipes.config import Recipe
 from recipes.errors import DataError
 from recipes.paths import REPO
@@ -120,9 +122,9 @@ def prepare(recipe: Recipe, path: str, option: str = "data.path") -> Dataset:
     """
     source = local(path, recipe.cluster.root, option)
     checkpoint = Path(recipe.model.checkpoint)
-    files = _files(source)
+    files = files_of(source)
     if not files:
-        raise DataError(f"no *.json in the folder '{source}'", f"write {option}=FILE or FOLDER")
+        raise DataError(f"the folder '{source}' has no file of records", f"write {option}=FILE or FOLDER")
     check_tokenizer(checkpoint)
     inputs = {
         "format": FORMAT,
@@ -158,13 +160,9 @@ def code() -> list[Path]:
     return sorted([*modules, *(REPO / "recipes" / "families").glob("*.py")])
 
 
-def _files(source: Path) -> list[Path]:
-    return sorted(source.glob("*.json")) if source.is_dir() else [source]
-
-
 def source_hashes(source: Path) -> str | dict[str, str]:
     """Return the SHA-256 of a file of trajectories; for a folder, return the SHA-256 of its files by name."""
-    return {f.name: sha256(f) for f in _files(source)} if source.is_dir() else sha256(source)
+    return {f.name: sha256(f) for f in files_of(source)} if source.is_dir() else sha256(source)
 
 
 def options(recipe: Recipe) -> dict[str, Any]:
@@ -195,7 +193,7 @@ def _accepted(data: Dataset, max_rejected: int, source: str) -> Dataset:
     if counts["rejected"] > max_rejected or not counts["kept"]:
         rejected = [line for line in data.ledger() if line["status"] == "rejected"]
         listed = [
-            f"  {line['record']}{' ' + line['id'] if line['id'] else ''}: {line['code']}: {line['reason']}"
+            shown(f"  {line['record']}{' ' + line['id'] if line['id'] else ''}: {line['code']}: {line['reason']}")
             for line in rejected[:_LISTED]
         ]
         codes = Counter(line["code"] for line in rejected)

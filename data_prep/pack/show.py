@@ -51,7 +51,7 @@ def listing(name: str, data: Dataset) -> Table:
         table.add_column(column, justify="left" if column == "id" else "right", overflow="fold")
     kept = [line for line in data.ledger() if line["status"] == "kept"]
     for line in kept[:_LISTED]:
-        table.add_row(line["id"], *(f"{line[key]:,}" for key in ("segments", "tokens", "supervised", "turns")))
+        table.add_row(shown(line["id"]), *(f"{line[key]:,}" for key in ("segments", "tokens", "supervised", "turns")))
     if len(kept) > _LISTED:
         table.caption = f"and {len(kept) - _LISTED:,} more, in ledger.jsonl"
     return table
@@ -73,8 +73,8 @@ def sequences(data: Dataset, recipe: Recipe, console: Console) -> None:
         for block in blocks(data, row, tokenizer, recipe):
             console.print(Text(f"── {block.heading}", "bold cyan" if block.supervised else "cyan"))
             for text, marked in shortened(block, tokenizer):
-                shown = f"⟦{text}⟧" if marked and not coloured else text
-                console.print(Text(shown, "green" if marked else "bright_black"), end="")
+                text = f"⟦{visible(text)}⟧" if marked and not coloured else visible(text)
+                console.print(Text(text, "green" if marked else "bright_black"), end="")
             console.print()
 
 
@@ -82,9 +82,14 @@ def heading(data: Dataset, row: int) -> str:
     """Return one line about a sequence: id, number, tokens, supervised tokens and turns."""
     total = data.ids.count(data.ids[row])
     return (
-        f"{data.ids[row]}, sequence {data.segments[row] + 1} of {total}: {data.lengths[row]:,} tokens, "
+        f"{shown(data.ids[row])}, sequence {data.segments[row] + 1} of {total}: {data.lengths[row]:,} tokens, "
         f"{data.supervised[row]:,} supervised in {len(data.spans(row))} turns"
     )
+
+
+def visible(text: str) -> str:
+    """Return the text with control and invisible characters escaped, except line breaks and tabs: a terminal would obey them."""
+    return "".join(c if c in "\n\t" else shown(c) for c in text)
 
 
 def blocks(data: Dataset, row: int, tokenizer: "PreTrainedTokenizerBase", recipe: Recipe) -> Iterator[Block]:

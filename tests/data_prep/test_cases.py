@@ -22,7 +22,8 @@ def packed(bases):
         if (key := (kind, words, model)) not in made:
             given = [f"data={kind}", "data.path=x", "data.max_tokens=4000", f"model={model}", *words]
             made[key] = Packer(compose_recipe([*given, f"model.checkpoint={bases[model]}"]))
-        results = [made[key].pack(record) for record in source(kind).records(FOLDER / f"{name}.jsonl")]
+        (path,) = FOLDER.glob(f"{name}.*")
+        results = [made[key].pack(record) for record in source(kind).records(path)]
         return [(p.ledger, p.conversations[0][0] if p.conversations else None) for p in results]
 
     return pack
@@ -52,6 +53,7 @@ KEPT = {
     "parts": ["cache_control of a part left out", "", "2 parts joined with a space"],
     "real_nulls_limi": ["", ""],
     "reasoning_twice": ["reasoning read as reasoning_content", "reasoning read as reasoning_content"],
+    "rows": ["messages read from JSON text; tools read from JSON text"],
     "tool_schemas": [*[""] * 6, "null function.parameters removed"],
     "turn_flags": ["train read as weight 0", "loss_mask read as weight 0", ""],
 }

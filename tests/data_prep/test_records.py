@@ -1,5 +1,8 @@
+import gzip
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data_prep import records
@@ -28,6 +31,49 @@ def write(tmp_path):
 def test_an_array_reads_the_same_whatever_the_chunk(write, monkeypatch, indent, chunk):
     monkeypatch.setattr(records, "_CHUNK", chunk)
     assert raw(write(" \n" + json.dumps(VALUES, indent=indent, ensure_ascii=False) + "\n")) == VALUES
+
+
+ROWS = [{"a": n, "text": "ü" * n, "none": None} for n in range(200)]
+
+
+@pytest.mark.parametrize("form", ["lines", "array"])
+@pytest.mark.parametrize("compression", ["gzip", "zstd"])
+def test_compressed_files_read_as_they_were_and_count_their_own_bytes(write, form, compression):
+    text = json.dumps(ROWS) if form == "array" else "\n".join(map(json.dumps, ROWS))
+    path = write(
+        pa.compress(text.encode(), compression, asbytes=True) if compression == "zstd" else gzip.compress(text.encode())
+    )
+    assert raw(path) == ROWS
+    sizes = [r.size for r in records.json_records(path)]
+    assert min(sizes) >= 0 and sum(sizes) <= path.stat().st_size
+
+
+def test_parquet_is_read_row_by_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "_BATCH", 7)
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "x.parquet")
+    assert raw(tmp_path / "x.parquet") == ROWS
+    assert [r.place for r in records.json_records(tmp_path / "x.parquet")][:2] == ["row 1", "row 2"]
+    (tmp_path / "x.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(DataError, match="a Parquet file that cannot be read"):
+        raw(tmp_path / "x.parquet")
+
+
+def test_a_folder_is_its_files_by_name_whatever_they_are(tmp_path):
+    pq.write_table(pa.Table.from_pylist(ROWS[:2]), tmp_path / "b.parquet")
+    (tmp_path / "a.jsonl").write_text('{"a": 7}\n')
+    (tmp_path / "c.json.gz").write_bytes(gzip.compress(b'[{"a": 8}]'))
+    (tmp_path / "notes.txt").write_text("no records")
+    assert [r["a"] for r in raw(tmp_path)] == [7, 0, 1, 8]
+    assert next(records.json_records(tmp_path)).place == "a.jsonl, line 1"
+    assert [f.name for f in records.files_of(tmp_path)] == ["a.jsonl", "b.parquet", "c.json.gz"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="has no file that ends in"):
+        raw(tmp_path / "empty")
+
+
+def test_an_archive_is_named(write):
+    with pytest.raises(DataError, match="is a zip archive"):
+        raw(write(b"PK\x03\x04 and more"))
 
 
 def test_lines_and_an_array_read_the_same(write):

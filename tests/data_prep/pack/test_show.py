@@ -75,3 +75,13 @@ def test_a_rejected_id_says_why(root, tmp_path):
     recipe.data.max_rejected = 1
     with pytest.raises(ConfigError, match=r"line 1.* was rejected: no_supervised|id=a was rejected"):
         show.refuse_unknown("a", {"training": prepare(recipe, str(path))})
+
+
+def test_control_characters_are_shown_and_not_obeyed(root):
+    """By the text of a sequence, by ids, and by lists of errors."""
+    assert show.visible("a\x1b[2J\tb\nc\u202ed \x07") == "a\\x1b[2J\tb\nc\\u202ed \\x07"
+    recipe, data, _ = recipe_of(root, "model=qwen3-tiny")
+    console = Console(file=io.StringIO(), width=200)
+    data.ids[0] = recipe.id = "wild\x1b[2J"
+    show.sequences(data, recipe, console)
+    assert "\x1b" not in console.file.getvalue() and "wild\\x1b[2J" in console.file.getvalue()
