@@ -23,7 +23,7 @@ from typing import Any
 
 from data_prep.normalise.calls import from_text, normal_calls, paired
 from data_prep.normalise.fields import REASONING, sorted_out, weight
-from data_prep.normalise.tools import normal_tools, schemas_of
+from data_prep.normalise.tool_forms import normal_tools, schemas_of
 from data_prep.records import parse
 from data_prep.trajectory import Code, Rejected
 

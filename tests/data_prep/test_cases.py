@@ -139,3 +139,15 @@ def test_a_thought_without_its_opening_is_read_as_the_templates_read_it(packed):
 def test_parts_are_joined_as_the_server_joins_them_for_the_template(packed):
     assert packed("parts")[2][1].messages[2].content == "a.txt b.txt"
     assert packed("parts", model="glm4.5-tiny")[2][1].messages[2].content == "a.txt b.txt", "results always by a space"
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_is_mended_needs_no_mending(packed, name):
+    """A second pass over what the first one made changes nothing and names nothing."""
+    from data_prep.normalise.record import Joins, normalise
+
+    for _, one in packed(name):
+        record = {"id": one.id, "messages": [m.model_dump(exclude_none=True) for m in one.messages], "tools": one.tools}
+        before, repairs = json.dumps(record), []
+        again = normalise(json.loads(before), Joins(), repairs)
+        assert repairs == [] and {k: again[k] for k in record} == json.loads(before)

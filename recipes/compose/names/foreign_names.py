@@ -29,7 +29,7 @@ _SHARDED = (
     "the optimizer's state is always sharded over the data-parallel ranks: write layout=auto for all other choices"
 )
 _FULL = "every weight is trained, without adapters or quantization: leave it out"
-_LEARNED = "assistant turns alone are learned: write data.turns=all or last_segment to say which, and weight: 0 at a message to leave it out"
+_LEARNED = "assistant turns alone are learned: write data.turns=all or last_segment, and weight: 0 at a message to leave it out"
 _LONGER = "a longer trajectory is rejected, or cut with data.too_long=split"
 _RESUME = "the same command goes on from its run's last whole checkpoint by itself: leave it out"
 _TRACKED = "TensorBoard is always written: write engine.wandb=PROJECT for Weights & Biases too, on slime"
