@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.pack import trajectory_options
 from data_prep.pack.packer import Packer
-from data_prep.sources import source
+from data_prep.sources import source, trajectory
 from recipes.compose.recipe import compose_recipe
+from recipes.config import Data
+from tests.data_prep.support import OFFICIAL, assert_proved, official
 
 FOLDER = Path(__file__).parent / "cases"
 
@@ -151,3 +154,18 @@ def test_what_is_mended_needs_no_mending(packed, name):
         before, repairs = json.dumps(record), []
         again = normalise(json.loads(before), Joins(), repairs)
         assert repairs == [] and {k: again[k] for k in record} == json.loads(before)
+
+
+@pytest.mark.parametrize("template", OFFICIAL)
+@pytest.mark.parametrize("name", KEPT)
+def test_every_supervised_turn_follows_the_prompt_that_transformers_gives(reference, name, template):
+    """The proof a second time, apart from the code under test, by the official templates."""
+    chat = official(reference, template)
+    (path,) = FOLDER.glob(f"{name}.*")
+    module = source("limi" if name.endswith("limi") else "openai")
+    for record in module.records(path):
+        one = trajectory_options.without_thinking(trajectory(record, module), Data())
+        if template == "qwen3-2507" and any(m.reasoning_content for m in one.messages):
+            continue  # that template shows no reasoning
+        turns, *_ = trajectory_options.supervised(one, Data())
+        assert_proved(chat, one, chat.encode(one, turns), turns)
