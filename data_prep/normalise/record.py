@@ -74,7 +74,9 @@ def normalise(record: dict[str, Any], joins: Joins, repairs: list[str]) -> dict[
 
 
 def _column(record: dict[str, Any]) -> str:
-    there = [name for name in _ELSEWHERE if record.get(name)]
+    """Return what to write for a record without messages."""
+    there = [name for name, value in record.items() if any("role" in one for one in _objects(value))]
+    there += [name for name in _ELSEWHERE if record.get(name)]
     if there:
         return f"write data.columns.messages={there[0]} if its messages are there"
     return f"write data.columns.messages=NAME of the column that has them; this record has {', '.join(record) or 'no column'}"
@@ -83,19 +85,20 @@ def _column(record: dict[str, Any]) -> str:
 def _tools_column(metadata: dict[str, Any]) -> str | None:
     """Return the column that holds tools under another name."""
     for name, value in metadata.items():
-        found = value
-        if isinstance(value, str) and value.lstrip().startswith("["):
-            try:
-                found = parse(value.encode("utf-8", "surrogatepass"))
-            except Rejected:
-                continue
-        if (
-            isinstance(found, list)
-            and found
-            and all(isinstance(t, dict) and ("function" in t or "parameters" in t) for t in found)
-        ):
+        objects = _objects(value)
+        if objects and all("function" in one or "parameters" in one for one in objects):
             return name
     return None
+
+
+def _objects(value: Any) -> list[dict[str, Any]]:
+    """Return the objects of a list, given as it is or as JSON text; nothing for any other value."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = parse(value.encode("utf-8", "surrogatepass"))
+        except Rejected:
+            return []
+    return value if isinstance(value, list) and all(isinstance(one, dict) for one in value) else []
 
 
 def _message(

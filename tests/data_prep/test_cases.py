@@ -126,6 +126,15 @@ def test_what_is_no_message_is_metadata_that_no_template_sees(packed):
     assert ledger["status"] == "kept" and text.tools[0]["function"]["name"] == "bash"
 
 
+def test_a_record_without_messages_names_the_column_that_looks_like_them():
+    from data_prep.normalise.record import _column
+
+    turns = [{"role": "user", "content": "x"}]
+    assert _column({"info": {"a": 1}, "traj": turns}).startswith("write data.columns.messages=traj if")
+    assert _column({"x": json.dumps(turns)}).startswith("write data.columns.messages=x if")
+    assert "this record has info" in _column({"info": [1, 2]})
+
+
 def test_flags_of_turns_are_weights(packed):
     for ledger, one in packed("turn_flags"):
         assert [m.weight for m in one.messages] == [None, 0, None, 1] and ledger["turns"] == 1
