@@ -181,7 +181,7 @@ bench: $(READY) ## Measure the schedule, the embedded engine and the data stage;
 	@$(call LIMI,bench)
 
 .PHONY: bench-gpu
-bench-gpu: $(READY) ## Measure the embedded engine on one GPU, beside transformers and the plan; goes on where it stopped
+bench-gpu: $(READY) ## Measure the embedded engine on one GPU, beside transformers and the plan; smoke=true only checks it
 	@$(call LIMI,bench-gpu)
 
 LINT := $(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check . && $(BIN)/python -m mypy
