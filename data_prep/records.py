@@ -84,23 +84,25 @@ def _of_file(path: Path) -> Iterator[Record]:
                 if not start:
                     file.read(len(read))
             found = _array(file, path) if start.startswith(b"[") else _lines(file)
+            if kind is None:
+                yield from found
+                return
             last = 0
             for record in found:
-                read_so_far = raw.tell()
-                yield record if kind is None else Record(record.place, record.raw, read_so_far - last)
-                last = read_so_far
+                yield Record(record.place, record.raw, raw.tell() - last)
+                last = raw.tell()
 
 
 def _rows(path: Path) -> Iterator[Record]:
     """Yield the rows of a Parquet file as JSON. Nulls that Arrow filled in are taken out later, by the schema of each tool."""
     try:
         table = pq.ParquetFile(path)
-        number = 0
+        number, size = 0, path.stat().st_size // max(1, table.metadata.num_rows)
         for batch in table.iter_batches(_BATCH):
             for row in batch.to_pylist():
                 number += 1
                 raw = json.dumps(row, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass")
-                yield Record(f"row {number}", raw, path.stat().st_size // max(1, table.metadata.num_rows))
+                yield Record(f"row {number}", raw, size)
     except pa.ArrowException as error:
         raise DataError(f"'{path}' is a Parquet file that cannot be read: {error}") from error
 

@@ -29,16 +29,14 @@ def validators(functions: str) -> dict[str, Validator | None]:
 
 
 def _validator(schema: Any) -> Validator | None:
-    for one in (schema, lowered(schema)):
-        tuples = not isinstance(one, dict) or "$schema" not in one
-        kind = validator_for(one, default=Draft7Validator if tuples and _has_tuples(one) else Draft202012Validator)
-        try:
-            kind.check_schema(one)
-        except (SchemaError, RecursionError):
-            continue
-        # An empty registry: a schema with a remote reference must not trigger a download.
-        return kind(one, registry=Registry())
-    return None
+    try:
+        schema = lowered(schema)
+        kind = validator_for(schema, default=Draft7Validator if _has_tuples(schema) else Draft202012Validator)
+        kind.check_schema(schema)
+    except (SchemaError, RecursionError):
+        return None
+    # An empty registry: a schema with a remote reference must not trigger a download.
+    return kind(schema, registry=Registry())
 
 
 def lowered(schema: Any) -> Any:

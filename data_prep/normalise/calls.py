@@ -13,7 +13,6 @@ _SILENT = frozenset(
 
 def normal_calls(calls: Any, number: int, schemas: dict[str, Any], repairs: list[str]) -> list[dict[str, Any]]:
     """Return the calls of a message as `{id?, type, function: {name, arguments}}`, arguments an object without null-filling."""
-    calls = from_text(calls, f"message {number}: tool_calls", repairs)
     if not isinstance(calls, list):
         raise Rejected(Code.shape, f"message {number}: tool_calls is {type(calls).__name__}, not a list")
     return [_call(call, number, schemas, repairs) for call in calls]

@@ -8,20 +8,22 @@ MESSAGE = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id",
 
 # Names of reasoning, of calls and of what a turn counts, in the words of this project.
 REASONING = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts")
+DETAILS = ("reasoning_details", "thinking_blocks")  # lists of thoughts, which may be encrypted or repeat the reasoning
 LEARNED = ("weight", "train", "trainable", "loss", "loss_mask", "loss_weight", "supervise", "learn")
 # Fields that say nothing about the text: about the request, the server, the interface or the bookkeeping.
 SILENT = frozenset(
     (
-        "agent", "agent_id", "annotations", "audio", "cache_control", "citations", "completion_tokens", "cost", "created",
+        "agent", "agent_id", "annotations", "cache_control", "citations", "completion_tokens", "cost", "created",
         "created_at", "duration", "duration_ms", "extra", "finish_reason", "id", "index", "is_demo", "latency", "logprobs",
         "message_id", "message_type", "metadata", "model", "object", "parent_id", "parentUuid", "parent_uuid",
         "prompt_tokens", "provider", "provider_specific_fields", "raw", "request_id", "response_id", "session_id",
-        "signature", "status", "stop_reason", "stop_sequence", "system_fingerprint", "thinking_blocks", "thinking_signature",
+        "signature", "status", "stop_reason", "stop_sequence", "system_fingerprint", "thinking_signature",
         "time", "timestamp", "token_ids", "tool_name", "turn", "turn_id", "type", "usage", "uuid", "version",
     )
 )  # fmt: skip
 # Fields that say something that no chat template can render as it is.
 _SAYS = {
+    "audio": "leave the record out: this project trains on text",
     "refusal": "write its text as content if the model is to learn it, or leave the record out",
     "images": "leave the record out: this project trains on text",
     "image": "leave the record out: this project trains on text",
@@ -38,7 +40,7 @@ _SAYS = {
     "text": "write it as content",
     "value": "write it as content, and from as role",
     "from": "write it as role, and value as content",
-    "parts": "write them as content, or take data=sii_cli for Gemini's sessions",
+    "parts": "write role and content: this is Gemini's form of a message",
     "message": "a Claude Code session or another log: its messages are inside",
     "events": "an event log: take data=sii_cli if it is SII-CLI's",
 }
@@ -52,7 +54,7 @@ def sorted_out(message: dict[str, Any], number: int, repairs: list[str]) -> dict
     own: dict[str, Any] = {}
     silent = []
     for name, value in message.items():
-        if name in MESSAGE or name in REASONING or name in LEARNED or name in ("function_call", "reasoning_details"):
+        if name in MESSAGE or name in REASONING or name in LEARNED or name in (*DETAILS, "function_call"):
             own[name] = value
         elif value in (None, "", [], {}):
             continue
@@ -87,6 +89,13 @@ def weight(own: dict[str, Any], number: int, repairs: list[str]) -> int | None:
         values[name] = int(value)
     if len(set(values.values())) > 1:
         raise Rejected(Code.shape, f"message {number}: {', '.join(said)} contradict each other", "write weight alone")
+    learned = next(iter(values.values()))
+    if (role := own.get("role")) != "assistant":
+        raise Rejected(
+            Code.shape,
+            f"message {number}: {', '.join(said)} stands at a message of role {role}, and turns of the assistant alone are learned",
+            "leave it out there",
+        )
     if names := [name for name in said if name != "weight"]:
-        repairs.append(f"message {number}: {', '.join(names)} read as weight {next(iter(values.values()))}")
-    return next(iter(values.values()))
+        repairs.append(f"message {number}: {', '.join(names)} read as weight {learned}")
+    return learned

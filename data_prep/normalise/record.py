@@ -22,7 +22,7 @@ from itertools import pairwise
 from typing import Any
 
 from data_prep.normalise.calls import from_text, normal_calls, paired
-from data_prep.normalise.fields import REASONING, sorted_out, weight
+from data_prep.normalise.fields import DETAILS, REASONING, sorted_out, weight
 from data_prep.normalise.tool_forms import normal_tools, schemas_of
 from data_prep.records import parse
 from data_prep.trajectory import Code, Rejected
@@ -63,7 +63,7 @@ def normalise(record: dict[str, Any], joins: Joins, repairs: list[str]) -> dict[
     schemas = schemas_of(tools)
     out: list[dict[str, Any]] = []
     for number, message in enumerate(messages):
-        out.append(_message(message, number, out, schemas, joins, repairs))
+        out.append(_message(message, number, schemas, joins, repairs))
     paired(out, repairs)
     for number, (one, other) in enumerate(pairwise(out)):
         if one.get("role") == other.get("role") == "assistant":
@@ -102,12 +102,7 @@ def _objects(value: Any) -> list[dict[str, Any]]:
 
 
 def _message(
-    message: dict[str, Any],
-    number: int,
-    before: list[dict[str, Any]],
-    schemas: dict[str, Any],
-    joins: Joins,
-    repairs: list[str],
+    message: dict[str, Any], number: int, schemas: dict[str, Any], joins: Joins, repairs: list[str]
 ) -> dict[str, Any]:
     out = {k: v for k, v in sorted_out(message, number, repairs).items() if v is not None}
     if (learned := weight(out, number, repairs)) is not None:
@@ -137,14 +132,16 @@ def _message(
 
 
 def _reasoning(out: dict[str, Any], number: int, repairs: list[str]) -> None:
-    """Leave one `reasoning_content`, by whatever names the record has it."""
-    details = out.pop("reasoning_details", None)
+    """Leave one `reasoning_content`, by whatever names the record has it. Lists of thoughts count only where nothing else says it."""
+    details = {name: out.pop(name) for name in DETAILS if name in out}
+    details = {name: value for name, value in details.items() if value not in ("", [], {})}
     said = {name: out.pop(name) for name in REASONING if name in out}
     said = {name: text for name, text in said.items() if text not in ("", [], {})}
-    if not said and isinstance(details, list) and details:
-        texts = [d.get("text") if isinstance(d, dict) else None for d in details]
-        if all(isinstance(t, str) for t in texts):
-            said = {"reasoning_details": "".join(map(str, texts))}
+    if details and not said:
+        name, value = next(iter(details.items()))
+        said = {name: _details(value, f"message {number}: {name}")}
+    elif details:
+        repairs.append(f"message {number}: {', '.join(details)} left out beside {', '.join(said)}")
     if not said:
         return
     if any(text != next(iter(said.values())) for text in said.values()):
@@ -152,6 +149,19 @@ def _reasoning(out: dict[str, Any], number: int, repairs: list[str]) -> None:
     out["reasoning_content"] = next(iter(said.values()))
     if names := [name for name in said if name != "reasoning_content"]:
         repairs.append(f"message {number}: {', '.join(names)} read as reasoning_content")
+
+
+def _details(value: Any, what: str) -> str:
+    """Return the text of a list of thoughts. Raise `Rejected` if a thought has none, because it is encrypted or of another form."""
+    thoughts = value if isinstance(value, list) else [value]
+    texts = [t.get("text", t.get("thinking")) if isinstance(t, dict) else None for t in thoughts]
+    if not all(isinstance(text, str) for text in texts):
+        raise Rejected(
+            Code.shape,
+            f"{what} holds a thought without text, such as an encrypted one",
+            "write what is known as reasoning_content",
+        )
+    return "".join(map(str, texts))
 
 
 def _inline(out: dict[str, Any], number: int, repairs: list[str]) -> None:
@@ -194,7 +204,7 @@ def _text(content: Any, number: int, role: str, joins: Joins, repairs: list[str]
         repairs.append(f"message {number}: {', '.join(sorted(silent))} of a part left out, which no template shows")
     if len(content) > 1:
         join = joins.result if role == "tool" else joins.other
-        with_what = "a space" if join else "nothing"
+        with_what = {" ": "a space", "": "nothing"}.get(join, repr(join))
         repairs.append(f"message {number}: {len(content)} parts joined with {with_what} between them, as SGLang does")
         return join.join(part["text"] for part in content)
     return "".join(part["text"] for part in content)

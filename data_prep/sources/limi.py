@@ -4,13 +4,6 @@ A record is `{id?, messages, tools}` with arguments as objects. What Arrow fille
 `data_prep/normalise/null_filling.py`, as for every source.
 """
 
-from typing import Any
+from data_prep.sources.openai import convert, records
 
-from data_prep.records import json_records
-
-records = json_records
-
-
-def convert(record: dict[str, Any], repairs: list[str]) -> dict[str, Any]:
-    """Return the record: its names are the project's own."""
-    return record
+__all__ = ["convert", "records"]

@@ -7,7 +7,9 @@ import pytest
 
 from data_prep.pack import trajectory_options
 from data_prep.pack.packer import Packer
+from data_prep.records import Record
 from data_prep.sources import source, trajectory
+from data_prep.trajectory import Rejected
 from recipes.compose.recipe import compose_recipe
 from recipes.config import Data
 from tests.data_prep.support import OFFICIAL, assert_proved, official
@@ -178,3 +180,42 @@ def test_every_supervised_turn_follows_the_prompt_that_transformers_gives(refere
             continue  # that template shows no reasoning
         turns, *_ = trajectory_options.supervised(one, Data())
         assert_proved(chat, one, chat.encode(one, turns), turns)
+
+
+def made(message, **arguments):
+    """A conversation of one assistant message, after a question."""
+    parameters = {"type": "object", "properties": {"a": {"type": "string", "nullable": True}}}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    raw = json.dumps({"messages": [{"role": "user", "content": "x"}, message], "tools": tools}).encode()
+    return trajectory(Record("here", raw, len(raw)), source("openai"))
+
+
+def test_a_null_that_a_dialect_allows_stays_and_breaks_no_schema():
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"a": None}}}
+    one = made({"role": "assistant", "content": "", "tool_calls": [call]})
+    assert calls(one) == [{"a": None}] and list(one.faulty_calls()) == [] and one.unjudged() == []
+
+
+@pytest.mark.parametrize(("name", "key"), [("reasoning_details", "text"), ("thinking_blocks", "thinking")])
+def test_a_list_of_thoughts_is_read_named_or_refused_and_never_dropped_in_silence(name, key):
+    thoughts = {name: [{"type": "x", key: "I "}, {"type": "x", key: "think"}]}
+    one = made({"role": "assistant", "content": "Hi.", **thoughts})
+    assert one.messages[1].reasoning_content == "I think" and one.repairs == [
+        f"message 1: {name} read as reasoning_content"
+    ]
+    beside = made({"role": "assistant", "content": "Hi.", "reasoning_content": "so", **thoughts})
+    assert (
+        beside.messages[1].reasoning_content == "so"
+        and f"{name} left out beside reasoning_content" in beside.repairs[0]
+    )
+    with pytest.raises(Rejected, match="a thought without text"):
+        made({"role": "assistant", "content": "Hi.", name: [{"type": "encrypted", "data": "x"}]})
+
+
+def test_what_is_said_otherwise_than_in_text_is_refused_with_what_to_write():
+    for field, said in (({"audio": {"id": "1"}}, "trains on text"), ({"parts": [1]}, "Gemini's form")):
+        with pytest.raises(Rejected, match=said):
+            made({"role": "assistant", "content": "Hi.", **field})
+    raw = json.dumps({"messages": [{"role": "user", "content": "x", "loss_mask": 0}], "tools": []}).encode()
+    with pytest.raises(Rejected, match="loss_mask stands at a message of role user.*leave it out there"):
+        trajectory(Record("here", raw, len(raw)), source("openai"))
