@@ -1,8 +1,9 @@
 """The embedded engine's steps on one GPU, in this process."""
 
 import contextlib
+import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -56,29 +57,40 @@ def warm_rank(planned: Planned) -> Iterator[Rank]:
     """Start the rank of a case, with everything done that a training run does once: kernels compiled for more than one length, host
     memory pinned, and the optimizer's moments made by an update at learning rate 0."""
     r, sequences = planned.recipe, planned.case.sequences
-    store, port = open_store("127.0.0.1")
     short = [min(length, max(sequences)) for length in (WARM_UP, WARM_UP - 2048)]
-    data: Any = RandomTokens([*sequences, *short], r.model.vocab)
+    with rank_of(planned, short) as rank:
+        say("built")
+        longest = max(map(sum, planned.batches))
+        if r.layout.offload and rank.device.type == "cuda":
+            _pin(r, longest)
+            say("pinned")
+        for number in range(len(short)):
+            rank.sequence_gradient(len(sequences) + number)
+        _compile_swiglu(r, longest, rank.device)
+        for group in rank.optimizer.param_groups:
+            group["lr"] = 0.0
+        rank.optimizer.step()
+        if rank.device.type == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        say("warm")
+        yield rank
+
+
+@contextlib.contextmanager
+def rank_of(planned: Planned, further: Sequence[int] = ()) -> Iterator[Rank]:
+    """Start the rank of a case in this process, on random weights and tokens. further: lengths of sequences that are in no step."""
+    gc.collect()  # an earlier rank is part of reference cycles, which hold the GPU's memory
+    r = planned.recipe
+    store, port = open_store("127.0.0.1")
+    data: Any = RandomTokens([*planned.case.sequences, *further], r.model.vocab)
     read = random_weights(r, device_here())
     rank = Rank(r, Place(0, 0, "127.0.0.1", port), (data, planned.plan.schedule), None, read)
-    say("built")
-    longest = max(map(sum, planned.batches))
-    if r.layout.offload and rank.device.type == "cuda":
-        _pin(r, longest)
-        say("pinned")
-    for number in range(len(short)):
-        rank.sequence_gradient(len(sequences) + number)
-    _compile_swiglu(r, longest, rank.device)
-    for group in rank.optimizer.param_groups:
-        group["lr"] = 0.0
-    rank.optimizer.step()
-    if rank.device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-    say("warm")
-    yield rank
-    rank.leave()
-    del store
+    try:
+        yield rank
+    finally:
+        rank.leave()
+        del store
 
 
 def say(what: str) -> None:

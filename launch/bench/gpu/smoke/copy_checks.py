@@ -2,15 +2,13 @@
 
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from launch.bench.gpu.smoke.outcome import Bench, Outcome, synchronize
-from launch.cluster.rendezvous import open_store
+from launch.bench.gpu.smoke.outcome import Bench, Outcome, group_of_one, synchronize
 from launch.megatron.host_adam import PIECE, HostAdam
 from launch.megatron.rank_place import ALLOCATOR
 from launch.model.offload_streams import CopyStreams
@@ -103,18 +101,12 @@ def check_host_adam(bench: Bench) -> Iterator[Outcome]:
 
 def check_collectives(bench: Bench) -> Iterator[Outcome]:
     """Run the collectives of training in a group of one rank."""
-    backend = "nccl" if bench.on_gpu else "gloo"
-    store, port = open_store("127.0.0.1")
-    client = dist.TCPStore("127.0.0.1", port, is_master=False)  # type: ignore[attr-defined]
-    dist.init_process_group(backend, store=client, world_size=1, rank=0, timeout=timedelta(seconds=60))
-    try:
-        x = torch.randn(1 << 20, device=bench.device)
-        found: list[Tensor] = [x.clone(), torch.empty_like(x), torch.empty_like(x)]
+    x = torch.randn(1 << 20, device=bench.device)
+    found: list[Tensor] = [x.clone(), torch.empty_like(x), torch.empty_like(x)]
+    with group_of_one(bench):
+        backend = dist.get_backend()
         dist.all_reduce(found[0])
         dist.reduce_scatter_tensor(found[1], x)
         dist.all_gather_into_tensor(found[2], x)
         same = all(torch.equal(one, x) for one in found)
-    finally:
-        dist.destroy_process_group()
-        del store
     yield Outcome(f"collectives by {backend}", "all-reduce, reduce-scatter, all-gather of one rank", same)

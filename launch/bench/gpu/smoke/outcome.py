@@ -1,10 +1,16 @@
-"""What one check of the smoke step found, and the sizes that the checks use."""
+"""What one check of the smoke step found, and what the checks share: sizes, a process group, errors."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+
+from launch.cluster.rendezvous import open_store
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,20 @@ class Bench:
             return "model.layers=2"
         small = "model.hidden=64 model.ffn=128 model.heads=4 model.kv_heads=2 model.head_dim=16 model.vocab=512"
         return f"model.layers=2 {small} model.native_context=2048"
+
+
+@contextlib.contextmanager
+def group_of_one(bench: Bench) -> Iterator[Any]:
+    """Make this process the only rank of a process group. Yield the group."""
+    store, port = open_store("127.0.0.1")
+    client = dist.TCPStore("127.0.0.1", port, is_master=False)  # type: ignore[attr-defined]
+    backend = "nccl" if bench.on_gpu else "gloo"
+    dist.init_process_group(backend, store=client, world_size=1, rank=0, timeout=timedelta(seconds=60))
+    try:
+        yield dist.group.WORLD
+    finally:
+        dist.destroy_process_group()
+        del store
 
 
 def relative(found: Tensor, wanted: Tensor) -> float:

@@ -1,7 +1,5 @@
 """The loss in chunks, and whole ranks: layouts beside each other, a GPU's bf16 beside a CPU's fp32, memory beside the plan."""
 
-import contextlib
-import gc
 import os
 import subprocess
 import sys
@@ -9,22 +7,18 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
 from launch.bench.gpu.cases import Case, Planned
-from launch.bench.gpu.inputs import RandomTokens, device_here, random_weights
 from launch.bench.gpu.measurement import write_case
-from launch.bench.gpu.smoke.outcome import Bench, Outcome, relative
-from launch.cluster.rendezvous import open_store
+from launch.bench.gpu.ours import rank_of
+from launch.bench.gpu.smoke.outcome import Bench, Outcome, group_of_one, relative
 from launch.megatron.rank import Rank
 from launch.megatron.rank_export import hf_tensors
-from launch.megatron.rank_place import Place
 from launch.model.loss import _ChunkedCrossEntropy
 from recipes.compose.recipe import compose_recipe
 from recipes.config import Dtype, Recipe
@@ -52,21 +46,15 @@ def check_loss(bench: Bench) -> Iterator[Outcome]:
     rows = torch.randn(tokens, hidden, generator=new, device=bench.device, dtype=bench.dtype).requires_grad_()
     weight = (torch.randn(vocab, hidden, generator=new, device=bench.device) * 0.02).to(bench.dtype).requires_grad_()
     labels = torch.randint(vocab, (tokens,), generator=new, device=bench.device)
-    store, port = open_store("127.0.0.1")
-    client = dist.TCPStore("127.0.0.1", port, is_master=False)  # type: ignore[attr-defined]
-    dist.init_process_group("nccl" if bench.on_gpu else "gloo", store=client, world_size=1, rank=0)
-    peak = 0
-    try:
+    peak = before = 0
+    with group_of_one(bench) as group:
         if bench.on_gpu:
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
-        losses = _ChunkedCrossEntropy.apply(rows, weight, labels, chunk, dist.group.WORLD, False)
+        losses = _ChunkedCrossEntropy.apply(rows, weight, labels, chunk, group, False)
         mine = [losses.detach(), *torch.autograd.grad(losses.sum(), (rows, weight))]
         if bench.on_gpu:
             peak = torch.cuda.max_memory_allocated() - before
-    finally:
-        dist.destroy_process_group()
-        del store
     of_weight = torch.zeros_like(weight, dtype=torch.float32)
     plain, of_rows = [], []
     for part, own in zip(rows.detach().split(chunk), labels.split(chunk), strict=True):
@@ -111,22 +99,6 @@ def in_fp32(one: Planned) -> Planned:
     r = one.recipe
     exact = replace(r, engine=replace(r.engine, dtype=Dtype.fp32))
     return Planned(one.case, RunPlan(exact, one.plan.sequences, None))
-
-
-@contextlib.contextmanager
-def rank_of(one: Planned) -> Iterator[Rank]:
-    """Start the rank of a plan in this process."""
-    gc.collect()  # an earlier rank is part of reference cycles, which hold the GPU's memory
-    r = one.recipe
-    store, port = open_store("127.0.0.1")
-    data: Any = RandomTokens(LENGTHS, r.model.vocab)
-    read = random_weights(r, device_here())
-    rank = Rank(r, Place(0, 0, "127.0.0.1", port), (data, one.plan.schedule), None, read)
-    try:
-        yield rank
-    finally:
-        rank.leave()
-        del store
 
 
 def trained(one: Planned, steps: int = 1) -> tuple[float, int, dict[str, Tensor], dict[str, Tensor]]:
