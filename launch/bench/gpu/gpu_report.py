@@ -146,10 +146,15 @@ def _verdicts(rows: Sequence[Row]) -> Iterator[str]:
     yield _verdict(f"≥ {SHARE:.0%} of the roofline", [(p, f"{x:.0%}", x >= SHARE) for p, x in shares])
     off = [(p, p.allocated / f["ours"]["peak"] - 1) for p, f in rows if step_seconds(f, "ours") and f["ours"]["peak"]]
     yield _verdict(f"peak within {OFF:.0%} of the plan", [(p, f"{x:+.1%}", abs(x) <= OFF) for p, x in off])
-    longest = [
-        (p, f"{s:.1f} s a step", True) for p, f in rows if p.case.key == LONGEST and (s := step_seconds(f, "ours"))
-    ]
+    longest = [(p, *_fits(f["ours"])) for p, f in rows if p.case.key == LONGEST and "ours" in f]
     yield _verdict("152k tokens on one GPU", longest)
+
+
+def _fits(ours: dict[str, Any]) -> tuple[str, bool]:
+    """Return what became of a row, and whether it was trained."""
+    if seconds := ours.get("seconds"):
+        return f"{statistics.median(seconds):.1f} s a step", True
+    return ("out of memory" if "out_of_memory" in ours else "failed"), False
 
 
 def _verdict(target: str, found: list[tuple[Planned, str, bool]]) -> str:

@@ -1,4 +1,7 @@
+import re
+
 from recipes.compose.recipe import compose_recipe
+from recipes.paths import REPO
 from recipes.plan import published
 
 
@@ -29,3 +32,10 @@ def test_the_embedded_engine_runs_at_the_rates_of_its_own_measurement():
         words = [f"cluster={cluster}", "engine=megatron", "layout=data_parallel"]
         found = published.calibration(compose_recipe(words))
         assert found.factor == 1.0 and found.text.startswith(said)
+
+
+def test_its_error_is_that_of_the_measured_rows():
+    table = (REPO / "launch" / "bench" / "GPU.md").read_text(encoding="utf-8")
+    off = [int(found) for found in re.findall(r"^\| [\d.]+B, .* \| ([+-]\d+)% \|$", table, re.M)]
+    text = published.calibration(compose_recipe(["cluster=h200x1", "engine=megatron", "layout=data_parallel"])).text
+    assert len(off) >= 3 and f"steps were {max(off)}% longer to {-min(off)}% shorter than measured" in text

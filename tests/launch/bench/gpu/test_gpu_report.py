@@ -50,6 +50,12 @@ def test_the_text_has_verdicts_reasons_and_efficiencies(rows):
     assert "Nothing has been measured yet." in nothing and "yes" not in nothing
 
 
+def test_the_longest_row_can_miss_its_target(rows):
+    (longest,) = (one for one in rows if one.case.key == "4B-152k")
+    for ours, said in ((OURS, "12.5 s a step | yes |"), (OOM, "out of memory | no |"), (FAILED, "failed | no |")):
+        assert f"| 152k tokens on one GPU | 4B, 152k {said}" in gpu_report.tables([(longest, {"ours": ours})])
+
+
 def test_a_results_folder_becomes_the_text(rows, tmp_path, capsys):
     tmp_path = tmp_path / "h200x1"
     for one in rows[1::-1]:
