@@ -20,7 +20,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from launch.model.attention_kernels import PACKED, attend, causal
+from launch.model.attention_kernels import VARLEN_KERNELS, attend, causal
 from launch.model.attention_reuse import CachedCall
 from launch.model.offload_streams import onto
 from launch.model.rotary import Rotation, rotate, rotation
@@ -161,7 +161,7 @@ class PackedAttention(MegatronModule):
         if isinstance(packed, Packed) and query.is_cuda:
             assert packed.chunks is not None
             key, value = (keys_of_chunks(x, own, self.cp_group.rank()) for x in (key, value))
-            return PACKED[self.kernel](query, key, value, packed.chunks, self.scale)
+            return VARLEN_KERNELS[self.kernel](query, key, value, packed.chunks, self.scale)
         parts = zip(query.split(own), key.split(own, dim=1), value.split(own, dim=1), strict=True)
         return torch.cat([self._zigzag(q, k.flatten(0, 1), v.flatten(0, 1)) for q, k, v in parts])
 

@@ -37,7 +37,7 @@ def attend(
     if kernel is AttentionKernel.cudnn and min(lengths) > 1:  # cuDNN takes no sequence of one token
         out: Tensor = _BySequence.apply(query, key, value, lengths, scale)
         return out
-    return PACKED[kernel](query, key, value, packed, scale)
+    return VARLEN_KERNELS[kernel](query, key, value, packed, scale)
 
 
 def causal(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
@@ -93,7 +93,7 @@ def flash4(query: Tensor, key: Tensor, value: Tensor, packed: PackedSeqParams, s
 
 
 # The kernels that take sequences with more keys than queries.
-PACKED: dict[AttentionKernel, Callable[..., Tensor]] = {
+VARLEN_KERNELS: dict[AttentionKernel, Callable[..., Tensor]] = {
     AttentionKernel.varlen: varlen,
     AttentionKernel.flash4: flash4,
     AttentionKernel.cudnn: varlen,

@@ -7,6 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# PyTorch falls back to uncompiled code, with other rounding, after this many compilations of one function; its own limit is 8. Norms
+# alone take 9: three widths, each for few, for many and for very many tokens.
+MOST_VARIANTS = 64
+
 
 def fused(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that runs compiled if its first tensor is on a GPU. On a CPU it runs uncompiled: compiling takes longer than
@@ -17,9 +21,7 @@ def fused(function: Callable[..., Any]) -> Callable[..., Any]:
     gradients, because it serves the passes of an `autograd.Function`: otherwise each combination of tensors that require gradients
     would be compiled anew.
     """
-    # PyTorch falls back to uncompiled code, with other rounding, after this many compilations of one function. Norms alone take 9:
-    # three widths, each for few, for many and for very many tokens.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_VARIANTS)
     compiled = torch.compile(function)
 
     @functools.wraps(function)

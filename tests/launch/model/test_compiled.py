@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from launch.model import compiled
 from launch.model.compiled import fused
 from tests.conftest import REPO
 
@@ -53,4 +54,4 @@ def test_a_gpu_compiles_without_gradients_and_for_many_widths(monkeypatch):
     with torch.no_grad():
         scaled(x.detach(), weight, 1.0)
     assert seen == [(False, [False, False])] * 2 and not out.requires_grad and out.tolist() == [[2.0, 2.0]] * 3
-    assert torch._dynamo.config.recompile_limit >= 64
+    assert torch._dynamo.config.recompile_limit >= compiled.MOST_VARIANTS >= 64

@@ -14,7 +14,7 @@ from launch.bench.gpu.smoke.outcome import Bench, Outcome, relative, synchronize
 from launch.bench.gpu.theirs import sdpa_backend
 from launch.bench.gpu.timing import spin_up
 from launch.model.attention import keys_of_chunks, zigzag_chunks, zigzag_positions
-from launch.model.attention_kernels import PACKED, attend, causal
+from launch.model.attention_kernels import VARLEN_KERNELS, attend, causal
 from launch.model.attention_reuse import CachedCall
 from launch.model.offload_streams import onto
 from recipes.config import AttentionKernel, Recipe
@@ -145,7 +145,7 @@ def _chunked(bench: Bench, kernel: AttentionKernel, parts: Sequence[Tensor], chu
     """Attend from a rank's chunks to their keys; on a CPU by the stand-in."""
     scale = 1 / math.sqrt(bench.heads[2])
     if bench.on_gpu:
-        return PACKED[kernel](*parts, chunks, scale)
+        return VARLEN_KERNELS[kernel](*parts, chunks, scale)
     queries, keys = (boundaries.diff().tolist() for boundaries in (chunks.cu_seqlens_q, chunks.cu_seqlens_kv))
     of_chunks = zip(*(x.split(n) for x, n in zip(parts, (queries, keys, keys), strict=True)), strict=True)
     return torch.cat([causal(q, k, v, scale, _last_rows(len(q), len(k))) for q, k, v in of_chunks])
