@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from launch.cluster.connection import connected, sockets
+from launch.cluster.image import packages
 from launch.cluster.ray_errors import logs
 from launch.megatron.rank_actor import Worker
 from launch.megatron.rank_place import ALLOCATOR, Place
@@ -56,7 +57,7 @@ class Ranks:
         env = {
             **({"GLOO_SOCKET_IFNAME": "lo"} if self._local else {}),
             **sockets(self.recipe),
-            "PYTHONPATH": str(REPO),
+            "PYTHONPATH": packages.python_path(self.recipe.cluster.root, str(REPO)),
             "OMP_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1",
             "PYTHONWARNINGS": "ignore",

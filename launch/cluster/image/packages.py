@@ -29,9 +29,10 @@ def folder(root: str) -> Path:
 
 
 def python_path(root: str, *first: str) -> str:
-    """Return PYTHONPATH for processes of a job: the given folders, and the packages' if they were brought."""
-    brought = folder(root)
-    return os.pathsep.join([*first, *([str(brought)] if brought.is_dir() else [])])
+    """Return PYTHONPATH for processes of a job: the given folders, the packages' if they were brought, and this process's own, from
+    which Ray itself may be imported."""
+    brought, own = folder(root), os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join(dict.fromkeys([*first, *([str(brought)] if brought.is_dir() else []), *filter(None, own)]))
 
 
 def lacks() -> bool:

@@ -65,11 +65,17 @@ def test_they_are_installed_once_and_found_before_the_image_s_own(tmp_path, pip)
     assert sys.path.count(sys.path[1]) == 1
 
 
-def test_every_process_of_a_job_finds_them_behind_the_project_once_they_are_there(tmp_path, pip):
+def test_every_process_of_a_job_finds_them_behind_the_project_once_they_are_there(tmp_path, pip, monkeypatch):
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     assert packages.python_path(str(tmp_path), "/a", "/b") == "/a:/b"
     pip("true")
     packages.bring(str(tmp_path))
     assert packages.python_path(str(tmp_path), "/a") == f"/a:{packages.folder(str(tmp_path))}"
+
+
+def test_a_process_of_a_job_keeps_the_folders_from_which_this_one_imports(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", f"/a{os.pathsep}/of_ray{os.pathsep}")
+    assert packages.python_path(str(tmp_path), "/a") == f"/a{os.pathsep}/of_ray"
 
 
 def test_what_pip_cannot_install_is_an_error_with_the_command_and_leaves_nothing(tmp_path, pip):
