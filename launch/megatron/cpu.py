@@ -121,11 +121,6 @@ def _change_random(module: Any) -> None:
     module._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
 
 
-def _change_moe_utils(module: Any) -> None:
-    # Bound only if Transformer Engine is installed, but read without it (moe_utils.py:1192).
-    module.__dict__.setdefault("te_general_gemm", None)
-
-
 def _change_token_dispatcher(module: Any) -> None:
     # Megatron converts split sizes to numpy only when it moves them off a GPU.
     def maybe_move(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
@@ -136,7 +131,6 @@ def _change_token_dispatcher(module: Any) -> None:
 
 _CHANGES: dict[str, Callable[[Any], None]] = {
     "megatron.core.tensor_parallel.random": _change_random,
-    "megatron.core.transformer.moe.moe_utils": _change_moe_utils,
     "megatron.core.transformer.moe.token_dispatcher": _change_token_dispatcher,
 }
 

@@ -95,10 +95,12 @@ class Rank:
         self.config.finalize_model_grads_func = finalize_model_grads
         self.config.grad_scale_func = self.optimizer.scale_loss
 
-    def leave(self) -> None:
-        """Undo what building the rank did to its process, so that another rank can be built there."""
+    @staticmethod
+    def leave() -> None:
+        """Undo what building a rank did to this process, also one that failed half-way, so that another can be built there."""
         parallel_state.destroy_model_parallel()
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
         gc.unfreeze()
 
     def peak_memory(self) -> int:

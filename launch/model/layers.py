@@ -19,6 +19,7 @@ from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.moe import moe_utils
 from megatron.core.transformer.moe.experts import TEGroupedMLP
 from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
 from megatron.core.transformer.moe.shared_experts import SharedExpertMLP
@@ -37,6 +38,10 @@ from torch.nn import Parameter
 from launch.model.attention import PackedAttention, RotatedOnce
 from launch.model.compiled import fused
 from recipes.config import AttentionKernel
+
+if not hasattr(moe_utils, "te_general_gemm"):
+    # megatron-core 0.16.1 binds this name only with Transformer Engine, but the router reads it without it too (moe_utils.py:1192).
+    moe_utils.te_general_gemm = None
 
 PLAIN_LAYER = ModuleSpec(module=TransformerLayer)  # saves its activations for the backward pass
 

@@ -17,21 +17,21 @@ def training(console: Console, total: int, completed: int) -> Iterator[Callable[
         TextColumn("Training"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}"),
         TextColumn("{task.fields[speed]:,.0f} tokens/s"), TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
-    seconds = 0.0
+    seconds: list[float] = []
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("train", total=total, completed=completed, loss=float("nan"), speed=0.0)
 
         def advance(line: dict[str, Any]) -> None:
-            nonlocal seconds
             step_s = line["time"]["step_s"]
-            seconds += step_s
+            seconds.append(step_s)
             speed = line["tokens"] / step_s
             bar.update(task, advance=1, loss=line["loss"], speed=speed)
             slow = step_s > 10
             if not console.is_terminal and (
                 slow or line["step"] % max(1, total // LINES) == 0 or line["step"] == total
             ):
-                left = seconds / (line["step"] - completed) * (total - line["step"])
+                usual = seconds[1:] or seconds  # the first step also compiles
+                left = sum(usual) / len(usual) * (total - line["step"])
                 console.print(
                     f"step {line['step']}/{total}  loss {line['loss']:.4f}  {step_s:.2f} s  {speed:,.0f} tokens/s  {_clock(left)} left"
                 )

@@ -85,22 +85,23 @@ def _published(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _calibrated(rows: Sequence[Row]) -> Iterator[str]:
-    """Yield the median efficiencies of the measured rows for `hydra_conf/gpu`, fitted on every second row and checked on the
-    others."""
+    """Yield the median efficiencies of the measured rows for `hydra_conf/gpu`: fitted on every second row of the first row's shape,
+    and checked on the others. Smaller shapes attain less in matrix products."""
     whole = [(p, f) for p, f in rows if step_seconds(f, "roofline")]
     if not whole:
         return
     r = whole[0][0].recipe
     kernel = r.gpu.attention.value
     names = ("matmul_efficiency", f"{kernel}_efficiency", f"{kernel}_backward_efficiency")
-    fitted = whole[::2]
+    fitted = [(p, f) for p, f in whole if p.case.shape == whole[0][0].case.shape][::2]
     shares = {
         name: statistics.median(f["roofline"]["tflops"][part] for _, f in fitted) / (r.gpu.bf16_tflops or math.nan)
         for part, name in zip(PARTS, names, strict=True)
     }
     figures = " ".join(f"{name}={value:.2f}" for name, value in shares.items())
     yield f"- **For `hydra_conf/gpu`**, from {', '.join(p.case.name for p, _ in fitted)}: {figures}."
-    held = [(p, step) for p, f in whole[1::2] if (step := step_seconds(f, "ours"))]
+    used = [p for p, _ in fitted]
+    held = [(p, step) for p, f in rows if p not in used and (step := step_seconds(f, "ours"))]
     errors = [f"{predicted(p, shares) / step - 1:+.0%} on {p.case.name}" for p, step in held]
     if errors:
         yield f"  A step predicted with them: {', '.join(errors)}."

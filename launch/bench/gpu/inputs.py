@@ -1,5 +1,6 @@
 """The inputs of both engines that are compared: random weights under their Hugging Face names, and random tokens."""
 
+import math
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from launch.weights.tiny import hf_config
+from recipes.checkpoint import tensors
 from recipes.checkpoint.checkpoint_config import exported
 from recipes.config import Dtype, Recipe
 from recipes.families import facts
@@ -56,11 +58,7 @@ def random_weights(r: Recipe, device: torch.device) -> Callable[[str], Tensor]:
     Every weight is cut from one row of random numbers, each from a different offset. The row is drawn on the CPU, so it is the same
     on every device.
     """
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        shapes = {n: t.shape for n, t in AutoModelForCausalLM.from_config(peer_config(r)).state_dict().items()}
-
+    shapes = tensors.trained(r.model)
     row = torch.empty(DRAWN).normal_(0.0, 0.02, generator=torch.Generator().manual_seed(0)).to(device, dtype_of(r))
 
     def read(name: str) -> Tensor:
@@ -68,6 +66,7 @@ def random_weights(r: Recipe, device: torch.device) -> Callable[[str], Tensor]:
         if "norm" in name:
             return torch.ones(shape, device=device, dtype=dtype_of(r))
         shifted = row.roll(zlib.crc32(name.encode()) % DRAWN)
-        return shifted.repeat(-(-shape.numel() // DRAWN))[: shape.numel()].view(shape)
+        size = math.prod(shape)
+        return shifted.repeat(-(-size // DRAWN))[:size].view(shape)
 
     return read

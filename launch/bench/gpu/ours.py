@@ -85,11 +85,11 @@ def rank_of(planned: Planned, further: Sequence[int] = ()) -> Iterator[Rank]:
     store, port = open_store("127.0.0.1")
     data: Any = RandomTokens([*planned.case.sequences, *further], r.model.vocab)
     read = random_weights(r, device_here())
-    rank = Rank(r, Place(0, 0, "127.0.0.1", port), (data, planned.plan.schedule), None, read)
     try:
+        rank = Rank(r, Place(0, 0, "127.0.0.1", port), (data, planned.plan.schedule), None, read)
         yield rank
     finally:
-        rank.leave()
+        Rank.leave()
         del store
 
 

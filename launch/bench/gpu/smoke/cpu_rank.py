@@ -14,9 +14,9 @@ def main(folder: Path) -> None:
     from safetensors.torch import save_file
 
     from launch.bench.gpu.measurement import read_case
-    from launch.bench.gpu.smoke.rank_checks import trained
+    from launch.bench.gpu.smoke.rank_checks import gradients_of
 
-    save_file(trained(read_case(folder))[2], folder / "gradients.safetensors")
+    save_file(gradients_of(read_case(folder)), folder / "gradients.safetensors")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The loss in chunks, and whole ranks: layouts beside each other, a GPU's bf16 beside a CPU's fp32, memory beside the plan."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -83,10 +84,12 @@ def start_cpu_rank(bench: Bench, recipe: Recipe, folder: Path) -> subprocess.Pop
         )
 
 
-def planned(bench: Bench, recipe: Recipe, layout: str) -> Planned:
-    """Return the plan of one step of the small model. recipe: the command's, which names kernels and folders."""
+def planned(bench: Bench, recipe: Recipe, layout: str, model: str = "") -> Planned:
+    """Return the plan of two steps of a small model. recipe: the command's, which names kernels and folders. model: overrides of
+    another model than Qwen3's."""
     count, machine = len(LENGTHS), "cluster=h200x1" if bench.on_gpu else "cluster=local cluster.gpus_per_node=1"
-    words = f"model=qwen3-4b {bench.shape} {machine} engine=megatron layout=data_parallel {layout} run=smoke"
+    shape = model or f"model=qwen3-4b {bench.shape}"
+    words = f"{shape} {machine} engine=megatron layout=data_parallel {layout} run=smoke"
     words += f" optim.batch_size={count} optim.epochs=2 optim.copies=1 layout.max_tokens_per_gpu=8192"
     words += f" layout.loss_chunk=2048 gpu.attention={recipe.gpu.attention.value}"
     own = compose_recipe([*words.split(), f"cluster.root={recipe.cluster.root}"])
@@ -101,13 +104,21 @@ def in_fp32(one: Planned) -> Planned:
     return Planned(one.case, RunPlan(exact, one.plan.sequences, None))
 
 
+def gradients_of(one: Planned) -> dict[str, Tensor]:
+    """Return the gradients of the first step by their Hugging Face names."""
+    with rank_of(one) as rank:
+        rank.gradient(0)
+        return _gradients(rank)
+
+
 def trained(one: Planned, steps: int = 1) -> tuple[float, int, dict[str, Tensor], dict[str, Tensor]]:
     """Train one step. Return its loss, its gradients and the weights after it, by their Hugging Face names, and the peak bytes of the
     last of `steps` steps: from the second on, the optimizer's moments are there."""
+    gc.collect()  # an earlier rank's memory must not count as there before
     before = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
     with rank_of(one) as rank:
         loss = rank.gradient(0)["loss"]
-        gradients = _copied(rank, lambda weight: getattr(weight, "main_grad", weight))
+        gradients = _gradients(rank)
         rank.train_step(0)
         weights = _copied(rank, lambda weight: weight)
         before += sum(t.nbytes for t in (*gradients.values(), *weights.values()))
@@ -116,6 +127,10 @@ def trained(one: Planned, steps: int = 1) -> tuple[float, int, dict[str, Tensor]
                 torch.cuda.reset_peak_memory_stats()
             rank.train_step(step)
         return loss, rank.peak_memory() - before, gradients, weights
+
+
+def _gradients(rank: Rank) -> dict[str, Tensor]:
+    return _copied(rank, lambda weight: getattr(weight, "main_grad", weight))
 
 
 @torch.no_grad()
@@ -158,9 +173,11 @@ def check_checkpoint(bench: Bench, recipe: Recipe, folder: Path) -> Iterator[Out
     )
     target = folder / "checkpoint"
     target.mkdir()
+    started = time.monotonic()
     with rank_of(first) as rank:
+        built, started = time.monotonic() - started, time.monotonic()
         rank.train_step(0)
-        started = time.monotonic()
+        stepped, started = time.monotonic() - started, time.monotonic()
         rank.save(str(target), 1)
         saved = time.monotonic() - started
         wanted = rank.train_step(1)["loss"]
@@ -171,9 +188,18 @@ def check_checkpoint(bench: Bench, recipe: Recipe, folder: Path) -> Iterator[Out
         loaded = time.monotonic() - started
         loss = rank.train_step(1)["loss"]
     figure = (
-        f"{size / 1e9:.1f} GB saved in {saved:.1f} s and loaded in {loaded:.1f} s; loss {loss:.6f} and {wanted:.6f}"
+        f"built in {built:.1f} s, first step {stepped:.1f} s; {size / 1e9:.1f} GB saved in {saved:.1f} s and loaded in "
+        f"{loaded:.1f} s; loss {loss:.6f} and {wanted:.6f}"
     )
     yield Outcome("going on from a checkpoint", figure, done == 1 and loss == wanted)
+
+
+def check_experts(bench: Bench, recipe: Recipe) -> Iterator[Outcome]:
+    """Train two steps of a small mixture of experts on the same sequences: the loss falls."""
+    one = planned(bench, recipe, f"{LAYOUTS['nothing again']} layout.ep=1", "model=glm4.5-tiny optim.warmup_steps=0")
+    with rank_of(one) as rank:
+        first, second = (rank.train_step(step)["loss"] for step in range(2))
+    yield Outcome("a mixture of experts", f"loss {first:.4f}, after a step {second:.4f}", second < first)
 
 
 def _compared(name: str, found: dict[str, Tensor], wanted: dict[str, Tensor], limit: float) -> Outcome:

@@ -8,6 +8,7 @@ import json
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ def smoke_gpu(recipe: Recipe, console: Console) -> None:
     from launch.megatron import cpu
 
     cpu.install()
+    warnings.simplefilter("ignore")  # as in a rank's process
     from launch.bench.gpu.inputs import device_here
     from launch.bench.gpu.smoke import compiled_checks, copy_checks, kernel_checks, rank_checks
     from launch.bench.gpu.smoke.outcome import Bench, Outcome
@@ -50,6 +52,7 @@ def smoke_gpu(recipe: Recipe, console: Console) -> None:
             "collectives": lambda: copy_checks.check_collectives(bench),
             "loss": lambda: rank_checks.check_loss(bench),
             "checkpoint": lambda: rank_checks.check_checkpoint(bench, recipe, folder),
+            "experts": lambda: rank_checks.check_experts(bench, recipe),
             "ranks": lambda: rank_checks.check_ranks(bench, recipe, folder, beside),
         }
         try:
