@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -40,7 +40,7 @@ class Record:
 
 
 def json_records(path: Path) -> Iterator[Record]:
-    """Yield every record of a file, or of a folder's files by name, in order: lines of JSON Lines, elements of a JSON array, rows of
+    """Yield every record of a file, or of the files of a folder, in order: lines of JSON Lines, elements of a JSON array, rows of
     Parquet.
 
     Raise `DataError` if a folder has no such file, if a file is of another kind, or if an array is malformed: the records after the
@@ -54,14 +54,15 @@ def json_records(path: Path) -> Iterator[Record]:
         raise DataError(f"'{path}' has no file that ends in {', '.join(_ENDINGS)}", "write data.path=FILE")
     for file in files:
         for record in _of_file(file):
-            yield Record(f"{file.name}, {record.place}", record.raw, record.size)
+            yield Record(f"{file.relative_to(path)}, {record.place}", record.raw, record.size)
 
 
 def files_of(path: Path) -> list[Path]:
-    """Return the file, or those of a folder that may hold records, by name."""
+    """Return the file, or those in a folder and below it that may hold records, by path. Hidden ones do not count."""
     if not path.is_dir():
         return [path]
-    return [f for f in sorted(path.iterdir()) if f.name.removesuffix(".gz").removesuffix(".zst").endswith(_ENDINGS)]
+    found = [f for f in sorted(path.rglob("*")) if f.name.removesuffix(".gz").removesuffix(".zst").endswith(_ENDINGS)]
+    return [f for f in found if f.is_file() and not any(p.startswith(".") for p in f.relative_to(path).parts)]
 
 
 def _of_file(path: Path) -> Iterator[Record]:
@@ -74,9 +75,9 @@ def _of_file(path: Path) -> Iterator[Record]:
             raise DataError(
                 f"'{path}' is a zip archive", "unpack it, and write data.path=FILE or FOLDER of what is inside"
             )
+        kind = _compression(magic)
         raw.seek(0)
-        kind = next((name for begins, name in _COMPRESSED.items() if magic.startswith(begins)), None)
-        with pa.CompressedInputStream(raw, kind) if kind else raw as stream:
+        with _decompressed(raw) as stream:
             file = io.BufferedReader(stream, _CHUNK)
             start = b""
             while not start and (read := file.peek(_CHUNK)):
@@ -93,6 +94,17 @@ def _of_file(path: Path) -> Iterator[Record]:
                 last = raw.tell()
 
 
+def _compression(magic: bytes) -> str | None:
+    return next((name for begins, name in _COMPRESSED.items() if magic.startswith(begins)), None)
+
+
+def _decompressed(raw: BinaryIO) -> Any:
+    """Return a stream of a file's bytes as they were before compression. raw: open at its start."""
+    kind = _compression(raw.read(4))
+    raw.seek(0)
+    return pa.CompressedInputStream(raw, kind) if kind else raw
+
+
 def _rows(path: Path) -> Iterator[Record]:
     """Yield the rows of a Parquet file as JSON. Nulls that Arrow filled in are taken out later, by the schema of each tool."""
     try:
@@ -107,11 +119,28 @@ def _rows(path: Path) -> Iterator[Record]:
         raise DataError(f"'{path}' is a Parquet file that cannot be read: {error}") from error
 
 
-def json_documents(path: Path) -> Iterator[Record]:
-    """Yield the file as one record; for a folder, yield each `*.json` in it as one record, sorted by name."""
-    for file in sorted(path.glob("*.json")) if path.is_dir() else [path]:
-        raw = file.read_bytes()
-        yield Record(file.name, raw, len(raw))
+def documents(path: Path) -> Iterator[Record]:
+    """Yield the JSON documents of a file: what `json_records` yields, or the whole file if it is one document of several lines."""
+    found = _of_file(path)
+    first = next(found, None)
+    if first is None:
+        return
+    if not _is_json(first.raw) and first.place == "line 1":
+        with path.open("rb") as raw, _decompressed(raw) as stream:
+            whole = stream.read()
+        if _is_json(whole):
+            yield Record(path.name, whole, path.stat().st_size)
+            return
+    yield first
+    yield from found
+
+
+def _is_json(raw: bytes) -> bool:
+    try:
+        json.loads(raw.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def parse(raw: bytes) -> Any:

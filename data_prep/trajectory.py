@@ -74,8 +74,8 @@ class ToolCall(_Strict):
 class Message(_Strict):
     """One message.
 
-    weight: 0 excludes an assistant turn from supervision. is_error: the tool failed. The chat
-    template sees neither field.
+    weight: 0 excludes an assistant turn from supervision. unsupervised: [start, end) characters of an assistant's content that are not
+    learned. is_error: the tool failed. The chat template sees none of the three.
     """
 
     role: Literal["system", "user", "assistant", "tool"]
@@ -85,15 +85,27 @@ class Message(_Strict):
     tool_call_id: str | None = None
     name: str | None = None
     weight: Literal[0, 1] | None = None
+    unsupervised: list[list[int]] | None = None
     is_error: bool | None = None
 
     @model_validator(mode="after")
     def _fields_of_role(self) -> "Message":
-        own = {"assistant": ("reasoning_content", "tool_calls", "weight"), "tool": ("tool_call_id", "is_error")}
+        own = {
+            "assistant": ("reasoning_content", "tool_calls", "weight", "unsupervised"),
+            "tool": ("tool_call_id", "is_error"),
+        }
         for role, names in own.items():
             for name in names:
                 if self.role != role and getattr(self, name) is not None:
                     raise ValueError(f"a {self.role} message has {name}, which only a message of role {role} has")
+        end = 0
+        for span in self.unsupervised or []:
+            if len(span) != 2 or not end <= span[0] < span[1] <= len(self.content):
+                raise ValueError(
+                    f"unsupervised has {span}: spans are [start, end], in order, apart, and within content, which has "
+                    f"{len(self.content)} characters"
+                )
+            end = span[1]
         return self
 
 
@@ -135,7 +147,7 @@ class Trajectory(_Strict):
 
     def chat(self) -> list[dict[str, Any]]:
         """Return the messages as `apply_chat_template` and OpenAI-compatible servers expect them, without absent fields."""
-        return [m.model_dump(exclude_none=True, exclude={"weight", "is_error"}) for m in self.messages]
+        return [m.model_dump(exclude_none=True, exclude={"weight", "unsupervised", "is_error"}) for m in self.messages]
 
     def content_hash(self) -> str:
         """Return the SHA-256 of messages and tools. It does not depend on the record's id, key order or repairs."""
@@ -187,6 +199,9 @@ class Trajectory(_Strict):
             return out
 
         messages = [changed(m.model_dump(exclude_none=True)) for m in self.messages]
+        for message, m in zip(messages, self.messages, strict=True):
+            if m.unsupervised:  # where the same characters are now
+                message["unsupervised"] = [[len(change(m.content[:at])) for at in span] for span in m.unsupervised]
         own = {"id": self.id, "repairs": self.repairs, "metadata": self.metadata}
         return validate({**own, "messages": messages, "tools": changed(self.tools)})
 

@@ -180,7 +180,7 @@ class Columns:
 class Data:
     """Trajectories of the run and how they become training text."""
 
-    source: str = MISSING  # format of the records: a module of data_prep/sources
+    source: str = MISSING  # format of the records: a module of data_prep/sources; auto tells it from the file
     path: str = MISSING  # training trajectories: a file or folder, or a data set on the Hugging Face hub
     heldout: str | None = None  # evaluation trajectories, in the same format; null means no held-out loss
     out: str = MISSING  # folder of the packed data sets, each named by the hash of its inputs
@@ -188,6 +188,8 @@ class Data:
     max_rejected: int = 0  # most records that may be rejected; more is an error
     workers: int | None = None  # packing processes; null means one per core, and a single one for a small source
     columns: Columns = field(default_factory=Columns)  # columns of a record that hold the conversation
+    tools: str | None = None  # file of tools for records without: a JSON list, or a request that has tools
+    system: str | None = None  # text file of the system prompt for records without
     turns: Turns = Turns.all  # which assistant turns are supervised
     thinking: Thinking = Thinking.supervise  # whether reasoning is supervised, shown as context or dropped
     erroneous_calls: ErroneousCalls = ErroneousCalls.supervise  # turns with a failed or schema-breaking call

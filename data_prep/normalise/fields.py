@@ -4,7 +4,17 @@ from typing import Any
 
 from data_prep.trajectory import Code, Rejected
 
-MESSAGE = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name", "weight", "is_error")
+MESSAGE = (
+    "role",
+    "content",
+    "reasoning_content",
+    "tool_calls",
+    "tool_call_id",
+    "name",
+    "weight",
+    "unsupervised",
+    "is_error",
+)
 
 # Names of reasoning, of calls and of what a turn counts, in the words of this project.
 REASONING = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts")
@@ -42,7 +52,7 @@ _SAYS = {
     "from": "write it as role, and value as content",
     "parts": "write role and content: this is Gemini's form of a message",
     "message": "a Claude Code session or another log: its messages are inside",
-    "events": "an event log: take data=sii_cli if it is SII-CLI's",
+    "events": "an event log: take data=requests if it is SII-CLI's",
 }
 
 

@@ -12,6 +12,7 @@ A source maps names; this turns `{id?, messages, tools, …}` into what `traject
 | `content`: null, or a list of text parts | text, joined as SGLang joins it |
 | `reasoning`, `thinking`, …; `<think>…</think>` at the start of a turn | `reasoning_content`, as the chat templates read it |
 | `function_call` | one tool call |
+| `conversations` of `{from, value}` | `messages` (`sharegpt.py`) |
 | `train`, `loss_mask`, `loss`, … | `weight` |
 | missing ids, ids used again | ids of their own |
 | other columns; other fields of a message | `metadata`; left out or refused by name (`fields.py`) |
@@ -23,6 +24,7 @@ from typing import Any
 
 from data_prep.normalise.calls import from_text, normal_calls, paired
 from data_prep.normalise.fields import DETAILS, REASONING, sorted_out, weight
+from data_prep.normalise.sharegpt import from_sharegpt, is_sharegpt
 from data_prep.normalise.tool_forms import normal_tools, schemas_of
 from data_prep.records import parse
 from data_prep.trajectory import Code, Rejected
@@ -44,17 +46,22 @@ class Joins:
 
 def normalise(record: dict[str, Any], joins: Joins, repairs: list[str]) -> dict[str, Any]:
     """Return `{id?, messages, tools, metadata}` and append each repair to `repairs`. Raise `Rejected` for what cannot be mended."""
+    if record.get("messages") is None and is_sharegpt(record.get("conversations")):
+        rest = {k: v for k, v in record.items() if k not in ("conversations", "system")}
+        record = {**rest, "messages": from_sharegpt(record["conversations"], record.get("system"), repairs)}
     metadata = {k: v for k, v in record.items() if k not in _RECORD and v is not None}
     given = record.get("metadata")
     if given not in (None, {}):
         metadata |= given if isinstance(given, dict) else {"metadata": given}
     messages = from_text(record.get("messages"), "messages", repairs)
+    if is_sharegpt(messages):
+        messages = from_sharegpt(messages, metadata.pop("system", None), repairs)
     if messages is None:
         raise Rejected(Code.shape, "a record has no messages", _column(record))
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         raise Rejected(Code.shape, f"messages must be a list of objects, this is {str(messages)[:80]}")
     tools = normal_tools(record.get("tools"), record.get("functions"), messages, repairs)
-    if not tools and (column := _tools_column(metadata)):
+    if not tools and (column := tools_column(metadata)):
         raise Rejected(
             Code.tool,
             f"a record has no tools, and its column '{column}' looks like them",
@@ -82,7 +89,7 @@ def _column(record: dict[str, Any]) -> str:
     return f"write data.columns.messages=NAME of the column that has them; this record has {', '.join(record) or 'no column'}"
 
 
-def _tools_column(metadata: dict[str, Any]) -> str | None:
+def tools_column(metadata: dict[str, Any]) -> str | None:
     """Return the column that holds tools under another name."""
     for name, value in metadata.items():
         objects = _objects(value)

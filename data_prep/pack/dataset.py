@@ -32,11 +32,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.files import sha256, whole_folder, write_text
+from data_prep.given import GIVEN, given_file
+from data_prep.recognise import AUTO, other_form, recognised
 from data_prep.records import files_of
 from data_prep.source_files import check_tokenizer, local
 from recipes import json_file
 from recipes.compose.kinds import shown
-from recipes.config import Recipe
+from recipes.config import Data, Recipe
 from recipes.errors import DataError
 from recipes.paths import REPO
 
@@ -44,7 +46,7 @@ FORMAT = 2
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 _LIBRARIES = ("transformers", "tokenizers", "jinja2", "jsonschema")
 # Options for paths and processing. They do not change the content.
-_NOT_CONTENT = ("path", "heldout", "out", "workers", "max_rejected")
+_NOT_CONTENT = ("path", "heldout", "out", "workers", "max_rejected", "tools", "system")
 _LISTED = 20  # rejections that an error lists
 
 
@@ -121,6 +123,8 @@ def prepare(recipe: Recipe, path: str, option: str = "data.path") -> Dataset:
     `data.max_rejected`; the folder remains, for its ledger. If packing fails, no partial folder remains.
     """
     source = local(path, recipe.cluster.root, option)
+    if recipe.data.source == AUTO:
+        recipe = recognised(recipe, source, option)
     checkpoint = Path(recipe.model.checkpoint)
     files = files_of(source)
     if not files:
@@ -132,6 +136,7 @@ def prepare(recipe: Recipe, path: str, option: str = "data.path") -> Dataset:
         "tokenizer": tokenizer_hashes(checkpoint),
         "family": recipe.model.family.value,
         "options": options(recipe),
+        "given": given_hashes(recipe.data),
         "libraries": {name: version(name) for name in _LIBRARIES},
         "code": {str(p.relative_to(REPO)): sha256(p) for p in code()},
     }
@@ -150,7 +155,7 @@ def prepare(recipe: Recipe, path: str, option: str = "data.path") -> Dataset:
                 dataset = Dataset(scratch, manifest)
                 plot.lengths(scratch / "lengths.svg", dataset.lengths, dataset.supervised)
             write_text(scratch / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
-    return _accepted(open_dataset(folder), recipe.data.max_rejected, f"{option}={path}")
+    return _accepted(open_dataset(folder), recipe.data, source, f"{option}={path}")
 
 
 def code() -> list[Path]:
@@ -162,7 +167,12 @@ def code() -> list[Path]:
 
 def source_hashes(source: Path) -> str | dict[str, str]:
     """Return the SHA-256 of a file of trajectories; for a folder, return the SHA-256 of its files by name."""
-    return {f.name: sha256(f) for f in files_of(source)} if source.is_dir() else sha256(source)
+    return {str(f.relative_to(source)): sha256(f) for f in files_of(source)} if source.is_dir() else sha256(source)
+
+
+def given_hashes(data: Data) -> dict[str, str]:
+    """Return the SHA-256 of the files that give tools and a system prompt to records without."""
+    return {name: sha256(given_file(path, name)) for name in GIVEN if (path := getattr(data, name))}
 
 
 def options(recipe: Recipe) -> dict[str, Any]:
@@ -186,10 +196,15 @@ def open_dataset(folder: Path) -> Dataset:
     return Dataset(folder, manifest)
 
 
-def _accepted(data: Dataset, max_rejected: int, source: str) -> Dataset:
-    counts = data.manifest["counts"]
+def _accepted(data: Dataset, options: Data, path: Path, source: str) -> Dataset:
+    counts, max_rejected = data.manifest["counts"], options.max_rejected
     if not counts["records"]:
         raise DataError(f"'{source}' holds no trajectory")
+    if not counts["kept"] and (other := other_form(path, options.source)):
+        what, fix = other
+        raise DataError(
+            f"'{source}': {what}, and data={options.source} reads none of its {counts['records']} records", fix
+        )
     if counts["rejected"] > max_rejected or not counts["kept"]:
         rejected = [line for line in data.ledger() if line["status"] == "rejected"]
         listed = [

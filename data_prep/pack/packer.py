@@ -4,6 +4,7 @@ import bisect
 from pathlib import Path
 from typing import Any
 
+from data_prep.given import Given
 from data_prep.normalise.record import Joins
 from data_prep.pack import trajectory_options
 from data_prep.records import Record
@@ -21,13 +22,14 @@ class Packer:
         self.options: Data = recipe.data
         self.source: Source = source(recipe.data.source)
         self.chat = Chat(load_tokenizer(Path(recipe.model.checkpoint)), recipe.model.family)
+        self.given = Given.read(recipe.data)
         self.joins = Joins(other=self.chat.template.parts_join())
 
     def pack(self, record: Record) -> Packed:
         """Return the record's ledger line and sequences. A fault in the record goes into the line and is never raised."""
         ledger: dict[str, Any] = {"record": record.place, "id": None, "status": "kept"}
         try:
-            conversation = trajectory(record, self.source, self.joins, self.options.columns)
+            conversation = trajectory(record, self.source, self.joins, self.options.columns, self.given)
             content = conversation.content_hash()
             ledger |= {"id": conversation.id, "content": content}
             conversation = trajectory_options.without_thinking(conversation, self.options)

@@ -83,7 +83,7 @@ def heading(data: Dataset, row: int) -> str:
     total = data.ids.count(data.ids[row])
     return (
         f"{shown(data.ids[row])}, sequence {data.segments[row] + 1} of {total}: {data.lengths[row]:,} tokens, "
-        f"{data.supervised[row]:,} supervised in {len(data.spans(row))} turns"
+        f"{data.supervised[row]:,} supervised in {len({*data.turns[row]})} turns"
     )
 
 

@@ -73,7 +73,9 @@ def supervised(trajectory: Trajectory, options: Data) -> tuple[list[int], int, l
         raise Rejected(
             Code.schema,
             f"message {faults[0][0]}: {faults[0][1]} ({len(faults)} such calls)",
-            "write data.schema_breaks=accept to keep it",
+            "write data.schema_breaks=accept to keep it"
+            if trajectory.tools
+            else "the record has no tools: write data.tools=FILE of those that were sent, or data.schema_breaks=accept",
         )
     turns, notes = [], []
     opened = next((k for k, m in enumerate(messages) if m.role in ("user", "tool")), len(messages))

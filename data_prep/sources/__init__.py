@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from data_prep.given import Given
 from data_prep.normalise.record import Joins, normalise
 from data_prep.records import Record, parse
 from data_prep.trajectory import Code, Rejected, Trajectory, validate
@@ -19,7 +20,7 @@ from recipes.compose.names.nearest import nearest
 from recipes.config import Columns
 from recipes.errors import ConfigError
 
-_JOINS, _COLUMNS = Joins(), Columns()
+_JOINS, _COLUMNS, _NOTHING = Joins(), Columns(), Given()
 
 
 class Source(Protocol):
@@ -41,25 +42,28 @@ def source(name: str) -> Source:
     return cast(Source, importlib.import_module(f"{__name__}.{name}"))
 
 
-def trajectory(record: Record, source_module: Source, joins: Joins = _JOINS, columns: Columns = _COLUMNS) -> Trajectory:
+def trajectory(
+    record: Record, source_module: Source, joins: Joins = _JOINS, columns: Columns = _COLUMNS, given: Given = _NOTHING
+) -> Trajectory:
     """Return one record as a validated trajectory.
 
     Its id is the given one, or 16 digits of the content hash. joins: how text parts become one text. columns: where the record has its
-    messages and tools. Raise `Rejected` if the record is invalid.
+    messages and tools. given: tools and system prompt of a record without. Raise `Rejected` if the record is invalid.
     """
     value = parse(record.raw)
     if not isinstance(value, dict):
         raise Rejected(Code.shape, f"a record is a JSON object, this is {type(value).__name__}")
     repairs: list[str] = []
-    given = value.get("id") if isinstance(value.get("id"), str) else None
+    own = value.get("id") if isinstance(value.get("id"), str) else None
     try:
-        converted = normalise(source_module.convert(_renamed(value, columns), repairs), joins, repairs)
+        converted = given.completed(source_module.convert(_renamed(value, columns), repairs), repairs)
+        converted = normalise(converted, joins, repairs)
         identity = converted.pop("id", None)
         validated = validate({**converted, "id": "to be made" if identity is None else identity, "repairs": repairs})
     except Rejected as error:
-        raise Rejected(error.code, error.problem, error.fix, given) from error
+        raise Rejected(error.code, error.problem, error.fix, own) from error
     except (TypeError, AttributeError, LookupError, ValueError) as error:
-        raise Rejected(Code.shape, f"it does not have the shape of this source: {error}", identity=given) from error
+        raise Rejected(Code.shape, f"it does not have the shape of this source: {error}", identity=own) from error
     return validated if identity is not None else validated.model_copy(update={"id": validated.content_hash()[:16]})
 
 

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from data_prep.source_files import check_tokenizer
 from data_prep.text.sequences import Encoded, Turn
 from data_prep.text.template import ChatTemplate
-from data_prep.trajectory import Code, Rejected, Trajectory
+from data_prep.trajectory import Code, Message, Rejected, Trajectory
 from recipes import json_file
 from recipes.checkpoint.checkpoint_config import AGAIN
 from recipes.config import Family, Thinking
@@ -125,11 +125,11 @@ class Chat:
             if not prompt.endswith(self._opening):
                 raise Rejected(Code.template, f"message {k}: its prompt does not end with {self._opening!r}")
             if turns and not self._continues(prompt, before, messages[turns[-1][0]]):
-                sequences += self._sequences(messages, tools, before, turns, begins, thinking)
+                sequences += self._sequences(trajectory, messages, before, turns, begins, thinking)
                 turns, begins = [], "history"
             turns.append((k, len(prompt)))
             before = prompt
-        return sequences + self._sequences(messages, tools, before, turns, begins, thinking)
+        return sequences + self._sequences(trajectory, messages, before, turns, begins, thinking)
 
     def _continues(self, prompt: str, before: str, message: dict[str, Any]) -> bool:
         """Return whether `prompt` starts with the prompt `before` plus `message` as generated, stop token included."""
@@ -147,15 +147,15 @@ class Chat:
         return turn if message.get("reasoning_content") else turn.removeprefix(self.family.empty_thought)
 
     def _sequences(
-        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], prompt: str, turns: list[tuple[int, int]],
-        begins: str, thinking: Thinking,
+        self, trajectory: Trajectory, messages: list[dict[str, Any]], prompt: str, turns: list[tuple[int, int]], begins: str,
+        thinking: Thinking,
     ) -> list[Encoded]:  # fmt: skip
         """Return the sequences of turns whose prompts are all prefixes of the last turn's `prompt`: usually one sequence holds them.
 
         It takes several if the tokenizer merges text across the end of a prompt.
         """
         last = turns[-1][0]
-        text = prompt + self._turn_text(messages[: last + 1], tools)
+        text = prompt + self._turn_text(messages[: last + 1], trajectory.tools)
         tokens = self.tokenise(text)
         roles = np.flatnonzero(tokens == self._role_id)
         edges = np.flatnonzero(np.isin(tokens, self._edge_ids))
@@ -167,18 +167,19 @@ class Chat:
         encoded: list[Encoded] = []
         pending: list[Turn] = []
         for k, length in turns:
+            edge = self._edge.search(text, length)
+            assert edge is not None, "every turn ends with a stop token"
+            turn, message = text[length : edge.end()], trajectory.messages[k]
             opening = roles[number[length - len(self._opening)]]
             start = int(opening) + len(self._opening_ids)
             if np.array_equal(tokens[opening:start], self._opening_ids):
                 end = int(edges[np.searchsorted(edges, start)]) + 1
-                pending.append(self._turn(k, tokens, start, end, thinking))
+                pending += self._spans(self._turn(k, tokens, start, end, thinking), tokens, turn, message)
                 continue
             # The turn's text merges into the opening's last token. Inference sends the opening's own tokens, so this turn
             # ends its sequence. Later prompts contain the merged token, as inference will send it.
-            edge = self._edge.search(text, length)
-            assert edge is not None, "every turn ends with a stop token"
-            own = np.concatenate((tokens[:opening], self._opening_ids, self.tokenise(text[length : edge.end()])))
-            pending.append(self._turn(k, own, start, len(own), thinking))
+            own = np.concatenate((tokens[:opening], self._opening_ids, self.tokenise(turn)))
+            pending += self._spans(self._turn(k, own, start, len(own), thinking), own, turn, message)
             encoded.append(Encoded(own, pending, begins))
             pending, begins = [], "tokens"
         if pending:
@@ -204,6 +205,38 @@ class Chat:
             advice = "; write data.thinking=drop to leave it out" if missing == "reasoning" else ""
             raise Rejected(Code.template, f"message {k}: the chat template leaves out its {missing}{advice}")
         return turn[: edge.end()]
+
+    def _spans(self, whole: Turn, tokens: np.ndarray, turn: str, message: Message) -> list[Turn]:
+        """Return the turn as its supervised spans: one, or several if characters of its content are not learned.
+
+        A token is left out if any of its characters is. turn: the turn's text. Raise `Rejected` if its tokens do not show where its
+        characters are.
+        """
+        if not message.unsupervised:
+            return [whole]
+        offsets = self._offsets(turn, tokens[whole.prompt : whole.end])
+        if offsets is None:
+            raise Rejected(
+                Code.template, f"message {whole.message}: the tokens of its unsupervised characters cannot be told"
+            )
+        content = message.content.strip()
+        rest = turn.partition(self.family.think[1])[2] or turn
+        first = len(turn) - len(rest.lstrip())
+        shift = first - (len(message.content) - len(message.content.lstrip()))
+        left_out = [(max(a + shift, first), min(b + shift, first + len(content))) for a, b in message.unsupervised]
+        learned = [at >= whole.start for at in range(whole.prompt, whole.end)]
+        for at, (begin, end) in enumerate(offsets):
+            learned[at] &= not any(begin < b and a < end for a, b in left_out)
+        edges = np.flatnonzero(np.diff([False, *learned, False])) + whole.prompt
+        return [Turn(whole.message, whole.prompt, int(a), int(b)) for a, b in edges.reshape(-1, 2)]
+
+    def _offsets(self, turn: str, tokens: np.ndarray) -> list[tuple[int, int]] | None:
+        """Return [start, end) characters of every token of a turn's text; None if it is tokenised otherwise alone."""
+        for before in (self._opening, ""):
+            found = self.tokenizer.backend_tokenizer.encode(before + turn, add_special_tokens=False)
+            if np.array_equal(found.ids[-len(tokens) :], tokens):
+                return [(a - len(before), b - len(before)) for a, b in found.offsets[-len(tokens) :]]
+        return None
 
     def _turn(self, k: int, tokens: np.ndarray, start: int, end: int, thinking: Thinking) -> Turn:
         if start == 0:

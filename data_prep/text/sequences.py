@@ -14,7 +14,9 @@ from data_prep.trajectory import Trajectory
 
 @dataclass(frozen=True)
 class Turn:
-    """A supervised assistant turn: `tokens[start:end]` of its sequence, including the stop token.
+    """A supervised span of an assistant turn: `tokens[start:end]` of its sequence.
+
+    A turn is one span, which includes the stop token, or several if part of its text is not learned.
 
     message: index of the message in the trajectory. prompt: length in tokens of the prompt that inference sends for the
     turn. `start` equals `prompt`, or is larger if thinking is shown but not supervised.

@@ -26,7 +26,7 @@ def packers(bases):
         )
         return Packer(recipe)
 
-    return {name: packer(name) for name in ("limi", "openai", "sii_cli")}
+    return {name: packer(name) for name in ("limi", "openai", "requests")}
 
 
 @pytest.mark.parametrize("name", EXPECTED)

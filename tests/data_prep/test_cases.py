@@ -7,6 +7,7 @@ import pytest
 
 from data_prep.pack import trajectory_options
 from data_prep.pack.packer import Packer
+from data_prep.recognise import recognise
 from data_prep.records import Record
 from data_prep.sources import source, trajectory
 from data_prep.trajectory import Rejected
@@ -15,6 +16,12 @@ from recipes.config import Data
 from tests.data_prep.support import OFFICIAL, assert_proved, official
 
 FOLDER = Path(__file__).parent / "cases"
+KINDS = {
+    "claude_code": "claude_code",
+    "real_nulls_limi": "limi",
+    "sii_canned_turn": "requests",
+    "sii_side_call": "requests",
+}  # whose source is not openai
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +30,7 @@ def packed(bases):
     made = {}
 
     def pack(name, *words, model="qwen3-tiny"):
-        kind = "limi" if name.endswith("limi") else "openai"
+        kind = KINDS.get(name, "openai")
         if (key := (kind, words, model)) not in made:
             given = [f"data={kind}", "data.path=x", "data.max_tokens=4000", f"model={model}", *words]
             made[key] = Packer(compose_recipe([*given, f"model.checkpoint={bases[model]}"]))
@@ -58,6 +65,8 @@ KEPT = {
     "parts": ["cache_control of a part left out", "", "2 parts joined with a space"],
     "real_nulls_limi": ["", ""],
     "reasoning_twice": ["reasoning read as reasoning_content", "reasoning read as reasoning_content"],
+    "sii_canned_turn": ["said by no recorded answer, so shown and not learned: message 2"],
+    "sii_side_call": ["event 2, a side call, is left out: 'Write a title for this talk.'"],
     "rows": ["messages read from JSON text; tools read from JSON text"],
     "tool_schemas": [*[""] * 6, "null function.parameters removed"],
     "turn_flags": ["train read as weight 0", "loss_mask read as weight 0", ""],
@@ -66,16 +75,56 @@ KEPT = {
 REFUSED = {
     "afm_row": ("shape", "this record has instruction, input, output"),
     "broken_arguments": ("arguments", "arguments of 'bash': not JSON"),
+    "claude_code": ("schema", "the record has no tools: write data.tools=FILE"),
     "cc_bench_row": ("shape", "write data.columns.messages=trajectory"),
     "interrupted": ("missing_result", "message 2: calls ['c1'] have no result"),
     "json_text_columns": ("tool", "write data.columns.tools=available_tools"),
     "renamed_columns": ("shape", "write data.columns.messages=trajectory"),
     "structured_results": ("part", "write the JSON text that the model saw"),
 }
+# Files that no source reads as they are, and what they are.
+UNREAD = {
+    "afm_row": "rows of instruction and output",
+    "atif": "a trajectory in ATIF",
+    "cc_bench_row": "rows of CC-Bench",
+    "gemini_session": "a session of Gemini CLI",
+    "qwen_code_session": "a session of Qwen Code",
+    "tau2_results": "results of tau2-bench",
+}
 
 
 def test_every_file_has_an_expectation():
-    assert {p.stem for p in FOLDER.iterdir()} == {*KEPT, *REFUSED}
+    assert {p.stem for p in FOLDER.iterdir()} == {*KEPT, *REFUSED, *UNREAD}
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.iterdir()), ids=lambda path: path.stem)
+def test_auto_finds_the_source_or_says_what_is_missing(path):
+    form = recognise(path)
+    if path.stem in UNREAD:
+        assert form.source is None and form.what.startswith(UNREAD[path.stem]) and form.fix
+        return
+    assert form.source == KINDS.get(path.stem, "openai").replace("limi", "openai")
+    if path.stem in ("renamed_columns", "json_text_columns"):
+        assert (
+            form.columns
+            == {"renamed_columns": {"messages": "trajectory"}, "json_text_columns": {"tools": "available_tools"}}[
+                path.stem
+            ]
+        )
+
+
+def test_a_session_without_tools_takes_them_and_the_system_prompt_from_files(packed, tmp_path):
+    tools, system = tmp_path / "tools.json", tmp_path / "system.txt"
+    parameters = {"type": "object", "properties": {"command": {"type": "string"}}}
+    tools.write_text(json.dumps([{"name": "Bash", "description": "Runs.", "input_schema": parameters}]))
+    system.write_text("You work.\n")
+    ((ledger, one),) = packed("claude_code", f"data.tools={tools}", f"data.system={system}")
+    assert ledger["status"] == "kept" and [m.role for m in one.messages] == [
+        "system", "user", "assistant", "tool", "assistant"
+    ]  # fmt: skip
+    assert one.messages[0].content == "You work." and one.messages[2].reasoning_content == "Look."
+    assert one.tools[0]["function"]["parameters"] == parameters
+    assert {"tools of data.tools", "system prompt of data.system"} <= {*ledger["repairs"]}
 
 
 @pytest.mark.parametrize("model", ["qwen3-tiny", "glm4.5-tiny"])
@@ -173,7 +222,7 @@ def test_every_supervised_turn_follows_the_prompt_that_transformers_gives(refere
     """The proof a second time, apart from the code under test, by the official templates."""
     chat = official(reference, template)
     (path,) = FOLDER.glob(f"{name}.*")
-    module = source("limi" if name.endswith("limi") else "openai")
+    module = source(KINDS.get(name, "openai"))
     for record in module.records(path):
         one = trajectory_options.without_thinking(trajectory(record, module), Data())
         if template == "qwen3-2507" and any(m.reasoning_content for m in one.messages):

@@ -117,11 +117,27 @@ def test_a_byte_order_mark_alone_is_no_record(write):
     assert raw(write("\ufeff\n\n{}\n")) == [{}]
 
 
-def test_a_folder_is_its_json_files_by_name(tmp_path):
-    for name in ("b.json", "a.json", "c.txt"):
+def test_a_folder_is_its_files_and_those_below_it_by_path(tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / ".cache").mkdir()
+    for name in ("b.json", "a.json", "c.txt", "d/a.jsonl", ".cache/a.json"):
         (tmp_path / name).write_text(f'"{name}"')
-    assert [r.place for r in records.json_documents(tmp_path)] == ["a.json", "b.json"]
-    assert [r.place for r in records.json_documents(tmp_path / "b.json")] == ["b.json"]
+    assert [r.place for r in records.json_records(tmp_path)] == [
+        "a.json, line 1",
+        "b.json, line 1",
+        "d/a.jsonl, line 1",
+    ]
+
+
+def test_a_document_of_several_lines_is_one(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"a": [1, 2]}, indent=1))
+    (document,) = records.documents(path)
+    assert document.place == "a.json" and json.loads(document.raw) == {"a": [1, 2]}
+    path.write_text('{"a": 1}\n{"a": \n')
+    assert [d.place for d in records.documents(path)] == ["line 1", "line 2"]
+    path.write_bytes(gzip.compress(json.dumps({"a": [1, 2]}, indent=1).encode()))
+    assert [json.loads(d.raw) for d in records.documents(path)] == [{"a": [1, 2]}]
 
 
 @pytest.mark.parametrize(

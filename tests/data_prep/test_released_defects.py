@@ -12,8 +12,8 @@ from data_prep.records import Record
 from data_prep.sources import source, trajectory
 from recipes.errors import DataError
 from tests.data_prep.pack.test_dataset import fresh, record  # noqa: F401  # a fixture
+from tests.data_prep.recorded.support import answer, content, log, logged, request, response, text
 from tests.data_prep.support import TOOL, assert_proved, assistant, call, conversation, official, result, user
-from tests.data_prep.test_sources import answer, content, log, request, response, text
 
 
 def through_arrow(records):
@@ -92,24 +92,15 @@ def test_arguments_that_do_not_parse_are_not_replaced_by_nothing():
 
 def test_an_event_log_keeps_its_last_answer_its_errors_and_the_order_of_its_parts():
     """Defect 4: only the last request was read, errors became empty, all text came before all calls."""
-    t = trajectory(
-        Record(
-            "",
-            json.dumps(
-                log(
-                    request(
-                        content("user", text("go")),
-                        content(
-                            "model", text("one"), {"functionCall": {"id": "1", "name": "f", "args": {}}}, text("two")
-                        ),
-                        content("user", response("1", {"error": "denied"})),
-                    ),
-                    answer(text("Done.")),
-                )
-            ).encode(),
-            0,
-        ),
-        source("sii_cli"),
+    t = logged(
+        log(
+            request(
+                content("user", text("go")),
+                content("model", text("one"), {"functionCall": {"id": "1", "name": "f", "args": {}}}, text("two")),
+                content("user", response("1", {"error": "denied"})),
+            ),
+            answer(text("Done.")),
+        )
     )
     assert [m.content for m in t.messages] == ["be good", "go", "one", "denied", "two", "Done."]
 

@@ -10,6 +10,7 @@ from data_prep.sources import read_trajectories, source, trajectory
 from data_prep.trajectory import Rejected
 from recipes.errors import ConfigError
 from tests.conftest import REPO
+from tests.data_prep.recorded.support import answer, called, content, log, logged, request, text
 
 SAMPLE = REPO / "data_prep" / "sample" / "train.jsonl"
 
@@ -39,7 +40,7 @@ def test_an_unknown_source_is_refused_with_the_nearest():
         source("openia")
     with pytest.raises(ConfigError) as error:
         source("parquet")
-    assert error.value.problem.startswith("unknown data.source 'parquet' (known: limi, openai, ")
+    assert error.value.problem.startswith("unknown data.source 'parquet' (known: claude_code, limi, openai, ")
     assert error.value.fix == "write data.source=NAME, one of them"
 
 
@@ -119,246 +120,6 @@ def test_openai_reads_what_its_table_says():
     ]
 
 
-def request(*contents, system="be good", tools=None):
-    declared = {
-        "name": "f",
-        "description": "d",
-        "parameters": {"type": "OBJECT", "properties": {"a": {"type": "STRING"}}},
-    }
-    full = {
-        "system_instruction": system,
-        "tools": tools or [{"functionDeclarations": [declared]}],
-        "messages": [*contents],
-    }
-    return {"type": "api_request_full", "data": {"full_request": full}}
-
-
-def answer(*parts):
-    return {
-        "type": "api_response_full",
-        "data": {"full_response": {"candidates": [{"content": {"role": "model", "parts": [*parts]}}]}},
-    }
-
-
-def content(role, *parts):
-    return {"role": role, "parts": [*parts]}
-
-
-def text(value, **more):
-    return {"text": value, **more}
-
-
-def called(identity, **arguments):
-    return {
-        "functionCall": {"id": identity, "name": "f", "args": arguments}
-        if identity
-        else {"name": "f", "args": arguments}
-    }
-
-
-def response(identity, value):
-    return {
-        "functionResponse": {"id": identity, "name": "f", "response": value}
-        if identity
-        else {"name": "f", "response": value}
-    }
-
-
-def log(*events):
-    return {"id": "s1", "model": "m", "created": "now", "events": [{"type": "telemetry"}, *events]}
-
-
-def test_sii_cli_merges_the_requests_and_keeps_the_last_answer():
-    first = [content("user", text("go"))]
-    said = content("model", text("look", thought=True), text("I look."), called("1", a="x"))
-    again = [
-        *first,
-        content("model", text("I look."), called("1", a="x")),
-        content("user", response("1", {"output": "found"})),
-    ]
-    t = made("sii_cli", log(request(*first), answer(*said["parts"]), request(*again), answer(text("Done."))))
-    assert t.id == "s1" and t.repairs == []
-    assert [m.role for m in t.messages] == ["system", "user", "assistant", "tool", "assistant"]
-    assert t.messages[2].reasoning_content == "look", "the thought that later requests leave out"
-    assert (t.messages[2].content, t.messages[3].content, t.messages[4].content) == ("I look.", "found", "Done.")
-    assert t.tools[0]["function"]["parameters"] == {"type": "object", "properties": {"a": {"type": "string"}}}
-
-
-def test_sii_cli_keeps_errors_and_results_without_ids():
-    t = made(
-        "sii_cli",
-        log(
-            request(content("user", text("go"))),
-            answer(called(None, a="x"), called(None, a="y")),
-            request(
-                content("user", text("go")), content("model", called(None, a="x"), called(None, a="y")),
-                content("user", response(None, {"error": "no such file"}), response(None, {"output": {"lines": 2}})),
-            ),
-            answer(text("Done.")),
-        ),
-    )  # fmt: skip
-    results = [m for m in t.messages if m.role == "tool"]
-    assert [(m.content, m.is_error) for m in results] == [("no such file", True), ('{"lines": 2}', None)]
-    assert [m.tool_call_id for m in results] == ["call_1", "call_2"]
-
-
-def test_sii_cli_keeps_the_order_of_parts():
-    t = made(
-        "sii_cli",
-        log(
-            request(
-                content("user", text("go")), content("model", text("one"), called("1"), text("two"), called("2")),
-                content("user", response("1", {"output": "r1"}), response("2", {"output": "r2"}), text("and now?")),
-            ),
-            answer(text("Done.")),
-        ),
-    )  # fmt: skip
-    shown = [(m.role, m.content) for m in t.messages[1:]]
-    assert shown == [
-        ("user", "go"), ("assistant", "one"), ("tool", "r1"), ("assistant", "two"), ("tool", "r2"), ("user", "and now?"),
-        ("assistant", "Done."),
-    ]  # fmt: skip
-    assert t.repairs == ["message 1: text after a call starts a new turn"]
-
-
-def test_sii_cli_says_where_a_log_has_no_last_answer():
-    t = made(
-        "sii_cli", log(request(content("user", text("a")), content("model", text("b")), content("user", text("c"))))
-    )
-    assert t.repairs == ["the log ends without an answer to its last request"]
-
-
-def test_sii_cli_merges_a_history_whose_beginning_was_cut_off():
-    whole = [content("user", text("a")), content("model", text("b")), content("user", text("c"))]
-    t = made(
-        "sii_cli",
-        log(
-            request(*whole),
-            answer(text("d")),
-            request(*whole[2:], content("model", text("d")), content("user", text("e"))),
-            answer(text("f")),
-        ),
-    )
-    assert [m.content for m in t.messages] == ["be good", "a", "b", "c", "d", "e", "f"]
-
-
-def test_sii_cli_names_another_system_instruction_and_tool():
-    other = [{"functionDeclarations": [{"name": "f", "description": "other"}]}]
-    t = made(
-        "sii_cli",
-        log(
-            request(content("user", text("a"))),
-            answer(text("b")),
-            request(
-                content("user", text("a")),
-                content("model", text("b")),
-                content("user", text("c")),
-                system="new",
-                tools=other,
-            ),
-            answer(text("d")),
-        ),
-    )
-    assert t.messages[0].content == "be good" and t.tools[0]["function"]["description"] == "d"
-    assert t.repairs == [
-        "event 3: a different system instruction; the first is used",
-        "event 3: tool 'f' has a second, different declaration; the first is used",
-    ]
-
-
-def results_of(*responses):
-    calls = [called(str(n)) for n in range(len(responses))]
-    answers = [response(str(n), value) for n, value in enumerate(responses)]
-    t = made(
-        "sii_cli",
-        log(
-            request(content("user", text("a")), content("model", *calls), content("user", *answers)), answer(text("b"))
-        ),
-    )
-    return [(m.content, m.is_error) for m in t.messages if m.role == "tool"]
-
-
-def test_sii_cli_shows_all_of_a_response():
-    assert results_of({"output": "o", "stderr": "e"}, {"error": ""}, {"output": "o", "error": "e"}, None, {}, "x") == [
-        ('{"output": "o", "stderr": "e"}', None), ("", True), ("o\ne", True), ("null", None), ("{}", None), ("x", None),
-    ]  # fmt: skip
-
-
-def test_sii_cli_keeps_the_logs_order_of_results():
-    asked = [content("user", text("a")), content("model", called("1"), called("2"))]
-    t = made(
-        "sii_cli",
-        log(
-            request(*asked, content("user", response("2", "two")), content("user", response("1", "one"))),
-            answer(text("b")),
-        ),
-    )
-    assert [m.content for m in t.messages if m.role == "tool"] == ["two", "one"]
-
-
-CHUNKS = [{"candidates": [{"content": {"parts": [{"text": piece}]}}]} for piece in ("do", "ne")]
-
-
-@pytest.mark.parametrize(
-    "whole",
-    [
-        {"full_response": {"parts": [{"text": "done"}]}},
-        {"full_response": None, "response": {"parts": [{"text": "done"}]}},
-        {"full_response": "done"},
-        {"full_response": CHUNKS},
-    ],
-)
-def test_sii_cli_reads_an_answer_whole_wrapped_or_in_chunks(whole):
-    t = made("sii_cli", log(request(content("user", text("a"))), {"data": whole}))
-    assert t.messages[-1].content == "done" and t.repairs == []
-
-
-def test_sii_cli_takes_an_answer_that_was_logged_twice_once():
-    first = request(content("user", text("a")))
-    t = made("sii_cli", log(first, answer(text("b")), answer(text("b")), first, answer(text("b"))))
-    assert [m.content for m in t.messages] == ["be good", "a", "b"]
-
-
-def test_sii_cli_names_what_it_moves_or_leaves():
-    two = {"data": {"full_response": {"candidates": [{"content": {"parts": [{"text": "b"}]}}, {"content": {}}]}}}
-    said = [
-        content("user", text("a")),
-        content("model", text("x"), text("y", thought=True), called("1")),
-        content("user", text("wait")),
-        content("user", response("1", "r")),
-    ]
-    assert made("sii_cli", log(request(*said), two)).repairs == [
-        "event 2: 2 candidates; the first is used",
-        "message 1: a user's text before a tool result was moved after it",
-        "message 1: a thought after text was moved before it",
-    ]
-
-
-def test_sii_cli_gives_calls_without_an_id_one_that_is_free():
-    said = [
-        content("user", text("a")),
-        content("model", called("call_1"), called(None)),
-        content("user", response("call_1", "1"), response(None, "2")),
-    ]
-    t = made("sii_cli", log(request(*said), answer(text("b"))))
-    assert [c.id for c in t.messages[2].tool_calls] == ["call_1", "call_2"]
-
-
-def test_sii_cli_lowers_types_of_schemas_and_nothing_else():
-    schema = {
-        "type": "OBJECT",
-        "properties": {
-            "type": {"type": ["STRING", "NULL"], "default": {"type": "FILE"}},
-            "l": {"type": "ARRAY", "items": {"type": "STRING"}},
-        },
-    }
-    tools = [{"functionDeclarations": [{"name": "f", "parameters": schema}]}]
-    t = made("sii_cli", log(request(content("user", text("a")), tools=tools), answer(text("b"))))
-    assert t.tools[0]["function"]["parameters"]["properties"] == {
-        "type": {"type": ["string", "null"], "default": {"type": "FILE"}}, "l": {"type": "array", "items": {"type": "string"}},
-    }  # fmt: skip
-
-
 def test_limi_null_for_an_optional_argument_of_another_type_is_null_filling():
     record = limi_record()
     parameters = record["tools"][0]["function"]["parameters"]
@@ -386,7 +147,7 @@ def test_limi_null_filling_is_undone_at_any_depth():
     assert t.tools[0]["function"]["parameters"]["properties"]["o"]["properties"] == {"x": {"type": "integer"}}
 
 
-@pytest.mark.parametrize("name", ["limi", "openai", "sii_cli"])
+@pytest.mark.parametrize("name", ["limi", "openai", "requests"])
 @pytest.mark.parametrize("junk", [5, "x", None, True, [], {}, [[]], [5], {"a": 5}])
 def test_whatever_stands_in_a_field_the_record_is_rejected_or_kept(name, junk):
     """Never another error: one bad record must not end a run over thousands."""
@@ -394,7 +155,7 @@ def test_whatever_stands_in_a_field_the_record_is_rejected_or_kept(name, junk):
     good = {
         "limi": limi_record(),
         "openai": {"messages": said, "tools": [], "functions": []},
-        "sii_cli": log(request(content("user", text("a")), content("model", called("1"))), answer(text("b"))),
+        "requests": log(request(content("user", text("a")), content("model", called("1"))), answer(text("b"))),
     }[name]  # fmt: skip
 
     def mutants(value, rebuild):
@@ -411,4 +172,42 @@ def test_whatever_stands_in_a_field_the_record_is_rejected_or_kept(name, junk):
 
     for record in mutants(good, lambda r: r):
         with contextlib.suppress(Rejected):
-            made(name, record)
+            (logged if name == "requests" else made)(*([record] if name == "requests" else [name, record]))
+
+
+def test_openai_reads_sharegpt_and_llama_factorys_calls():
+    tools = json.dumps(
+        [{"name": "f", "description": "d", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}}]
+    )
+    said = [
+        {"from": "human", "value": "go"},
+        {"from": "function_call", "value": '<think>Hm.</think>I look.\n{"name": "f", "arguments": {"a": 1}}'},
+        {"from": "observation", "value": "1"},
+        {
+            "from": "function_call",
+            "value": '[{"name": "f", "arguments": {"a": 2}}, {"name": "f", "arguments": "{\\"a\\": 3}"}]',
+        },
+        {"from": "observation", "value": "2"},
+        {"from": "observation", "value": "3"},
+        {"from": "gpt", "value": "done"},
+    ]
+    t = made("openai", {"conversations": said, "system": "be good", "tools": tools, "source": "x"})
+    assert [m.role for m in t.messages] == [
+        "system", "user", "assistant", "tool", "assistant", "tool", "tool", "assistant"
+    ]  # fmt: skip
+    assert (t.messages[2].reasoning_content, t.messages[2].content) == ("Hm.", "I look.")
+    assert [c.function.arguments for m in t.messages for c in m.tool_calls or []] == [{"a": 1}, {"a": 2}, {"a": 3}]
+    assert t.metadata == {"source": "x"} and t.tools[0]["function"]["name"] == "f"
+    assert made("openai", {"messages": said, "tools": tools}).messages[-1].content == "done"
+
+
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        ({"from": "narrator", "value": "x"}, "from is 'narrator', which is not known"),
+        ({"from": "function_call", "value": "no json"}, "a function_call is JSON of name and arguments"),
+    ],
+)
+def test_what_sharegpt_does_not_say_is_refused(message, says):
+    with pytest.raises(Rejected, match=says):
+        made("openai", {"conversations": [{"from": "human", "value": "go"}, message]})

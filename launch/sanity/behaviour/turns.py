@@ -90,17 +90,17 @@ class Answer:
 def turns(data: Dataset) -> Iterator[Turn]:
     """Yield all supervised turns.
 
-    A prompt is read from the data set as trained on; it is not re-rendered. It ends before the turn's first supervised token,
-    or before its thinking if thinking is unsupervised context.
+    A prompt is read from the data set as trained on; it is not re-rendered.
     """
     row = {place: n for n, place in enumerate(zip(data.ids, data.segments, strict=True))}
-    thinking_is_context = data.manifest["inputs"]["options"]["thinking"] == "context"
     for conversation in data.conversations():
         for sequence in conversation["sequences"]:
             at = row[conversation["id"], sequence["segment"]]
             tokens = data.tokens(at)
-            for (index, prompt), (start, end) in zip(sequence["turns"], data.spans(at), strict=True):
-                yield Turn(conversation, index, tokens[:end], prompt if thinking_is_context else start)
+            # A turn has several spans if part of it is not learned.
+            found = {i: (prompt, end) for (i, prompt), (_, end) in zip(sequence["turns"], data.spans(at), strict=True)}
+            for index, (prompt, end) in found.items():
+                yield Turn(conversation, index, tokens[:end], prompt)
 
 
 def spread(all_turns: Sequence[Turn], most: int) -> list[Turn]:

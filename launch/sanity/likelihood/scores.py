@@ -97,8 +97,11 @@ def _supervised(data: Dataset) -> list[_Scored]:
                 f"{_named(data, row)}: its first token is supervised, but a token without a predecessor has no loss",
                 f"remove {data.folder} to re-pack it",
             )
-        numbers = np.arange(1, len(spans) + 1) + before[trajectory]
-        before[trajectory] += len(spans)
+        _, numbers = np.unique(
+            data.turns[row], return_inverse=True
+        )  # a turn has several spans if part of it is not learned
+        numbers = numbers + 1 + before[trajectory]
+        before[trajectory] = int(numbers[-1])
         positions = np.concatenate([np.arange(start, end) for start, end in spans])
         asked.append(_Scored(row, positions, np.repeat(numbers, [end - start for start, end in spans])))
     return asked

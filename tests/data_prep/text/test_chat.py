@@ -190,3 +190,41 @@ def test_a_tokenizer_that_cuts_texts_short_does_not(bases, tmp_path):
 def test_tokens_are_int32(bases):
     tokens = Chat(load_tokenizer(bases["qwen3-tiny"]), Family.qwen3).tokenise("a b")
     assert tokens.dtype == np.int32
+
+
+TAGGED = "  I look <observation>a ü€ b</observation> and say done."
+FROM, TO = TAGGED.index("<obs"), TAGGED.index(" and")
+
+
+@pytest.mark.parametrize("thought", [None, "Hm."])
+def test_characters_that_are_not_learned_are_context_of_their_turn(chat, thought):
+    """Text inside a turn that no model said, such as an observation between tags."""
+    more = {"reasoning_content": thought} if thought else {}
+    one = conversation(
+        user(), assistant(TAGGED, unsupervised=[[FROM, TO]], **more), user(), assistant("Yes!", unsupervised=[[0, 4]])
+    )
+    plain = one.model_copy(update={"messages": [m.model_copy(update={"unsupervised": None}) for m in one.messages]})
+    try:
+        encoded = chat.encode(one, [1, 3])
+    except Rejected as error:
+        assert thought and "reasoning" in error.problem, "a template that shows no reasoning"
+        return
+    for e, whole in zip(encoded, chat.encode(plain, [1, 3]), strict=True):
+        assert e.tokens.tolist() == whole.tokens.tolist() and e.begins == whole.begins
+        assert e.turns[-1].end == len(e.tokens), "the stop token is always learned"
+    learned = "".join(text for of_sequence in texts(chat, encoded) for text in of_sequence)
+    assert not any(text in learned for text in ("observation", "ü", "Yes"))
+    assert learned.count("I look") == 1 and " and say done." in learned and ("Hm." in learned) == bool(thought)
+
+
+@pytest.mark.parametrize("spans", [[[0, 99]], [[3, 2]], [[2, 5], [4, 6]], [[1]], [[-1, 2]]])
+def test_spans_that_are_none_are_refused(spans):
+    with pytest.raises(Rejected, match="spans are \\[start, end\\], in order, apart, and within content"):
+        conversation(user(), assistant("I look.", unsupervised=spans))
+
+
+def test_a_span_keeps_its_characters_where_special_tokens_are_escaped():
+    one = conversation(user(), assistant("<|a|> x <|a|> y", unsupervised=[[6, 7]]))
+    moved = one.map_texts(lambda text: text.replace("<|a|>", "< |a|>"))
+    ((start, end),) = moved.messages[1].unsupervised
+    assert moved.messages[1].content[start:end] == "x"

@@ -93,7 +93,7 @@ def read(word):
         ),
         (
             "data=my.jsonl",
-            "unknown data 'my.jsonl' (known: limi, openai, sample, sii_cli)",
+            "unknown data 'my.jsonl' (known: auto, claude_code, limi, openai, requests, sample, sii_cli, trajectory)",
             "write data=NAME data.path=my.jsonl, NAME being the form it has",
         ),
         ("gpu=b200", "unknown gpu 'b200' (known: a100, cpu, h100, h200)", "write gpu=NAME, one of them"),

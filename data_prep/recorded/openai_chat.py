@@ -1,0 +1,28 @@
+"""The dialect `openai`: chat completions."""
+
+from typing import Any
+
+from data_prep.recorded.forms import Answer, Request, objects
+
+_UNFINISHED = {"length": "it was cut at the limit of its tokens", "content_filter": "a filter cut it"}
+# Fields of an answer that a message of the history does not have.
+_OF_ANSWER = ("refusal", "annotations", "audio", "function_call", "tool_calls", "reasoning_content", "reasoning")
+
+
+def request(body: dict[str, Any], notes: list[str]) -> Request:
+    """Return what a request says."""
+    tools = objects(body.get("tools") or [], "tools")
+    tools += [{"type": "function", "function": f} for f in objects(body.get("functions") or [], "functions")]
+    return Request(objects(body.get("messages"), "messages"), tools)
+
+
+def answer(body: Any, notes: list[str]) -> Answer:
+    """Return the answer of a response."""
+    choices = objects(body.get("choices") or [], "choices")
+    if not choices or not isinstance(choices[0].get("message"), dict):
+        return Answer(None)
+    if len(choices) > 1:
+        notes.append(f"has {len(choices)} choices; the first is used")
+    said = choices[0]["message"]
+    message = {k: v for k, v in said.items() if k not in _OF_ANSWER or v not in (None, "", [], {})}
+    return Answer({**message, "role": "assistant"}, _UNFINISHED.get(str(choices[0].get("finish_reason"))))
