@@ -88,7 +88,8 @@ def other_form(path: Path, source: str) -> tuple[str, str] | None:
         form = recognise(path)
     except DataError:
         return None
-    if form is None or form.source == source:
+    read_alike = ("openai", "limi", "trajectory")
+    if form is None or form.source == source or (form.source in read_alike and source in read_alike):
         return None
     return form.what, f"write {form.words}{form.fix and f'; {form.fix}'}" if form.source else form.fix
 
@@ -144,7 +145,7 @@ _OTHERS: tuple[tuple[Callable[[Document], bool], Form], ...] = (
         Form("results of tau2-bench, which have no tools in most versions", None, _LOG_INSTEAD),
     ),
     (
-        lambda d: {"trajectory", "history"} <= d.keys(),
+        lambda d: {"trajectory", "history"} <= d.keys() or any("message_type" in m for m in _objects(d.get("history"))),
         Form(
             "a trajectory of SWE-agent, which has no tools, and a history that is not what was sent", None, _LOG_INSTEAD
         ),
@@ -170,6 +171,8 @@ _OTHERS: tuple[tuple[Callable[[Document], bool], Form], ...] = (
 
 def _messages(found: list[Document]) -> Form | None:
     one = found[0]
+    if one.keys() >= {"role", "content"} and all("role" in d for d in found):
+        return Form("one conversation as a list of messages", None, 'write it as {"messages": […], "tools": […]}')
     named = [name for name, value in one.items() if _is_conversation(value)]
     tools = None if one.get("tools") or one.get("functions") else tools_column(one)
     columns = {"tools": tools} if tools else {}
@@ -184,6 +187,10 @@ def _messages(found: list[Document]) -> Form | None:
 
 def _is_conversation(value: Any) -> bool:
     return bool(_list(value)) and all(isinstance(m, dict) and m.get("role") in _ROLES for m in value)
+
+
+def _objects(value: Any) -> list[Document]:
+    return [one for one in _list(value) if isinstance(one, dict)]
 
 
 def _list(value: Any) -> list[Any]:

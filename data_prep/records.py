@@ -41,20 +41,21 @@ class Record:
 
 def json_records(path: Path) -> Iterator[Record]:
     """Yield every record of a file, or of the files of a folder, in order: lines of JSON Lines, elements of a JSON array, rows of
-    Parquet.
+    Parquet, or the one document of a JSON file.
 
     Raise `DataError` if a folder has no such file, if a file is of another kind, or if an array is malformed: the records after the
     fault cannot be separated.
     """
     if not path.is_dir():
-        yield from _of_file(path)
+        yield from documents(path)
         return
     files = files_of(path)
     if not files:
         raise DataError(f"'{path}' has no file that ends in {', '.join(_ENDINGS)}", "write data.path=FILE")
     for file in files:
-        for record in _of_file(file):
-            yield Record(f"{file.relative_to(path)}, {record.place}", record.raw, record.size)
+        for record in documents(file):
+            place = record.place if record.place == file.name else f"{file.relative_to(path)}, {record.place}"
+            yield Record(place, record.raw, record.size)
 
 
 def files_of(path: Path) -> list[Path]:
@@ -120,7 +121,7 @@ def _rows(path: Path) -> Iterator[Record]:
 
 
 def documents(path: Path) -> Iterator[Record]:
-    """Yield the JSON documents of a file: what `json_records` yields, or the whole file if it is one document of several lines."""
+    """Yield the records of one file; the whole file if it is one JSON document of several lines."""
     found = _of_file(path)
     first = next(found, None)
     if first is None:

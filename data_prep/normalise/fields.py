@@ -100,7 +100,10 @@ def weight(own: dict[str, Any], number: int, repairs: list[str]) -> int | None:
     if len(set(values.values())) > 1:
         raise Rejected(Code.shape, f"message {number}: {', '.join(said)} contradict each other", "write weight alone")
     learned = next(iter(values.values()))
-    if (role := own.get("role")) != "assistant":
+    if (role := own.get("role")) != "assistant" and not learned:
+        repairs.append(f"message {number}: {', '.join(said)} left out: turns of the assistant alone are learned")
+        return None
+    if role != "assistant":
         raise Rejected(
             Code.shape,
             f"message {number}: {', '.join(said)} stands at a message of role {role}, and turns of the assistant alone are learned",

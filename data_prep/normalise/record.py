@@ -12,7 +12,7 @@ A source maps names; this turns `{id?, messages, tools, …}` into what `traject
 | `content`: null, or a list of text parts | text, joined as SGLang joins it |
 | `reasoning`, `thinking`, …; `<think>…</think>` at the start of a turn | `reasoning_content`, as the chat templates read it |
 | `function_call` | one tool call |
-| `conversations` of `{from, value}` | `messages` (`sharegpt.py`) |
+| `conversations` of `{from, value}`, parts of `{type, value}` | `messages` (`sharegpt.py`) |
 | `train`, `loss_mask`, `loss`, … | `weight` |
 | missing ids, ids used again | ids of their own |
 | other columns; other fields of a message | `metadata`; left out or refused by name (`fields.py`) |
@@ -24,7 +24,7 @@ from typing import Any
 
 from data_prep.normalise.calls import from_text, normal_calls, paired
 from data_prep.normalise.fields import DETAILS, REASONING, sorted_out, weight
-from data_prep.normalise.sharegpt import from_sharegpt, is_sharegpt
+from data_prep.normalise.sharegpt import from_sharegpt, from_values, is_sharegpt
 from data_prep.normalise.tool_forms import normal_tools, schemas_of
 from data_prep.records import parse
 from data_prep.trajectory import Code, Rejected
@@ -70,7 +70,7 @@ def normalise(record: dict[str, Any], joins: Joins, repairs: list[str]) -> dict[
     schemas = schemas_of(tools)
     out: list[dict[str, Any]] = []
     for number, message in enumerate(messages):
-        out.append(_message(message, number, schemas, joins, repairs))
+        out.append(_message(from_values(message, number, repairs), number, schemas, joins, repairs))
     paired(out, repairs)
     for number, (one, other) in enumerate(pairwise(out)):
         if one.get("role") == other.get("role") == "assistant":

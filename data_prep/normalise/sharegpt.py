@@ -7,6 +7,7 @@
 | `from: function_call`, `value` text and then JSON of `{name, arguments}` or a list of such | an assistant message with calls |
 | `from: observation`, tool, function_response, ipython | the result of the open call |
 | column `system` | the first system message |
+| `content[]` of `{type, value}`: text, reasoning, tool_call | text parts, `reasoning_content`, calls (LLaMA-Factory's newer form) |
 """
 
 import json
@@ -50,6 +51,24 @@ def from_sharegpt(messages: list[dict[str, Any]], system: Any, repairs: list[str
                 "write role and content instead of from and value",
             )
     return out
+
+
+def from_values(message: dict[str, Any], number: int, repairs: list[str]) -> dict[str, Any]:
+    """Return a message with content of `{type, value}` in chat form, and any other message as it is."""
+    content = message.get("content")
+    if not isinstance(content, list) or not all(isinstance(p, dict) and p.keys() == {"type", "value"} for p in content):
+        return message
+    if not content:
+        return message
+    out = {**message, "content": [{"type": p["type"], "text": p["value"]} for p in content if p["type"] == "text"]}
+    if thoughts := [str(p["value"]) for p in content if p["type"] == "reasoning"]:
+        out["reasoning_content"] = "\n".join(thoughts)
+    if calls := [c for p in content if p["type"] == "tool_call" for c in _calls(p["value"], number)["tool_calls"]]:
+        out["tool_calls"] = calls
+    if others := sorted({str(p["type"]) for p in content} - {"text", "reasoning", "tool_call"}):
+        raise Rejected(Code.part, f"message {number}: a part of type '{others[0]}' cannot become text")
+    repairs.append(f"message {number}: parts of type and value read as text, reasoning and calls")
+    return {**out, "content": out["content"] or ""}
 
 
 def _calls(value: Any, number: int) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from data_prep.given import GIVEN, given_file
 from data_prep.recognise import AUTO, other_form, recognised
 from data_prep.records import files_of
 from data_prep.source_files import check_tokenizer, local
+from data_prep.trajectory import Code
 from recipes import json_file
 from recipes.compose.kinds import shown
 from recipes.config import Data, Recipe
@@ -47,6 +48,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.ji
 _LIBRARIES = ("transformers", "tokenizers", "jinja2", "jsonschema")
 # Options for paths and processing. They do not change the content.
 _NOT_CONTENT = ("path", "heldout", "out", "workers", "max_rejected", "tools", "system")
+_OF_ANOTHER_FORM = (Code.utf8, Code.json, Code.shape, Code.no_supervised)  # rejections of a file that is something else
 _LISTED = 20  # rejections that an error lists
 
 
@@ -200,7 +202,8 @@ def _accepted(data: Dataset, options: Data, path: Path, source: str) -> Dataset:
     counts, max_rejected = data.manifest["counts"], options.max_rejected
     if not counts["records"]:
         raise DataError(f"'{source}' holds no trajectory")
-    if not counts["kept"] and (other := other_form(path, options.source)):
+    strange = not counts["kept"] and all(line["code"] in _OF_ANOTHER_FORM for line in data.ledger())
+    if strange and (other := other_form(path, options.source)):
         what, fix = other
         raise DataError(
             f"'{source}': {what}, and data={options.source} reads none of its {counts['records']} records", fix

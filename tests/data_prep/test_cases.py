@@ -265,6 +265,17 @@ def test_what_is_said_otherwise_than_in_text_is_refused_with_what_to_write():
     for field, said in (({"audio": {"id": "1"}}, "trains on text"), ({"parts": [1]}, "Gemini's form")):
         with pytest.raises(Rejected, match=said):
             made({"role": "assistant", "content": "Hi.", **field})
-    raw = json.dumps({"messages": [{"role": "user", "content": "x", "loss_mask": 0}], "tools": []}).encode()
+    raw = json.dumps({"messages": [{"role": "user", "content": "x", "loss_mask": 1}], "tools": []}).encode()
     with pytest.raises(Rejected, match="loss_mask stands at a message of role user.*leave it out there"):
         trajectory(Record("here", raw, len(raw)), source("openai"))
+
+
+def test_a_flag_that_leaves_out_what_is_never_learned_is_left_out():
+    said = [
+        {"role": "user", "content": "x", "loss_weight": 0.0},
+        {"role": "assistant", "content": "y", "loss_weight": 1.0},
+    ]
+    raw = json.dumps({"messages": said}).encode()
+    one = trajectory(Record("here", raw, len(raw)), source("openai"))
+    assert [m.weight for m in one.messages] == [None, 1]
+    assert "message 0: loss_weight left out: turns of the assistant alone are learned" in one.repairs

@@ -211,3 +211,19 @@ def test_openai_reads_sharegpt_and_llama_factorys_calls():
 def test_what_sharegpt_does_not_say_is_refused(message, says):
     with pytest.raises(Rejected, match=says):
         made("openai", {"conversations": [{"from": "human", "value": "go"}, message]})
+
+
+def test_openai_reads_parts_of_type_and_value():
+    call = {"type": "tool_call", "value": '{"name": "f", "arguments": {"a": 1}}'}
+    said = [
+        {"role": "user", "content": [{"type": "text", "value": "go"}]},
+        {"role": "assistant", "content": [{"type": "reasoning", "value": "Hm."}, call]},
+        {"role": "tool", "content": [{"type": "text", "value": "1"}]},
+        {"role": "assistant", "content": [{"type": "reasoning", "value": "So."}, {"type": "text", "value": "done"}]},
+    ]
+    t = made("openai", {"messages": said})
+    assert (t.messages[1].reasoning_content, t.messages[1].content) == ("Hm.", "")
+    assert t.messages[1].tool_calls[0].function.arguments == {"a": 1}
+    assert (t.messages[3].reasoning_content, t.messages[3].content) == ("So.", "done")
+    with pytest.raises(Rejected, match="a part of type 'image' cannot become text"):
+        made("openai", {"messages": [{"role": "user", "content": [{"type": "image", "value": "x"}]}]})
