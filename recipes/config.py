@@ -140,6 +140,9 @@ class Model:
     name: str = MISSING  # name of the model in messages and reports
     family: Family = MISSING  # architecture: the model_type of config.json
     checkpoint: str = MISSING  # base weights: a Hugging Face folder, or a repository on the Hugging Face hub
+    # What the chat template is told besides messages and tools, by name: model.template_options.enable_thinking=false. The
+    # server is told the same.
+    template_options: dict[str, str] = field(default_factory=dict)
     random_init: bool = False  # if `checkpoint` is missing, create it with seeded random weights
     layers: int = MISSING  # number of decoder layers, without multi-token-prediction layers
     hidden: int = MISSING  # width of the hidden state

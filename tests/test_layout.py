@@ -84,4 +84,4 @@ def test_no_two_files_of_one_package_have_one_name():
     for path in FILES:
         names[path.name].append(str(path))
     twice = {name for name, paths in names.items() if len(paths) > 1}
-    assert twice <= {"__init__.py", "engine.py", "cpu.py", "limi.py"}
+    assert twice <= {"__init__.py", "engine.py", "cpu.py", "limi.py", "trajectory.py"}

@@ -138,6 +138,7 @@ def prepare(recipe: Recipe, path: str, option: str = "data.path") -> Dataset:
         "tokenizer": tokenizer_hashes(checkpoint),
         "family": recipe.model.family.value,
         "options": options(recipe),
+        "template_options": recipe.model.template_options,
         "given": given_hashes(recipe.data),
         "libraries": {name: version(name) for name in _LIBRARIES},
         "code": {str(p.relative_to(REPO)): sha256(p) for p in code()},

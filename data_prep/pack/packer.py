@@ -21,7 +21,9 @@ class Packer:
     def __init__(self, recipe: Recipe) -> None:
         self.options: Data = recipe.data
         self.source: Source = source(recipe.data.source)
-        self.chat = Chat(load_tokenizer(Path(recipe.model.checkpoint)), recipe.model.family)
+        self.chat = Chat(
+            load_tokenizer(Path(recipe.model.checkpoint)), recipe.model.family, recipe.model.template_options
+        )
         self.given = Given.read(recipe.data)
         self.joins = Joins(other=self.chat.template.parts_join())
 

@@ -11,6 +11,7 @@ earlier user turns. Every turn is therefore supervised exactly once, for any tre
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +75,13 @@ def _check_readable(checkpoint: Path) -> None:
 class Chat:
     """Render and tokenise trajectories with one tokenizer and its chat template, and prove their prompts to be those of inference."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, family: Family) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, family: Family, options: Mapping[str, str] | None = None
+    ) -> None:
+        """options: `model.template_options`."""
         self.tokenizer = tokenizer
         self.family = facts(family).chat
-        self.template = ChatTemplate(tokenizer)
+        self.template = ChatTemplate(tokenizer, options)
         self.special = sorted((str(t) for t in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
         edges = {*self.family.roles, *self.family.stops}
         if missing := sorted((edges | {*self.family.think}) - {*self.special}):
@@ -96,6 +100,8 @@ class Chat:
         self._opening_ids = self.tokenise(self._opening)
         self._role = next(t for t in self.family.roles if self._opening.startswith(t))
         self._role_id = ids[self._role]
+        _, begins, thought = self._opening.rpartition(self.family.think[0])
+        self._opens_thought = bool(begins) and self.family.think[1] not in thought
 
     def tokenise(self, text: str) -> np.ndarray:
         """Return the [n] int32 tokens of the text; special tokens in the text become single tokens."""
@@ -124,6 +130,12 @@ class Chat:
             prompt = self.prompt(messages[:k], tools)
             if not prompt.endswith(self._opening):
                 raise Rejected(Code.template, f"message {k}: its prompt does not end with {self._opening!r}")
+            if self._opens_thought and not messages[k].get("reasoning_content"):
+                raise Rejected(
+                    Code.template,
+                    f"message {k} has no reasoning, and the template's prompt opens a thought: it would learn not to think",
+                    "write data.thinking=supervise or context" if thinking is Thinking.drop else "write weight 0 at it",
+                )
             if turns and not self._continues(prompt, before, messages[turns[-1][0]]):
                 sequences += self._sequences(trajectory, messages, before, turns, begins, thinking)
                 turns, begins = [], "history"
@@ -139,9 +151,7 @@ class Chat:
         if edge is None or edge[0] not in self.family.stops:
             return False
         turn = prompt[len(before) : edge.start()]
-        return (
-            turn == self._without_empty_thought(turn, message) and _left_out(message, turn, self.family.think) is None
-        )
+        return turn == self._without_empty_thought(turn, message) and self._left_out(message, turn) is None
 
     def _without_empty_thought(self, turn: str, message: dict[str, Any]) -> str:
         return turn if message.get("reasoning_content") else turn.removeprefix(self.family.empty_thought)
@@ -201,7 +211,7 @@ class Chat:
             raise Rejected(
                 Code.template, f"message {k}: the template does not end the turn with {' or '.join(self.family.stops)}"
             )
-        if missing := _left_out(message, turn[: edge.start()], self.family.think):
+        if missing := self._left_out(message, turn[: edge.start()]):
             advice = "; write data.thinking=drop to leave it out" if missing == "reasoning" else ""
             raise Rejected(Code.template, f"message {k}: the chat template leaves out its {missing}{advice}")
         return turn[: edge.end()]
@@ -238,6 +248,23 @@ class Chat:
                 return [(a - len(before), b - len(before)) for a, b in found.offsets[-len(tokens) :]]
         return None
 
+    def _left_out(self, message: dict[str, Any], text: str) -> str | None:
+        """Return the part of an assistant message that is missing from its turn's text, or None.
+
+        text: the text between the turn's prompt and its stop token. Content contains no thinking tokens, so they split the
+        turn exactly. A substring search could match in the wrong part.
+        """
+        begins, ends = self.family.think
+        shown, end, rest = text.partition(ends)
+        thought = (shown if self._opens_thought else shown.partition(begins)[2]).strip() if end else ""
+        if thought != message.get("reasoning_content", "").strip():
+            return "reasoning"
+        body, content = (rest if end else text).lstrip(), message["content"].strip()
+        if not body.startswith(content):
+            return "content"
+        calls = body[len(content) :]
+        return "tool calls" if any(c["function"]["name"] not in calls for c in message.get("tool_calls", [])) else None
+
     def _turn(self, k: int, tokens: np.ndarray, start: int, end: int, thinking: Thinking) -> Turn:
         if start == 0:
             raise Rejected(
@@ -273,20 +300,3 @@ class Chat:
             alone = [self.tokenise(part) for part in ("a b ", token, " c\n")]
             if not np.array_equal(self.tokenise(f"a b {token} c\n"), np.concatenate(alone)) or len(alone[1]) != 1:
                 raise DataError(f"the tokenizer does not split text at {token}", "its prompts cannot be proved")
-
-
-def _left_out(message: dict[str, Any], text: str, think: tuple[str, str]) -> str | None:
-    """Return the part of an assistant message that is missing from its turn's text, or None.
-
-    text: the text between the turn's prompt and its stop token. Content contains no thinking tokens, so they split the
-    turn exactly. A substring search could match in the wrong part.
-    """
-    shown, end, rest = text.partition(think[1])
-    thought = shown.partition(think[0])[2].strip() if end else ""
-    if thought != message.get("reasoning_content", "").strip():
-        return "reasoning"
-    body, content = (rest if end else text).lstrip(), message["content"].strip()
-    if not body.startswith(content):
-        return "content"
-    calls = body[len(content) :]
-    return "tool calls" if any(c["function"]["name"] not in calls for c in message.get("tool_calls", [])) else None

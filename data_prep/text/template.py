@@ -7,17 +7,20 @@ whether the sandbox allows an attribute. The rendered text is identical; a test 
 
 import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, Template, TemplateError, TemplateSyntaxError
+from jinja2.meta import find_undeclared_variables
+from jinja2.nodes import Name
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
+from data_prep.text.template_options import OWN, option_values
 from data_prep.trajectory import Code, Rejected
 from recipes.checkpoint.checkpoint_config import AGAIN
-from recipes.errors import DataError
+from recipes.errors import ConfigError, DataError
 
 _DICT_ATTRIBUTES = frozenset(dir(dict))
 # The sandbox wraps the formatting methods of a string on every access.
@@ -25,10 +28,12 @@ _WRAPPED = frozenset({"format", "format_map"})
 
 
 class ChatTemplate:
-    """Render messages and tools with a tokenizer's template."""
+    """Render messages and tools with a tokenizer's template. options: `model.template_options`."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, str] | None = None) -> None:
         self._tokenizer = tokenizer
+        self._options = option_values(options or {})
+        self._check_options()
         self._compiled: dict[str, Template] = {}
         self._json: dict[tuple[int, str], tuple[Any, str]] = {}
 
@@ -57,7 +62,7 @@ class ChatTemplate:
                 tools=tools or None,
                 documents=None,
                 add_generation_prompt=prompt,
-                **self._tokenizer.special_tokens_map,
+                **{**self._tokenizer.special_tokens_map, **self._options},
             )
         except (
             TemplateError,
@@ -69,6 +74,24 @@ class ChatTemplate:
             RecursionError,
         ) as error:
             raise Rejected(Code.template, f"the chat template fails: {error}") from error
+
+    def _check_options(self) -> None:
+        """Raise `ConfigError` for an option that the template does not read."""
+        if not self._options:
+            return
+        source = self._tokenizer.get_chat_template(None, None)
+        tree = _compile_jinja_template(source).environment.parse(source)
+        assigned = {name.name for name in tree.find_all(Name) if name.ctx == "store"}
+        read = find_undeclared_variables(tree) - assigned - {*OWN}
+        for name in self._options:
+            if name in OWN or name not in read:
+                known = ", ".join(
+                    sorted(read - {*self._tokenizer.special_tokens_map, "raise_exception", "strftime_now"})
+                )
+                raise ConfigError(
+                    f"model.template_options.{name}: the chat template '{self.name}' does not read it",
+                    f"it reads {known or 'no option'}",
+                )
 
     def parts_join(self) -> str:
         """Return what stands between the text parts of a message as a server renders it.

@@ -52,7 +52,7 @@ def bench_data(recipe: Recipe, console: Console) -> None:
         source = folder / "limi_like.jsonl"
         _write(source, records(lengths(COUNT), seed=0))
         trajectories = list(read_trajectories(source, "limi"))
-        chat = Chat(load_tokenizer(Path(recipe.model.checkpoint)), recipe.model.family)
+        chat = Chat(load_tokenizer(Path(recipe.model.checkpoint)), recipe.model.family, recipe.model.template_options)
         rows = (
             _encoding(_Timed(chat.tokenizer, recipe.model.family), trajectories),
             _command(recipe, source),

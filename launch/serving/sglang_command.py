@@ -1,5 +1,6 @@
 """SGLang's command line and environment for a checkpoint, by model family and device."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import NamedTuple
 
 import psutil
 
+from data_prep.text.template_options import option_values
 from launch.preflight.machine import gpus_here
 from recipes.checkpoint.checkpoint_config import read_config, yarn_reach
 from recipes.config import Recipe
@@ -47,6 +49,8 @@ def command(recipe: Recipe, checkpoint: Path, port: int, thinks: bool, rank: int
     parsers = facts(recipe.model.family).parsers
     parsed = ["--reasoning-parser", parsers.reasoning] if thinks or parsers.always_reasons else []
     meeting = Meeting.here()
+    told = option_values(recipe.model.template_options)
+    options = ["--default-chat-template-kwargs", json.dumps(told)] if told else []
     over = (
         ["--nnodes", str(meeting.nodes), "--node-rank", str(rank), "--dist-init-addr", meeting.address]
         if meeting
@@ -54,7 +58,7 @@ def command(recipe: Recipe, checkpoint: Path, port: int, thinks: bool, rank: int
     )
     return [
         _python(recipe), "-m", "sglang.launch_server", "--model-path", str(checkpoint), "--host", "127.0.0.1",
-        "--port", str(port), "--tool-call-parser", parsers.tool_calls, *parsed, "--skip-server-warmup",
+        "--port", str(port), "--tool-call-parser", parsers.tool_calls, *parsed, *options, "--skip-server-warmup",
         "--log-level", "warning", *(_on_gpus(recipe, checkpoint) if on_gpus(recipe) else _on_cpu(recipe)), *over,
     ]  # fmt: skip
 

@@ -53,7 +53,7 @@ def make(recipe: Recipe) -> bool:
 def _inputs(recipe: Recipe) -> dict[str, Any]:
     """Return all inputs of the checkpoint as plain values."""
     # The base has unscaled positions for every recipe.
-    excluded = ("checkpoint", "mtp", "native_context", "rope", "rope_factor")
+    excluded = ("checkpoint", "mtp", "native_context", "rope", "rope_factor", "template_options")
     dimensions = {k: getattr(v, "value", v) for k, v in vars(recipe.model).items() if k not in excluded}
     jinja = template(recipe.model.family)
     sources = [SAMPLE, jinja, jinja.with_suffix(".py"), Path(__file__)]  # the family's file has its special tokens

@@ -10,7 +10,7 @@ from data_prep.sources import read_trajectories
 from data_prep.text.chat import Chat, load_tokenizer
 from data_prep.trajectory import Rejected
 from recipes.config import Family, Thinking
-from recipes.errors import DataError
+from recipes.errors import ConfigError, DataError
 from tests.conftest import REPO
 from tests.data_prep.support import (
     OFFICIAL,
@@ -228,3 +228,63 @@ def test_a_span_keeps_its_characters_where_special_tokens_are_escaped():
     moved = one.map_texts(lambda text: text.replace("<|a|>", "< |a|>"))
     ((start, end),) = moved.messages[1].unsupervised
     assert moved.messages[1].content[start:end] == "x"
+
+
+@pytest.fixture
+def thinker(reference):
+    """A template whose prompt opens the thought, as those of Qwen3-Thinking-2507 and GLM-4.7 do, over Qwen3's."""
+    tokenizer = load_tokenizer(reference / "tokenizers" / "qwen3_hf")
+    source = (reference / "templates" / "Qwen3.jinja").read_text()
+    plain = "{{- '<|im_start|>assistant\\n' }}"
+    assert source.count(plain) == 1
+    tokenizer.chat_template = source.replace(plain, "{{- '<|im_start|>assistant\\n<think>\\n' }}")
+    return Chat(tokenizer, Family["qwen3"])
+
+
+THOUGHTFUL = [
+    user(), assistant("I look.", call("1", a=1), reasoning_content="r1"), result("1"), assistant("One.", reasoning_content="r2"),
+    user(), assistant("Two.", reasoning_content="r3"),
+]  # fmt: skip
+
+
+def test_where_the_prompt_opens_the_thought_the_turn_begins_with_it(thinker):
+    one = conversation(*THOUGHTFUL)
+    encoded = thinker.encode(one, [1, 3, 5])
+    assert_proved(thinker, one, encoded, [1, 3, 5])
+    assert [[text.split("\n\n")[0] for text in of_sequence] for of_sequence in texts(thinker, encoded)] == [
+        ["r1\n</think>", "r2\n</think>"], ["r3\n</think>"]
+    ]  # fmt: skip
+    shown = thinker.encode(one, [1, 3, 5], Thinking.context)
+    assert texts(thinker, shown)[1] == ["\n\nTwo.<|im_end|>"]
+
+
+def test_a_turn_without_reasoning_would_teach_such_a_model_not_to_think(thinker):
+    """No advice makes wrong data: neither to drop the thinking, nor to leave it out."""
+    with pytest.raises(Rejected, match="message 1 has no reasoning.*write weight 0 at it"):
+        thinker.encode(conversation(user(), assistant("One.")), [1])
+    with pytest.raises(Rejected, match="it would learn not to think; write data.thinking=supervise or context"):
+        thinker.encode(conversation(user(), assistant("One.")), [1], Thinking.drop)
+
+
+def test_an_option_of_the_template_changes_the_prompt_and_an_unknown_one_is_refused(reference):
+    tokenizer = load_tokenizer(reference / "tokenizers" / "qwen3_hf")
+    tokenizer.chat_template = (reference / "templates" / "Qwen3.jinja").read_text()
+    chat = Chat(tokenizer, Family["qwen3"], {"enable_thinking": "false"})
+    one = conversation(user(), assistant("One."), user(), assistant("Two."))
+    encoded = chat.encode(one, [1, 3])
+    for e in encoded:
+        for t in e.turns:
+            prompt = tokenizer.apply_chat_template(
+                one.chat()[: t.message],
+                tools=one.tools,
+                add_generation_prompt=True,
+                enable_thinking=False,
+                return_dict=False,
+            )
+            assert e.tokens[: t.prompt].tolist() == prompt
+    assert texts(chat, encoded) == [["One.<|im_end|>"], ["Two.<|im_end|>"]]
+    with pytest.raises(
+        ConfigError, match=r"model\.template_options\.enable_thinkin: the chat template.*does not read it"
+    ) as error:
+        Chat(tokenizer, Family["qwen3"], {"enable_thinkin": "false"})
+    assert "it reads enable_thinking" in error.value.fix
