@@ -117,6 +117,7 @@ class Trajectory(_Strict):
     tools: list[dict[str, Any]]
     repairs: list[str] = []
     metadata: dict[str, Any] = {}
+    open_calls: bool = False  # whether a message may come before the result of a call
 
     @model_validator(mode="after")
     def _calls_and_results(self) -> "Trajectory":
@@ -130,14 +131,14 @@ class Trajectory(_Strict):
                     )
                 del waiting[m.tool_call_id]
                 continue
-            if waiting:
+            if waiting and not self.open_calls:
                 raise _error(Code.missing_result, f"message {number}: calls {[*waiting]} have no result")
             for call in m.tool_calls or []:
                 if call.id in seen:
                     raise _error(Code.duplicate_call, f"message {number}: call id '{call.id}' is used twice")
                 seen.add(call.id)
                 waiting[call.id] = None
-        if waiting and self.messages[-1].role == "tool":
+        if waiting and not self.open_calls and self.messages[-1].role == "tool":
             raise _error(
                 Code.missing_result, f"calls {[*waiting]} have no result, though others of the same turn have one"
             )
@@ -202,7 +203,7 @@ class Trajectory(_Strict):
         for message, m in zip(messages, self.messages, strict=True):
             if m.unsupervised:  # where the same characters are now
                 message["unsupervised"] = [[len(change(m.content[:at])) for at in span] for span in m.unsupervised]
-        own = {"id": self.id, "repairs": self.repairs, "metadata": self.metadata}
+        own = {"id": self.id, "repairs": self.repairs, "metadata": self.metadata, "open_calls": self.open_calls}
         return validate({**own, "messages": messages, "tools": changed(self.tools)})
 
     def texts(self) -> Iterator[str]:
@@ -227,8 +228,9 @@ def validate(record: dict[str, Any]) -> Trajectory:
         code = Code(first["type"]) if first["type"] in set(Code) else Code.shape
         if where.endswith("function.arguments"):
             code = Code.arguments
+        fixes = {Code.missing_result: "write data.open_calls=keep to keep the record as it is"}
         message = _short(first["msg"].removeprefix("Value error, "))
-        raise Rejected(code, f"{where + ': ' if where else ''}{message}") from error
+        raise Rejected(code, f"{where + ': ' if where else ''}{message}", fixes.get(code, "")) from error
 
 
 def _validators(tools: list[dict[str, Any]]) -> dict[str, Validator | None]:

@@ -105,6 +105,20 @@ class SchemaBreaks(Enum):
     accept = "accept"  # accepted, and the calls are counted
 
 
+class BrokenCalls(Enum):
+    """What happens to trajectories with a call whose arguments the model itself broke: text that is no JSON object."""
+
+    reject = "reject"  # rejected
+    cut = "cut"  # kept up to the message before it: SGLang refuses every later prompt, which would show it
+
+
+class OpenCalls(Enum):
+    """What happens to trajectories in which a message comes before the result of a call, as when a user interrupts it."""
+
+    reject = "reject"  # rejected
+    keep = "keep"  # kept in the order of the record
+
+
 class SpecialTokens(Enum):
     """What happens to trajectories whose text contains a special token of the tokenizer."""
 
@@ -197,6 +211,8 @@ class Data:
     thinking: Thinking = Thinking.supervise  # whether reasoning is supervised, shown as context or dropped
     erroneous_calls: ErroneousCalls = ErroneousCalls.supervise  # turns with a failed or schema-breaking call
     schema_breaks: SchemaBreaks = SchemaBreaks.reject  # trajectories with a call that breaks its tool's schema
+    broken_calls: BrokenCalls = BrokenCalls.reject  # trajectories with arguments that are no JSON object
+    open_calls: OpenCalls = OpenCalls.reject  # trajectories with a message before the result of a call
     special_tokens: SpecialTokens = SpecialTokens.reject  # trajectories with special tokens in their text
     too_long: TooLong = TooLong.reject  # trajectories longer than max_tokens
 

@@ -28,6 +28,7 @@ from data_prep.normalise.sharegpt import from_sharegpt, from_values, is_sharegpt
 from data_prep.normalise.tool_forms import normal_tools, schemas_of
 from data_prep.records import parse
 from data_prep.trajectory import Code, Rejected
+from recipes.config import BrokenCalls
 
 _RECORD = ("id", "messages", "tools", "functions", "metadata")
 # Columns that hold the conversation under another name, or in another form.
@@ -44,7 +45,9 @@ class Joins:
     other: str = " "
 
 
-def normalise(record: dict[str, Any], joins: Joins, repairs: list[str]) -> dict[str, Any]:
+def normalise(
+    record: dict[str, Any], joins: Joins, repairs: list[str], broken_calls: BrokenCalls = BrokenCalls.reject
+) -> dict[str, Any]:
     """Return `{id?, messages, tools, metadata}` and append each repair to `repairs`. Raise `Rejected` for what cannot be mended."""
     if record.get("messages") is None and is_sharegpt(record.get("conversations")):
         rest = {k: v for k, v in record.items() if k not in ("conversations", "system")}
@@ -70,7 +73,16 @@ def normalise(record: dict[str, Any], joins: Joins, repairs: list[str]) -> dict[
     schemas = schemas_of(tools)
     out: list[dict[str, Any]] = []
     for number, message in enumerate(messages):
-        out.append(_message(from_values(message, number, repairs), number, schemas, joins, repairs))
+        try:
+            out.append(_message(from_values(message, number, repairs), number, schemas, joins, repairs))
+        except Rejected as error:
+            if error.code is not Code.arguments:
+                raise
+            if broken_calls is BrokenCalls.reject:
+                fix = "write data.broken_calls=cut to keep what comes before it"
+                raise Rejected(error.code, error.problem, error.fix or fix) from error
+            repairs.append(f"{error.problem}: {len(messages) - number} messages from there on left out")
+            break
     paired(out, repairs)
     for number, (one, other) in enumerate(pairwise(out)):
         if one.get("role") == other.get("role") == "assistant":

@@ -7,6 +7,7 @@ from typing import Any
 from data_prep.given import Given
 from data_prep.normalise.record import Joins
 from data_prep.pack import trajectory_options
+from data_prep.reading import Reading
 from data_prep.records import Record
 from data_prep.sources import Source, source, trajectory
 from data_prep.text.chat import Chat, load_tokenizer
@@ -24,14 +25,15 @@ class Packer:
         self.chat = Chat(
             load_tokenizer(Path(recipe.model.checkpoint)), recipe.model.family, recipe.model.template_options
         )
-        self.given = Given.read(recipe.data)
-        self.joins = Joins(other=self.chat.template.parts_join())
+        d = recipe.data
+        joins = Joins(other=self.chat.template.parts_join())
+        self.reading = Reading(joins, d.columns, Given.read(d), d.broken_calls, d.open_calls)
 
     def pack(self, record: Record) -> Packed:
         """Return the record's ledger line and sequences. A fault in the record goes into the line and is never raised."""
         ledger: dict[str, Any] = {"record": record.place, "id": None, "status": "kept"}
         try:
-            conversation = trajectory(record, self.source, self.joins, self.options.columns, self.given)
+            conversation = trajectory(record, self.source, self.reading)
             content = conversation.content_hash()
             ledger |= {"id": conversation.id, "content": content}
             conversation = trajectory_options.without_thinking(conversation, self.options)

@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from data_prep.given import Given
-from data_prep.normalise.record import Joins, normalise
+from data_prep.normalise.record import normalise
+from data_prep.reading import Reading
 from data_prep.records import Record, parse
 from data_prep.trajectory import Code, Rejected, Trajectory, validate
 from recipes.compose.names.nearest import nearest
-from recipes.config import Columns
+from recipes.config import Columns, OpenCalls
 from recipes.errors import ConfigError
 
-_JOINS, _COLUMNS, _NOTHING = Joins(), Columns(), Given()
+_PLAIN = Reading()
 
 
 class Source(Protocol):
@@ -42,13 +42,10 @@ def source(name: str) -> Source:
     return cast(Source, importlib.import_module(f"{__name__}.{name}"))
 
 
-def trajectory(
-    record: Record, source_module: Source, joins: Joins = _JOINS, columns: Columns = _COLUMNS, given: Given = _NOTHING
-) -> Trajectory:
-    """Return one record as a validated trajectory.
+def trajectory(record: Record, source_module: Source, reading: Reading = _PLAIN) -> Trajectory:
+    """Return one record as a validated trajectory. Its id is the given one, or 16 digits of the content hash.
 
-    Its id is the given one, or 16 digits of the content hash. joins: how text parts become one text. columns: where the record has its
-    messages and tools. given: tools and system prompt of a record without. Raise `Rejected` if the record is invalid.
+    Raise `Rejected` if the record is invalid.
     """
     value = parse(record.raw)
     if not isinstance(value, dict):
@@ -56,8 +53,9 @@ def trajectory(
     repairs: list[str] = []
     own = value.get("id") if isinstance(value.get("id"), str) else None
     try:
-        converted = given.completed(source_module.convert(_renamed(value, columns), repairs), repairs)
-        converted = normalise(converted, joins, repairs)
+        mapped = source_module.convert(_renamed(value, reading.columns), repairs)
+        converted = normalise(reading.given.completed(mapped, repairs), reading.joins, repairs, reading.broken_calls)
+        converted["open_calls"] = reading.open_calls is OpenCalls.keep
         identity = converted.pop("id", None)
         validated = validate({**converted, "id": "to be made" if identity is None else identity, "repairs": repairs})
     except Rejected as error:

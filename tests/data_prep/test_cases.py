@@ -7,12 +7,13 @@ import pytest
 
 from data_prep.pack import trajectory_options
 from data_prep.pack.packer import Packer
+from data_prep.reading import Reading
 from data_prep.recognise import recognise
 from data_prep.records import Record
 from data_prep.sources import source, trajectory
 from data_prep.trajectory import Rejected
 from recipes.compose.recipe import compose_recipe
-from recipes.config import Data
+from recipes.config import BrokenCalls, Data
 from tests.data_prep.support import OFFICIAL, assert_proved, official
 
 FOLDER = Path(__file__).parent / "cases"
@@ -279,3 +280,27 @@ def test_a_flag_that_leaves_out_what_is_never_learned_is_left_out():
     one = trajectory(Record("here", raw, len(raw)), source("openai"))
     assert [m.weight for m in one.messages] == [None, 1]
     assert "message 0: loss_weight left out: turns of the assistant alone are learned" in one.repairs
+
+
+def test_a_call_that_the_model_broke_ends_the_record_before_it_by_option(packed):
+    """SGLang answers 400 to every later prompt: none of them can be what inference sends."""
+    ((ledger, _),) = packed("broken_arguments")
+    assert ledger["reason"].endswith("write data.broken_calls=cut to keep what comes before it")
+    ((ledger, one),) = packed("broken_arguments", "data.broken_calls=cut")
+    assert ledger["code"] == "no_supervised" and one is None, "here nothing comes before it"
+    said = json.loads((FOLDER / "broken_arguments.jsonl").read_text())
+    good = {"role": "assistant", "content": "Which?"}
+    said["messages"][2:2] = [good, {"role": "user", "content": "All."}]
+    reading = Reading(broken_calls=BrokenCalls.cut)
+    one = trajectory(Record("here", json.dumps(said).encode(), 0), source("openai"), reading)
+    assert [m.role for m in one.messages] == ["system", "user", "assistant", "user"]
+    assert one.repairs[-1].endswith("3 messages from there on left out")
+
+
+@pytest.mark.parametrize("model", ["qwen3-tiny", "glm4.5-tiny"])
+def test_an_interrupted_call_is_kept_in_its_order_by_option(packed, model):
+    ((ledger, _),) = packed("interrupted")
+    assert ledger["reason"].endswith("write data.open_calls=keep to keep the record as it is")
+    ((ledger, one),) = packed("interrupted", "data.open_calls=keep", model=model)
+    assert ledger["status"] == "kept" and ledger["turns"] == 3
+    assert [m.role for m in one.messages] == ["user", "assistant", "user", "tool", "assistant", "tool", "assistant"]
