@@ -6,6 +6,8 @@ from data_prep.given import Given
 from data_prep.normalise.record import Joins
 from recipes.config import BrokenCalls, Columns, OpenCalls
 
+SERVER = "SGLang 0.5.23"  # whose reading of requests the text follows; `tests/data_prep/test_wire.py` runs it
+
 
 @dataclass(frozen=True)
 class Reading:

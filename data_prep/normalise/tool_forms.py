@@ -1,10 +1,14 @@
-"""Tools in the forms that people have, as OpenAI's function tools."""
+"""Tools in the forms that people have, as OpenAI's function tools, with the keys that the server passes on to the template."""
 
 from typing import Any
 
 from data_prep.normalise.calls import from_text
 from data_prep.normalise.null_filling import without_nulls
 from data_prep.trajectory import Code, Rejected
+
+_TOOL = ("type", "function", "defer_loading")
+_FUNCTION = ("name", "description", "parameters", "strict", "defer_loading")
+_ADDED = ("description", "parameters")
 
 
 def normal_tools(
@@ -19,11 +23,40 @@ def normal_tools(
     out = []
     for number, tool in enumerate(found):
         removed: list[str] = []
-        cleaned = without_nulls(tool, "", removed)
+        cleaned = without_nulls(_without_absent(tool), "", removed)
         repairs.extend(f"null {path} removed from the tools" for path in removed)
         if (normal := _tool(cleaned, number, messages, repairs)) is not None:
-            out.append(normal)
+            out.append(_as_served(normal, number, repairs))
     return out
+
+
+def _without_absent(tool: dict[str, Any]) -> dict[str, Any]:
+    """Return the tool without the null keys that the server adds anyway."""
+    out = {k: v for k, v in tool.items() if k != "defer_loading" or v is not None}
+    function = out.get("function")
+    if isinstance(function, dict):
+        out["function"] = {k: v for k, v in function.items() if v is not None or k not in _ADDED}
+    return out
+
+
+def _as_served(tool: dict[str, Any], number: int, repairs: list[str]) -> dict[str, Any]:
+    """Return the tool as SGLang 0.5.23 hands it to the template (`openai/protocol.py`, Tool and Function).
+
+    It has the keys that SGLang knows, those of the function in the order of the record, and null for a description, parameters and the
+    tool's defer_loading that are missing.
+    """
+    function = tool.get("function")
+    if not isinstance(function, dict):
+        return tool  # which `trajectory.py` refuses by name
+    unknown = [k for k in tool if k not in _TOOL] + [k for k in function if k not in _FUNCTION]
+    if unknown:
+        repairs.append(f"tool {number}: {', '.join(unknown)} left out, which the server does not pass on")
+    deferred = tool.get("defer_loading")
+    kept = {k: v for k, v in function.items() if k in _FUNCTION}
+    kept |= {k: None for k in _ADDED if k not in kept}
+    if deferred is not None:
+        kept.setdefault("defer_loading", deferred)
+    return {"type": tool.get("type"), "function": kept, "defer_loading": deferred}
 
 
 def schemas_of(tools: list[dict[str, Any]]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ import pyarrow.parquet as pq
 
 from data_prep.files import sha256, whole_folder, write_text
 from data_prep.given import GIVEN, given_file
+from data_prep.reading import SERVER
 from data_prep.recognise import AUTO, other_form, recognised
 from data_prep.records import files_of
 from data_prep.source_files import check_tokenizer, local
@@ -140,6 +141,7 @@ def prepare(recipe: Recipe, path: str, option: str = "data.path") -> Dataset:
         "options": options(recipe),
         "template_options": recipe.model.template_options,
         "given": given_hashes(recipe.data),
+        "server": SERVER,
         "libraries": {name: version(name) for name in _LIBRARIES},
         "code": {str(p.relative_to(REPO)): sha256(p) for p in code()},
     }

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from data_prep.files import write_text
+from data_prep.reading import SERVER
 from data_prep.text.chat import load_tokenizer
 from launch.checks import Check, Outcome, judged
 from launch.sanity.behaviour import answers, parsers, prompts
@@ -88,11 +89,14 @@ class Served:
     def _served(self, progress: Progress) -> list[Check]:
         architecture = read_config(self.subject.export)["architectures"][0]
         found = (self.client.get("/model_info").get("architectures") or ["?"])[0]
-        version = self.client.get("/server_info").get("version", "?")
+        version = f"SGLang {self.client.get('/server_info').get('version', '?')}"
         progress()
+        outcome, detail = judged(found == architecture), ""
+        if outcome is Outcome.passed and version != SERVER:
+            outcome = Outcome.warned
+            detail = f"the data follow the reading of {SERVER}: another version may send other prompts, which 'chat template' compares"
         return [
-            Check("served", "a checkpoint that no server loads", f"{found}, SGLang {version}", architecture,
-                  judged(found == architecture))
+            Check("served", "a checkpoint that no server loads", f"{found}, {version}", f"{architecture}, {SERVER}", outcome, detail)
         ]  # fmt: skip
 
     def _likelihood(self, progress: Progress) -> list[Check]:

@@ -69,7 +69,7 @@ KEPT = {
     "sii_canned_turn": ["said by no recorded answer, so shown and not learned: message 2"],
     "sii_side_call": ["event 2, a side call, is left out: 'Write a title for this talk.'"],
     "rows": ["messages read from JSON text; tools read from JSON text"],
-    "tool_schemas": [*[""] * 6, "null function.parameters removed"],
+    "tool_schemas": [""] * 7,
     "turn_flags": ["train read as weight 0", "loss_mask read as weight 0", ""],
 }
 # File, overrides, code, and what the reason says.
