@@ -67,7 +67,8 @@ def from_values(message: dict[str, Any], number: int, repairs: list[str]) -> dic
         out["tool_calls"] = calls
     if others := sorted({str(p["type"]) for p in content} - {"text", "reasoning", "tool_call"}):
         raise Rejected(Code.part, f"message {number}: a part of type '{others[0]}' cannot become text")
-    repairs.append(f"message {number}: parts of type and value read as text, reasoning and calls")
+    if (said := "parts of type and value read as text, reasoning and calls") not in repairs:
+        repairs.append(said)
     return {**out, "content": out["content"] or ""}
 
 
