@@ -388,6 +388,7 @@ class Recipe:
     limit_s: int = 540  # `bench-gpu`: longest time of one call, in seconds; the next call continues
     smoke: bool = False  # `bench-gpu`: only check in a minute or two that all works on this GPU, with a figure each
     id: str | None = None  # `inspect`: trajectory to show; null means a list of all
+    html: bool = False  # `inspect`: write a page of the set, with a table that sorts and filters and a reader
     checkpoint: str | None = None  # `sanity`, `serve`: Hugging Face folder to use; null means the run's export
     # `replay`: step to repeat, counted from 1; it must be given. `export`: number of completed steps of the checkpoint to
     # export; null means the newest checkpoint.

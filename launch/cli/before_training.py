@@ -2,12 +2,17 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from recipes.config import EngineName, Recipe
+
+if TYPE_CHECKING:
+    from data_prep.pack.dataset import Dataset
 
 
 def data(recipe: Recipe, console: Console) -> None:
@@ -28,11 +33,15 @@ def data(recipe: Recipe, console: Console) -> None:
 
 
 def inspect(recipe: Recipe, console: Console) -> None:
-    """Show the sequences of trajectory `id` with supervised tokens coloured; without `id`, list all trajectories."""
+    """Show the sequences of trajectory `id` with supervised tokens coloured; without `id`, list all trajectories, or with `html`
+    write a page of each set."""
     from data_prep.pack import show
     from launch.run import prepare
 
     all_packed = prepare.packed(recipe, console)
+    if recipe.html:
+        write_pages(recipe, all_packed, console)
+        return
     for name, packed in all_packed.items():
         if recipe.id is None:
             console.print(show.listing(name, packed))
@@ -43,6 +52,23 @@ def inspect(recipe: Recipe, console: Console) -> None:
         console.print("write id=ID to see one")
         return
     show.refuse_unknown(recipe.id, all_packed)
+
+
+def write_pages(recipe: Recipe, all_packed: dict[str, "Dataset"], console: Console) -> None:
+    """Write the pages of the data sets, with a progress bar."""
+    from data_prep.pack.set_page import READERS, write_set_page
+    from data_prep.text.chat import load_tokenizer
+
+    tokenizer = load_tokenizer(Path(recipe.model.checkpoint))
+    total = sum(min(READERS, data.manifest["counts"]["kept"]) for data in all_packed.values())
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("Writing readers", total=total)
+        pages = [
+            (name, write_set_page(data, name, tokenizer, recipe, lambda: bar.advance(task)))
+            for name, data in all_packed.items()
+        ]
+    for name, page in pages:
+        console.print(f"{name}: {page}")
 
 
 def plan(recipe: Recipe, console: Console) -> None:

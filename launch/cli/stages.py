@@ -47,7 +47,7 @@ _STAGES = (
           own=("checkpoint",)),
     Stage("data", "pack the training and the held-out trajectories, every mask proved", "launch.cli.before_training:data", True),
     Stage("inspect", "show the sequences of one trajectory, supervised tokens coloured", "launch.cli.before_training:inspect",
-          own=("id",)),
+          own=("id", "html")),
     Stage("plan", "layout, memory, steps, time and cost, before a GPU is taken", "launch.cli.before_training:plan"),
     Stage("check", "everything that would end or spoil a run, before a GPU is held", "launch.cli.before_training:check", True),
     Stage("parity", "train the tiny models in every layout of the embedded engine, compared with one rank",
