@@ -66,6 +66,7 @@ class Repository:
     kind: Literal["model", "dataset"]
     folder: Path
     record: Path
+    revision: str | None = None  # a commit, tag or branch; None is the newest commit
 
     @property
     def _fix(self) -> str:
@@ -94,7 +95,7 @@ class Listing:
 
 
 def listing(repository: Repository) -> Listing:
-    """Ask the hub for the repository's files: at the commit of an earlier, interrupted fetch, otherwise at the newest commit.
+    """Ask the hub for the repository's files: at the commit of an earlier, interrupted fetch, otherwise at its revision.
 
     Raise `PreflightError` if the hub or the repository is unavailable.
     """
@@ -103,6 +104,7 @@ def listing(repository: Repository) -> Listing:
 
     begun = repository.folder / _PARTIAL / "commit"
     commit = begun.read_text(encoding="utf-8") if begun.is_file() else (repository.read() or {}).get("commit")
+    commit = commit or repository.revision
     with explained(repository.kind, repository.id):
         api = HfApi(token=token())
         ask = api.model_info if repository.kind == "model" else api.dataset_info

@@ -61,8 +61,8 @@ def explained(kind: str, name: str) -> Iterator[None]:
         ) from error
     except RevisionNotFoundError as error:
         raise PreflightError(
-            f"the commit of the unfinished download of {repository} is no longer on the hub",
-            "remove its folder to fetch the newest",
+            f"this revision of {repository}, or the commit of its unfinished download, is no longer on the hub",
+            "write another data.revision, or remove its folder to fetch the newest",
         ) from error
     except (HfHubHTTPError, http().HTTPError) as error:
         outcome = "did not give" if isinstance(error, HfHubHTTPError) else "could not be reached for"

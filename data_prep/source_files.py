@@ -2,10 +2,15 @@
 needed)."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.hub import Repository, download, listing, write_record
+from data_prep.hub import File, Repository, download, listing, write_record
+from recipes.config import Data
 from recipes.errors import DataError, PreflightError
+
+_DATA_FILE = re.compile(r"\.(jsonl?|ndjson|parquet)(\.gz|\.zst)?$")
+_NO_DATA = ("dataset_infos.json", "dataset_info.json", "state.json", "config.json")
 
 
 def is_hub_id(path: str) -> bool:
@@ -13,19 +18,41 @@ def is_hub_id(path: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", path) is not None
 
 
-def data_set(path: str, root: str) -> Repository:
+@dataclass(frozen=True)
+class HubPart:
+    """Which part of a hub data set is read.
+
+    revision: a commit, tag or branch; None is the newest commit. split: such as train; None means that it has only one.
+    """
+
+    revision: str | None = None
+    split: str | None = None
+
+
+def hub_part(data: Data, option: str = "data.path") -> HubPart:
+    """Return the part that the recipe names. `data.split` is of `data.path` alone."""
+    return HubPart(data.revision, data.split if option == "data.path" else None)
+
+
+def data_set(path: str, root: str, part: HubPart = HubPart()) -> Repository:  # it cannot change
     """Return a hub data set with its folder and record under `cluster.root`."""
-    folder = Path(root) / "data-sources" / path.replace("/", "--")
+    name = "--".join(filter(None, (path.replace("/", "--"), (part.revision or "").replace("/", "--"), part.split)))
+    folder = Path(root) / "data-sources" / name
     # The record lies next to the folder: the data file may have any name.
-    return Repository(path, "dataset", folder, folder.with_name(f"{folder.name}.json"))
+    return Repository(path, "dataset", folder, folder.with_name(f"{folder.name}.json"), part.revision)
 
 
-def local(path: str, root: str, option: str = "data.path") -> Path:
-    """Return the local path, or the path of the one data file of a hub data set (`GAIR/LIMI`).
+def fetched_path(repository: Repository) -> Path | None:
+    """Return the file of a fetched data set, or its folder if it has several; None if it was not fetched."""
+    files = repository.files()
+    return None if not files else files[0] if len(files) == 1 else repository.folder
 
-    The file is fetched once into `data-sources/` of `cluster.root`; later calls do not contact the hub. Raise `DataError` if
-    neither exists, or if the data set does not have exactly one JSON file. option: the option that gave the path, for
-    messages.
+
+def local(path: str, root: str, option: str = "data.path", part: HubPart = HubPart()) -> Path:
+    """Return the local path, or the path of the files of a hub data set (`GAIR/LIMI`): a file, or a folder of several.
+
+    They are fetched once into `data-sources/` of `cluster.root`; later calls do not contact the hub. option: the option that gave the
+    path, for messages. Raise `DataError` if the path does not exist, or if it is not certain which files of the data set are meant.
     """
     if path and Path(path).exists():
         return Path(path)
@@ -33,22 +60,50 @@ def local(path: str, root: str, option: str = "data.path") -> Path:
         raise DataError(
             f"no file '{path}'", f"write {option}=FILE of trajectories, or a Hugging Face id as {option}=GAIR/LIMI"
         )
-    repository = data_set(path, root)
-    if fetched := repository.files():
-        return fetched[0]
+    repository = data_set(path, root, part)
+    if there := fetched_path(repository):
+        return there
     try:
         remote = listing(repository)
-        data = [f for f in remote.files if f.name.endswith((".json", ".jsonl")) and f.name != "dataset_infos.json"]
-        if len(data) == 1:
-            write_record(remote, data, download(remote, data))
-            return repository.folder / data[0].name
+        files = _of_split(path, remote.files, part.split)
+        write_record(remote, files, download(remote, files))
     except PreflightError as error:
         raise DataError(f"'{path}' is not a local file, and {error}", f"or write {option}=FILE") from error
+    there = fetched_path(repository)
+    assert there is not None, "the record was just written"
+    return there
+
+
+def _of_split(path: str, files: list[File], split: str | None) -> list[File]:
+    """Return the data files of a split: `SPLIT.jsonl`, `SPLIT-00000-of-00005.parquet`, or those in a folder of its name.
+
+    Raise `DataError` if there are none, or if the split is not certain.
+    """
+    data = [f for f in files if _DATA_FILE.search(f.name) and Path(f.name).name not in _NO_DATA]
+    splits: dict[str, list[File]] = {}
+    for file in data:
+        shard = re.fullmatch(r"(.+?)[-_.]\d{3,}(-of-\d+)?", _stem(file.name))
+        splits.setdefault(shard[1] if shard else _stem(file.name), []).append(file)
+    if split is not None:
+        found = splits.get(split) or [f for f in data if split in Path(f.name).parts[:-1]]
+        if found and len({Path(f.name).parent for f in found}) == 1:
+            return found
+        names = ", ".join(splits) or "none"
+        what = "several folders have" if found else "there is no"
+        raise DataError(
+            f"'{path}' on the Hugging Face hub: {what} split '{split}'; its splits are {names}", "write data.split=NAME"
+        )
+    if len(splits) == 1:
+        return next(iter(splits.values()))
+    listed = ", ".join(f.name for f in data[:5]) or "none"
     raise DataError(
-        f"'{path}' on the Hugging Face hub has {len(data)} JSON files ({', '.join(f.name for f in data[:5]) or 'none'}) where "
-        f"one was expected",
-        f"download the one you want and write {option}=FILE",
+        f"'{path}' on the Hugging Face hub has {len(data)} data files ({listed}), of {len(splits)} splits, where one was expected",
+        f"write data.split=NAME, one of {', '.join([*splits][:10])}" if splits else "write data.path=FILE",
     )
+
+
+def _stem(name: str) -> str:
+    return _DATA_FILE.sub("", Path(name).name)
 
 
 def check_tokenizer(checkpoint: Path) -> None:

@@ -200,6 +200,8 @@ class Data:
     source: str = MISSING  # format of the records: a module of data_prep/sources; auto tells it from the file
     path: str = MISSING  # training trajectories: a file or folder, or a data set on the Hugging Face hub
     heldout: str | None = None  # evaluation trajectories, in the same format; null means no held-out loss
+    revision: str | None = None  # commit, tag or branch of a data set on the hub; null means the newest commit
+    split: str | None = None  # split of data.path on the hub, such as train; null means that it has only one
     out: str = MISSING  # folder of the packed data sets, each named by the hash of its inputs
     max_tokens: int = 155_648  # longest trajectory, in tokens; the default is 152 x 1024, LIMI's longest
     max_rejected: int = 0  # most records that may be rejected; more is an error

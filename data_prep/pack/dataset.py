@@ -36,7 +36,7 @@ from data_prep.given import GIVEN, given_file
 from data_prep.reading import SERVER
 from data_prep.recognise import AUTO, other_form, recognised
 from data_prep.records import files_of
-from data_prep.source_files import check_tokenizer, local
+from data_prep.source_files import check_tokenizer, hub_part, local
 from data_prep.trajectory import Code
 from recipes import json_file
 from recipes.compose.kinds import shown
@@ -48,7 +48,7 @@ FORMAT = 2
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 _LIBRARIES = ("transformers", "tokenizers", "jinja2", "jsonschema")
 # Options for paths and processing. They do not change the content.
-_NOT_CONTENT = ("path", "heldout", "out", "workers", "max_rejected", "tools", "system")
+_NOT_CONTENT = ("path", "heldout", "revision", "split", "out", "workers", "max_rejected", "tools", "system")
 _OF_ANOTHER_FORM = (Code.utf8, Code.json, Code.shape, Code.no_supervised)  # rejections of a file that is something else
 _LISTED = 20  # rejections that an error lists
 
@@ -125,7 +125,7 @@ def prepare(recipe: Recipe, path: str, option: str = "data.path") -> Dataset:
     option: the option that gave the path, for messages. Raise `DataError` if more records are rejected than
     `data.max_rejected`; the folder remains, for its ledger. If packing fails, no partial folder remains.
     """
-    source = local(path, recipe.cluster.root, option)
+    source = local(path, recipe.cluster.root, option, hub_part(recipe.data, option))
     if recipe.data.source == AUTO:
         recipe = recognised(recipe, source, option)
     checkpoint = Path(recipe.model.checkpoint)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_prep import hub
-from data_prep.source_files import data_set, is_hub_id, local
+from data_prep.source_files import data_set, fetched_path, hub_part, is_hub_id, local
 from recipes.checkpoint.checkpoint_config import read_config
 from recipes.compose import commands
 from recipes.config import Recipe
@@ -65,18 +65,18 @@ def _refuse_code(there: hub.Repository) -> None:
 
 
 def fetched(recipe: Recipe) -> Recipe:
-    """Return the recipe with every fetched Hugging Face id replaced by its folder, or by its file for a data set.
+    """Return the recipe with every fetched Hugging Face id replaced by its folder, or for a data set of one file by that.
 
     Do not contact the hub. An id that was not fetched remains.
     """
     root, data, model = recipe.cluster.root, recipe.data, recipe.model
 
-    def source(path: str) -> str:
-        files = data_set(path, root).files() if is_remote(path) else None
-        return str(files[0]) if files else path
+    def source(path: str, option: str) -> str:
+        there = fetched_path(data_set(path, root, hub_part(data, option))) if is_remote(path) else None
+        return str(there or path)
 
-    heldout = None if data.heldout is None else source(data.heldout)
-    recipe = replace(recipe, data=replace(data, path=source(data.path), heldout=heldout))
+    heldout = None if data.heldout is None else source(data.heldout, "data.heldout")
+    recipe = replace(recipe, data=replace(data, path=source(data.path, "data.path"), heldout=heldout))
     if is_remote(model.checkpoint) and (there := repository(model.checkpoint, root)).files() is not None:
         recipe = replace(recipe, model=replace(model, checkpoint=str(there.folder)))
     return recipe
@@ -106,7 +106,7 @@ def fetch_all(recipe: Recipe, console: Console) -> None:
     root, data = recipe.cluster.root, recipe.data
     named = [repository(recipe.model.checkpoint, root)] if is_remote(recipe.model.checkpoint) else []
     sources = {data.path: "data.path"} | ({data.heldout: "data.heldout"} if data.heldout else {})
-    named += [data_set(path, root) for path in sources if is_remote(path)]
+    named += [data_set(path, root, hub_part(data, option)) for path, option in sources.items() if is_remote(path)]
     if not named:
         raise ConfigError(
             f"nothing to fetch: model.checkpoint={recipe.model.checkpoint} and data.path={data.path} are on this machine "
@@ -121,7 +121,7 @@ def fetch_all(recipe: Recipe, console: Console) -> None:
         if there.kind == "model":
             fetch(there)
         else:
-            local(there.id, root, sources[there.id])
+            local(there.id, root, sources[there.id], hub_part(data, sources[there.id]))
         sizes = [f.stat().st_size for f in there.files() or []]
         seconds = time.perf_counter() - started
         table.add_row(there.id, f"{len(sizes)}", f"{sum(sizes) / 1e9:,.2f}", f"{seconds:,.1f}")

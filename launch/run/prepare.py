@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.console import Console
 
 from data_prep.pack.dataset import Dataset, overlap, prepare, repeated
-from data_prep.source_files import is_hub_id, local
+from data_prep.source_files import hub_part, is_hub_id, local
 from launch.run.fetch_models import local_checkpoint
 from launch.run.run_plan import Plan
 from recipes.config import Recipe
@@ -29,7 +29,10 @@ def packed(recipe: Recipe, console: Console) -> dict[str, Dataset]:
     """Return the packed data sets: `training`, and `held out` if the recipe names one. Print a warning for repeats."""
     base(recipe, console)
     if recipe.data.heldout is not None:
-        local(recipe.data.heldout, recipe.cluster.root, "data.heldout")  # fail now, not after hours of packing
+        option = "data.heldout"
+        local(
+            recipe.data.heldout, recipe.cluster.root, option, hub_part(recipe.data, option)
+        )  # fail now, not after hours of packing
     found = {"training": prepare(recipe, recipe.data.path)}
     if recipe.data.heldout is not None:
         found["held out"] = prepare(recipe, recipe.data.heldout, "data.heldout")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.pack import dataset
-from data_prep.source_files import data_set, is_hub_id
+from data_prep.source_files import data_set, hub_part, is_hub_id
 from launch.run import which_run
 from launch.run.fetch_models import repository
 from launch.run.run_folder import another_recipe, fixed
@@ -100,4 +100,6 @@ def _inputs(planned: dict[str, Any] | None) -> dict[str, Any] | None:
 def _fetched_from(here: str | None, there: str | None, recipe: Recipe) -> bool:
     """Return whether the run's path `there` is the fetched file of the hub data set `here`."""
     named = here is not None and there is not None and is_hub_id(here)
-    return named and Path(str(there)).parent == data_set(str(here), recipe.cluster.root).folder
+    parts = [hub_part(recipe.data, option) for option in ("data.path", "data.heldout")]
+    folders = [data_set(str(here), recipe.cluster.root, part).folder for part in parts]
+    return named and any(folder in (Path(str(there)), *Path(str(there)).parents) for folder in folders)

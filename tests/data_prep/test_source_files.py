@@ -1,8 +1,12 @@
 """A data set on the hub, played by a server on loopback."""
 
+import json
+
 import pytest
 
 from data_prep import source_files
+from data_prep.records import files_of
+from data_prep.source_files import HubPart
 from recipes.errors import DataError
 from tests.hub import Hub, Repo
 
@@ -43,11 +47,52 @@ def test_a_file_that_was_cut_since_is_fetched_again(hub, tmp_path):
     assert source_files.local("GAIR/LIMI", str(tmp_path)).read_bytes() == b"[]"
 
 
-def test_two_json_files_are_not_guessed_between(hub, tmp_path):
+def test_two_files_are_not_guessed_between(hub, tmp_path):
     hub.repos["datasets/GAIR/LIMI"].files["other.jsonl"] = b""
-    with pytest.raises(DataError, match=r"2 JSON files \(limi\.json, other\.jsonl\)"):
+    with pytest.raises(
+        DataError, match=r"2 data files \(limi\.json, other\.jsonl\), of 2 splits.*data\.split=NAME, one of limi"
+    ):
         source_files.local("GAIR/LIMI", str(tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+SHARDS = {
+    "data/train-00000-of-00002.parquet": b"a", "data/train-00001-of-00002.parquet": b"b",
+    "data/test-00000-of-00001.parquet": b"c", "dataset_infos.json": b"{}",
+}  # fmt: skip
+
+
+def test_the_shards_of_a_split_are_fetched_and_no_other_file(hub, tmp_path):
+    hub.repos["datasets/ORG/SHARDS"] = Repo(dict(SHARDS))
+    path = source_files.local("ORG/SHARDS", str(tmp_path), part=HubPart(split="train"))
+    assert path == tmp_path / "data-sources" / "ORG--SHARDS--train"
+    assert [f.read_bytes() for f in files_of(path)] == [b"a", b"b"]
+    assert source_files.local("ORG/SHARDS", str(tmp_path), part=HubPart(split="test")).read_bytes() == b"c"
+    with pytest.raises(DataError, match=r"there is no split 'tran'; its splits are train, test"):
+        source_files.local("ORG/SHARDS", str(tmp_path), part=HubPart(split="tran"))
+    del hub.repos["datasets/ORG/SHARDS"].files["data/test-00000-of-00001.parquet"]
+    assert len(files_of(source_files.local("ORG/SHARDS", str(tmp_path)))) == 2, "the only split needs no name"
+
+
+def test_a_split_of_several_configurations_is_not_guessed(hub, tmp_path):
+    hub.repos["datasets/ORG/TWO"] = Repo(
+        {"a/train-00000-of-00001.parquet": b"a", "b/train-00000-of-00001.parquet": b"b"}
+    )
+    with pytest.raises(DataError, match="several folders have split 'train'"):
+        source_files.local("ORG/TWO", str(tmp_path), part=HubPart(split="train"))
+    assert source_files.local("ORG/TWO", str(tmp_path), part=HubPart(split="a")).read_bytes() == b"a"
+
+
+def test_a_revision_is_asked_for_and_has_a_folder_of_its_own(hub, tmp_path):
+    old, new = "a" * 40, "b" * 40
+    hub.repos["datasets/GAIR/LIMI"].commits = [old, new]
+    path = source_files.local("GAIR/LIMI", str(tmp_path), part=HubPart(revision=old))
+    assert path == tmp_path / "data-sources" / f"GAIR--LIMI--{old}" / "limi.json"
+    assert json.loads(path.parent.with_name(f"{path.parent.name}.json").read_text())["commit"] == old
+    source_files.local("GAIR/LIMI", str(tmp_path))
+    assert json.loads((tmp_path / "data-sources" / "GAIR--LIMI.json").read_text())["commit"] == new
+    with pytest.raises(DataError, match="this revision of the dataset GAIR/LIMI"):
+        source_files.local("GAIR/LIMI", str(tmp_path), part=HubPart(revision="c" * 40))
 
 
 def test_an_unknown_data_set_is_refused(hub, tmp_path):

@@ -20,7 +20,9 @@ def test_every_record_is_in_the_table_and_each_kept_one_can_be_read(fresh, tmp_p
     kept = record(user(evil), assistant("<b>done</b>"), id="<i>one</i>")
     data = prepare(recipe, source(kept, record(user(), id="two")))
     read = []
-    page = write_set_page(data, "training", load_tokenizer(Path(recipe.model.checkpoint)), recipe, lambda: read.append(1))
+    page = write_set_page(
+        data, "training", load_tokenizer(Path(recipe.model.checkpoint)), recipe, lambda: read.append(1)
+    )
     text = page.read_text()
     (raw,) = re.findall(r'<script type="application/json" id=rows>(.*?)</script>', text, re.S)
     rows = json.loads(raw)
