@@ -9,7 +9,7 @@ from data_prep.normalise.record import Joins
 from data_prep.pack import trajectory_options
 from data_prep.reading import Reading
 from data_prep.records import Record
-from data_prep.sources import Source, source, trajectory
+from data_prep.sources import Source, read_trajectory, source
 from data_prep.text.chat import Chat, load_tokenizer
 from data_prep.text.sequences import Conversation, Packed
 from data_prep.trajectory import Code, Rejected, Trajectory
@@ -33,7 +33,7 @@ class Packer:
         """Return the record's ledger line and sequences. A fault in the record goes into the line and is never raised."""
         ledger: dict[str, Any] = {"record": record.place, "id": None, "status": "kept"}
         try:
-            conversation = trajectory(record, self.source, self.reading)
+            conversation = read_trajectory(record, self.source, self.reading)
             content = conversation.content_hash()
             ledger |= {"id": conversation.id, "content": content}
             conversation = trajectory_options.without_thinking(conversation, self.options)

@@ -42,7 +42,7 @@ def source(name: str) -> Source:
     return cast(Source, importlib.import_module(f"{__name__}.{name}"))
 
 
-def trajectory(record: Record, source_module: Source, reading: Reading = _PLAIN) -> Trajectory:
+def read_trajectory(record: Record, source_module: Source, reading: Reading = _PLAIN) -> Trajectory:
     """Return one record as a validated trajectory. Its id is the given one, or 16 digits of the content hash.
 
     Raise `Rejected` if the record is invalid.
@@ -83,6 +83,6 @@ def read_trajectories(path: Path, name: str) -> Iterator[Trajectory]:
     module = source(name)
     for record in module.records(path):
         try:
-            yield trajectory(record, module)
+            yield read_trajectory(record, module)
         except Rejected as error:
             raise Rejected(error.code, f"{path}: {record.place}: {error.problem}", error.fix) from error

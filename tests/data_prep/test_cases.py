@@ -10,7 +10,7 @@ from data_prep.pack.packer import Packer
 from data_prep.reading import Reading
 from data_prep.recognise import recognise
 from data_prep.records import Record
-from data_prep.sources import source, trajectory
+from data_prep.sources import read_trajectory, source
 from data_prep.trajectory import Rejected
 from recipes.compose.recipe import compose_recipe
 from recipes.config import BrokenCalls, Data
@@ -225,7 +225,7 @@ def test_every_supervised_turn_follows_the_prompt_that_transformers_gives(refere
     (path,) = FOLDER.glob(f"{name}.*")
     module = source(KINDS.get(name, "openai"))
     for record in module.records(path):
-        one = trajectory_options.without_thinking(trajectory(record, module), Data())
+        one = trajectory_options.without_thinking(read_trajectory(record, module), Data())
         if template == "qwen3-2507" and any(m.reasoning_content for m in one.messages):
             continue  # that template shows no reasoning
         turns, *_ = trajectory_options.supervised(one, Data())
@@ -237,7 +237,7 @@ def made(message, **arguments):
     parameters = {"type": "object", "properties": {"a": {"type": "string", "nullable": True}}}
     tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
     raw = json.dumps({"messages": [{"role": "user", "content": "x"}, message], "tools": tools}).encode()
-    return trajectory(Record("here", raw, len(raw)), source("openai"))
+    return read_trajectory(Record("here", raw, len(raw)), source("openai"))
 
 
 def test_a_null_that_a_dialect_allows_stays_and_breaks_no_schema():
@@ -268,7 +268,7 @@ def test_what_is_said_otherwise_than_in_text_is_refused_with_what_to_write():
             made({"role": "assistant", "content": "Hi.", **field})
     raw = json.dumps({"messages": [{"role": "user", "content": "x", "loss_mask": 1}], "tools": []}).encode()
     with pytest.raises(Rejected, match="loss_mask stands at a message of role user.*leave it out there"):
-        trajectory(Record("here", raw, len(raw)), source("openai"))
+        read_trajectory(Record("here", raw, len(raw)), source("openai"))
 
 
 def test_a_flag_that_leaves_out_what_is_never_learned_is_left_out():
@@ -277,7 +277,7 @@ def test_a_flag_that_leaves_out_what_is_never_learned_is_left_out():
         {"role": "assistant", "content": "y", "loss_weight": 1.0},
     ]
     raw = json.dumps({"messages": said}).encode()
-    one = trajectory(Record("here", raw, len(raw)), source("openai"))
+    one = read_trajectory(Record("here", raw, len(raw)), source("openai"))
     assert [m.weight for m in one.messages] == [None, 1]
     assert "message 0: loss_weight left out: turns of the assistant alone are learned" in one.repairs
 
@@ -292,7 +292,7 @@ def test_a_call_that_the_model_broke_ends_the_record_before_it_by_option(packed)
     good = {"role": "assistant", "content": "Which?"}
     said["messages"][2:2] = [good, {"role": "user", "content": "All."}]
     reading = Reading(broken_calls=BrokenCalls.cut)
-    one = trajectory(Record("here", json.dumps(said).encode(), 0), source("openai"), reading)
+    one = read_trajectory(Record("here", json.dumps(said).encode(), 0), source("openai"), reading)
     assert [m.role for m in one.messages] == ["system", "user", "assistant", "user"]
     assert one.repairs[-1].endswith("3 messages from there on left out")
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from data_prep.sources import source, trajectory
+from data_prep.sources import read_trajectory, source
 from data_prep.trajectory import Rejected
 
 
@@ -39,7 +39,7 @@ def read(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("".join(json.dumps(one) + "\n" for one in lines))
         module = source("claude_code")
-        return [trajectory(record, module) for record in module.records(tmp_path)]
+        return [read_trajectory(record, module) for record in module.records(tmp_path)]
 
     return reading
 

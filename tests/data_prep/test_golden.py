@@ -13,7 +13,7 @@ import pytest
 
 from data_prep.pack import trajectory_options
 from data_prep.records import Record
-from data_prep.sources import source, trajectory
+from data_prep.sources import read_trajectory, source
 from data_prep.text.chat import Chat
 from data_prep.trajectory import Rejected
 from recipes.config import Data, SpecialTokens, Thinking
@@ -31,7 +31,7 @@ def text_of(chat: Chat, case: str) -> str:
         special_tokens=SpecialTokens(given["options"].get("special_tokens", "reject")),
     )
     try:
-        said = trajectory(Record("", json.dumps(given["record"]).encode(), 0), source(given["source"]))
+        said = read_trajectory(Record("", json.dumps(given["record"]).encode(), 0), source(given["source"]))
         said = trajectory_options.without_special_tokens(
             trajectory_options.without_thinking(said, chosen), chat.special, chosen
         )

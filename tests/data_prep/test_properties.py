@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from data_prep.pack import trajectory_options
 from data_prep.records import Record
-from data_prep.sources import source, trajectory
+from data_prep.sources import read_trajectory, source
 from data_prep.trajectory import Rejected, Trajectory
 from recipes.config import Data, SpecialTokens, Thinking
 from tests.data_prep.support import OFFICIAL, assert_proved, official, spoken
@@ -89,7 +89,7 @@ def said(name: str, t: Trajectory) -> list[str]:
 def check(chat, name, record, thinking):
     chosen = Data(special_tokens=SpecialTokens.escape, thinking=thinking)
     try:
-        t = trajectory(Record("", json.dumps(record).encode(), 0), source("openai"))
+        t = read_trajectory(Record("", json.dumps(record).encode(), 0), source("openai"))
         t = trajectory_options.without_special_tokens(
             trajectory_options.without_thinking(t, chosen), chat.special, chosen
         )

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from data_prep.records import Record
-from data_prep.sources import source, trajectory
+from data_prep.sources import read_trajectory, source
 from recipes.errors import DataError
 from tests.data_prep.pack.test_dataset import fresh, record  # noqa: F401  # a fixture
 from tests.data_prep.recorded.support import answer, content, log, logged, request, response, text
@@ -36,7 +36,7 @@ def test_null_filling_by_parquet_does_not_reach_the_text(reference):
     (filled,) = through_arrow([{"messages": messages, "tools": tools}])
     assert filled["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"path": "a", "command": None}
     chat = official(reference, "glm4.5")
-    t = trajectory(Record("", json.dumps(filled).encode(), 0), source("limi"))
+    t = read_trajectory(Record("", json.dumps(filled).encode(), 0), source("limi"))
     (encoded,) = chat.encode(t, t.assistant_turns())
     text_of = chat.tokenizer.decode(encoded.tokens)
     assert (
@@ -90,7 +90,7 @@ def test_arguments_that_do_not_parse_are_not_replaced_by_nothing():
         "tools": [TOOL],
     }
     with pytest.raises(DataError, match="arguments of 'f': not JSON"):
-        trajectory(Record("", json.dumps(broken).encode(), 0), source("openai"))
+        read_trajectory(Record("", json.dumps(broken).encode(), 0), source("openai"))
 
 
 def test_an_event_log_keeps_its_last_answer_its_errors_and_the_order_of_its_parts():

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from data_prep.records import Record
-from data_prep.sources import read_trajectories, source, trajectory
+from data_prep.sources import read_trajectories, read_trajectory, source
 from data_prep.trajectory import Rejected
 from recipes.errors import ConfigError
 from tests.conftest import REPO
@@ -16,7 +16,7 @@ SAMPLE = REPO / "data_prep" / "sample" / "train.jsonl"
 
 
 def made(name, record):
-    return trajectory(Record("here", json.dumps(record).encode(), 0), source(name))
+    return read_trajectory(Record("here", json.dumps(record).encode(), 0), source(name))
 
 
 def limi_record():

@@ -14,7 +14,7 @@ from data_prep.normalise.record import Joins
 from data_prep.pack import trajectory_options
 from data_prep.reading import SERVER, Reading
 from data_prep.records import Record
-from data_prep.sources import source, trajectory
+from data_prep.sources import read_trajectory, source
 from data_prep.trajectory import Rejected
 from launch.serving.sglang_command import STAND_INS
 from recipes.config import Data, SchemaBreaks, SpecialTokens
@@ -93,7 +93,7 @@ def test_every_prompt_of_the_cases_and_golden_files_is_what_the_server_makes_of_
     wanted, asked = [], []
     for name, kind, record in records():
         try:
-            one = trajectory_options.without_thinking(trajectory(record, source(kind), reading), CHOSEN)
+            one = trajectory_options.without_thinking(read_trajectory(record, source(kind), reading), CHOSEN)
             one = trajectory_options.without_special_tokens(one, chat.special, CHOSEN)
             turns, *_ = trajectory_options.supervised(one, CHOSEN)
             encoded = chat.encode(one, turns)
@@ -121,7 +121,7 @@ def test_text_parts_are_joined_as_the_server_joins_them(reference, served, templ
     reading = Reading(Joins(other=chat.template.parts_join()))
     asked, wanted = [], []
     for record in source("openai").records(CASES / "parts.jsonl"):
-        raw, one = json.loads(record.raw), trajectory(record, source("openai"), reading)
+        raw, one = json.loads(record.raw), read_trajectory(record, source("openai"), reading)
         last = one.assistant_turns()[-1]
         asked.append(
             {"model": "m", "messages": raw["messages"][:last], **({"tools": raw["tools"]} if raw.get("tools") else {})}

@@ -4,7 +4,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from data_prep.sources import source, trajectory
+from data_prep.sources import read_trajectory, source
 
 
 def conversations(*lines, name="s1.jsonl", folder=None):
@@ -14,7 +14,7 @@ def conversations(*lines, name="s1.jsonl", folder=None):
         if lines:
             path.write_text("".join(json.dumps(line) + "\n" for line in lines))
         module = source("requests")
-        return [trajectory(record, module) for record in module.records(path if lines else Path(folder))]
+        return [read_trajectory(record, module) for record in module.records(path if lines else Path(folder))]
 
 
 def logged(record):

@@ -1,7 +1,7 @@
 import json
 
 from data_prep.records import Record
-from data_prep.sources import source, trajectory
+from data_prep.sources import read_trajectory, source
 from data_prep.text.chat import load_tokenizer
 from launch.bench import data_bench
 from recipes.config import Family
@@ -15,7 +15,7 @@ def test_lengths_are_limis():
 
 def test_records_are_valid_with_6_to_530_messages(bases):
     made = [
-        trajectory(Record("", json.dumps(r).encode(), 0), source("limi"))
+        read_trajectory(Record("", json.dumps(r).encode(), 0), source("limi"))
         for r in data_bench.records(data_bench.lengths(8), seed=0)
     ]
     counts = [len(t.messages) for t in made]

@@ -126,7 +126,7 @@ def read(word):
         (
             "foo=5",
             "unknown option 'foo'",
-            "options are run, seed, dry_run, anew, limit_s, smoke, id, checkpoint, step, and those of the groups cluster, data, "
+            "options are run, seed, dry_run, anew, limit_s, smoke, id, html, checkpoint, step, and those of the groups cluster, data, "
             "engine, experiment, gpu, layout, model, optim, sanity: model=qwen3-4b, optim.lr=1e-5",
         ),
         ("HF_TOKEN=abc", "unknown option 'HF_TOKEN'",
