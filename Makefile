@@ -121,7 +121,7 @@ data: $(READY) ## Pack the trajectories, every mask proved
 	@$(call LIMI,data)
 
 .PHONY: inspect
-inspect: $(READY) ## Show the sequences of one trajectory, id=ID, supervised tokens coloured; without id, list all
+inspect: $(READY) ## Show the sequences of one trajectory, id=ID, supervised tokens coloured; without id, list all; html=true writes a page
 	@$(call LIMI,inspect)
 
 .PHONY: plan

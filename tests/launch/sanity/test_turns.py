@@ -11,11 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_prep.pack.dataset import prepare
 from launch.checks import Outcome
 from launch.sanity.behaviour import parsers, prompts
 from launch.sanity.behaviour.turns import answer, ask, longest_answer, parsed, spread, turns, usual_answer
 from recipes.config import Family
 from recipes.errors import SanityError
+from tests.data_prep.pack.test_dataset import fresh, record  # noqa: F401  # a fixture
+from tests.data_prep.support import assistant, user
 from tests.launch.sanity.said import PLAN, TOOLS, fails, of, turn
 from tests.launch.support import recipe_of
 
@@ -305,3 +308,16 @@ def test_turns_are_the_sequences_tokens_with_the_prompt_that_was_trained_on(root
     assert count > (0 if own else 100)
     if own:
         assert data.thinks == (thinking != "drop")
+
+
+def test_a_turn_of_which_a_part_is_not_learned_is_one_turn(fresh):  # noqa: F811
+    """Its spans are several, and its prompt ends where its first token begins."""
+    recipe, source = fresh
+    said = assistant("<observation>a</observation> So it is done.", unsupervised=[[0, 28]])
+    plain = assistant("<observation>a</observation> So it is done.")
+    tail = [user("more"), assistant("ok")]
+    data = prepare(recipe, source(record(user(), said, *tail, id="a"), record(user(), plain, *tail, id="b")))
+    assert [len(data.spans(row)) for row in range(len(data.ids))] == [2, 2] and data.supervised[0] < data.supervised[1]
+    first, second = ([t for t in turns(data) if t.conversation["id"] == name] for name in "ab")
+    assert [t.index for t in first] == [t.index for t in second] == [1, 3]
+    assert [t.begin for t in first] == [t.begin for t in second]
