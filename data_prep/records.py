@@ -19,6 +19,7 @@ from data_prep.trajectory import Code, Rejected
 from recipes.errors import DataError
 
 _CHUNK = 1 << 20
+_WHOLE = 1 << 28  # bytes; a larger file is read by lines, also if its first one is no JSON
 _BATCH = 64  # rows of Parquet in memory
 _ENDINGS = (".jsonl", ".json", ".ndjson", ".parquet")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -126,7 +127,7 @@ def documents(path: Path) -> Iterator[Record]:
     first = next(found, None)
     if first is None:
         return
-    if not _is_json(first.raw) and first.place == "line 1":
+    if first.place == "line 1" and path.stat().st_size < _WHOLE and not _is_json(first.raw):
         with path.open("rb") as raw, _decompressed(raw) as stream:
             whole = stream.read()
         if _is_json(whole):

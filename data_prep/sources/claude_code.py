@@ -33,25 +33,37 @@ def records(path: Path) -> Iterator[Record]:
     for file in files_of(path):
         size = file.stat().st_size
         try:
-            lines = _lines(file)
+            lines, notes = _lines(file)
             found = [*_conversations(file.stem, lines)]
         except Rejected as error:
             yield refused(file.stem, size, error)
             continue
+        except (TypeError, AttributeError, LookupError, ValueError) as error:
+            yield refused(file.stem, size, Rejected(Code.shape, f"it does not have the shape of a session: {error}"))
+            continue
+        if found:
+            found[0]["notes"] += notes
         for number, record in enumerate(found):
             yield written(record, size if number == 0 else 0)
 
 
-def _lines(file: Path) -> list[Line]:
-    lines = []
+def _lines(file: Path) -> tuple[list[Line], list[str]]:
+    """Return the lines of a session, and a note if its last one is cut in the middle."""
+    lines: list[Line] = []
+    broken: Rejected | None = None
     for record in json_records(file):
+        if broken is not None:
+            raise broken
         try:
             line = parse(record.raw)
         except Rejected as error:
-            raise Rejected(error.code, f"{record.place}: {error.problem}", error.fix) from error
+            broken = Rejected(error.code, f"{record.place}: {error.problem}", error.fix)
+            if record.raw.endswith(b"\n"):
+                raise broken from error
+            continue
         if isinstance(line, dict):
             lines.append(line)
-    return lines
+    return lines, ["the last line is cut in the middle, as a session that was killed leaves it"] if broken else []
 
 
 def _conversations(name: str, lines: list[Line]) -> Iterator[dict[str, Any]]:

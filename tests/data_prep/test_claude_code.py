@@ -1,5 +1,6 @@
 """Sessions of Claude Code: a tree of lines, of which one branch is what happened."""
 
+import contextlib
 import json
 
 import pytest
@@ -132,3 +133,23 @@ def test_what_cannot_become_text_refuses_the_session_by_name(read, content, says
 def test_a_file_of_something_else_is_refused(read):
     with pytest.raises(Rejected, match="no line of a conversation.*data=auto"):
         read({"messages": []})
+
+
+def test_a_last_line_that_was_cut_is_named_and_whatever_stands_in_a_field_is_refused_or_read(read, tmp_path):
+    whole = [user("1", None, "List."), said("2", "1", text("Done."), "m1")]
+    read(*whole)
+    path = tmp_path / "s.jsonl"
+    path.write_text(path.read_text() + '{"type": "user", "uu')
+    module = source("claude_code")
+    (t,) = [read_trajectory(record, module) for record in module.records(tmp_path)]
+    assert (
+        len(t.messages) == 2
+        and "the last line is cut in the middle, as a session that was killed leaves it" in t.repairs
+    )
+    for junk in (5, "x", None, True, [], {}, [[]], [5]):
+        for name in ("uuid", "parentUuid", "type", "message", "sessionId", "isSidechain"):
+            with contextlib.suppress(Rejected):
+                read(whole[0], {**whole[1], name: junk})
+        for name in ("role", "content", "id", "model"):
+            with contextlib.suppress(Rejected):
+                read(whole[0], {**whole[1], "message": {**whole[1]["message"], name: junk}})
