@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.records import parse
-from data_prep.trajectory import Rejected
+from data_prep.trajectory import Code, Rejected
 from recipes.config import Data
 from recipes.errors import DataError
 
@@ -48,6 +48,17 @@ class Given:
     def completed(self, record: dict[str, Any], repairs: list[str]) -> dict[str, Any]:
         """Return the record with what it lacks, and append what was given to `repairs`."""
         out = dict(record)
+        metadata = record.get("metadata")
+        if (
+            isinstance(metadata, dict)
+            and metadata.get("sidechain")
+            and (self.tools is not None or self.system is not None)
+        ):
+            raise Rejected(
+                Code.tool,
+                "a sub-agent has tools and a system prompt of its own, which neither the session nor data.tools and data.system hold",
+                "keep sub-agents out of data.path, or write data.max_rejected=N",
+            )
         if self.tools is not None and not (record.get("tools") or record.get("functions")):
             out["tools"] = self.tools
             repairs.append("tools of data.tools")

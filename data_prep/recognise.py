@@ -101,7 +101,7 @@ def _magic(file: Path) -> bytes:
 
 def _calls(found: list[Document]) -> Form | None:
     one = found[0]
-    if "events" in one and any(isinstance(e, dict) and "data" in e for e in one["events"] or []):
+    if "events" in one and any("data" in e for e in _objects(one["events"])):
         return Form("an event log of SII-CLI", "requests")
     if any(d.get("kind") == "call" for d in found) or ("request" in one and ("response" in one or "error" in one)):
         return Form("a log of recorded calls", "requests")

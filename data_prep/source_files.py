@@ -36,7 +36,12 @@ def hub_part(data: Data, option: str = "data.path") -> HubPart:
 
 def data_set(path: str, root: str, part: HubPart = HubPart()) -> Repository:  # it cannot change
     """Return a hub data set with its folder and record under `cluster.root`."""
-    name = "--".join(filter(None, (path.replace("/", "--"), (part.revision or "").replace("/", "--"), part.split)))
+    name = "--".join(
+        filter(
+            None,
+            (path.replace("/", "--"), (part.revision or "").replace("/", "--"), (part.split or "").replace("/", "--")),
+        )
+    )
     folder = Path(root) / "data-sources" / name
     # The record lies next to the folder: the data file may have any name.
     return Repository(path, "dataset", folder, folder.with_name(f"{folder.name}.json"), part.revision)
@@ -80,25 +85,21 @@ def _of_split(path: str, files: list[File], split: str | None) -> list[File]:
     Raise `DataError` if there are none, or if the split is not certain.
     """
     data = [f for f in files if _DATA_FILE.search(f.name) and Path(f.name).name not in _NO_DATA]
-    splits: dict[str, list[File]] = {}
+    splits: dict[tuple[str, str], list[File]] = {}  # by folder and name
     for file in data:
         shard = re.fullmatch(r"(.+?)[-_.]\d{3,}(-of-\d+)?", _stem(file.name))
-        splits.setdefault(shard[1] if shard else _stem(file.name), []).append(file)
-    if split is not None:
-        found = splits.get(split) or [f for f in data if split in Path(f.name).parts[:-1]]
-        if found and len({Path(f.name).parent for f in found}) == 1:
-            return found
-        names = ", ".join(splits) or "none"
-        what = "several folders have" if found else "there is no"
-        raise DataError(
-            f"'{path}' on the Hugging Face hub: {what} split '{split}'; its splits are {names}", "write data.split=NAME"
-        )
-    if len(splits) == 1:
-        return next(iter(splits.values()))
-    listed = ", ".join(f.name for f in data[:5]) or "none"
+        key = str(Path(file.name).parent), shard[1] if shard else _stem(file.name)
+        splits.setdefault(key, []).append(file)
+    names = {key: key[1] if [k[1] for k in splits].count(key[1]) == 1 else f"{key[0]}/{key[1]}" for key in splits}
+    fitting = [k for k in splits if split in (None, names[k], k[1]) or split in Path(k[0]).parts]
+    if len(fitting) == 1:
+        return splits[fitting[0]]
+    listed = ", ".join([*names.values()][:10]) or "none"
+    found = ", ".join(f.name for f in data[:5]) or "none"
+    what = f"{len(fitting)} fit data.split={split}" if split else f"{len(splits)} of them, where one was expected"
     raise DataError(
-        f"'{path}' on the Hugging Face hub has {len(data)} data files ({listed}), of {len(splits)} splits, where one was expected",
-        f"write data.split=NAME, one of {', '.join([*splits][:10])}" if splits else "write data.path=FILE",
+        f"'{path}' on the Hugging Face hub has the data files {found}; its splits are {listed}: {what}",
+        f"write data.split=NAME, one of {listed}" if splits else "write data.path=FILE",
     )
 
 

@@ -133,6 +133,8 @@ def _message(
     elif role == "function":
         role = out["role"] = "tool"
         repairs.append(f"message {number}: role function read as tool")
+    if out.get("unsupervised") and not isinstance(message.get("content"), str):
+        raise Rejected(Code.shape, f"message {number} has unsupervised characters, and a content that is no text")
     out["content"] = _text(message.get("content"), number, str(role), joins, repairs)
     _reasoning(out, number, repairs)
     calls = from_text(out.pop("tool_calls", None), f"message {number}: tool_calls", repairs)
@@ -190,6 +192,12 @@ def _inline(out: dict[str, Any], number: int, repairs: list[str]) -> None:
     opening, _, thought = before.rpartition("<think>")
     if not end or "</think>" in after or opening.replace("<think>", "").strip():
         return
+    if out.get("unsupervised"):
+        raise Rejected(
+            Code.shape,
+            f"message {number} has unsupervised characters and a thought in its content, which is moved out of it",
+            "write the thought as reasoning_content, and count the characters of the rest",
+        )
     out["reasoning_content"], out["content"] = (
         (thought if "<think>" in before else before).strip("\n"),
         after.lstrip("\n"),

@@ -6,10 +6,10 @@ joined with a line break, text before a tool result stays before it, and text af
 
 from typing import Any
 
-from data_prep.recorded.forms import AFTER, Answer, Request, objects
+from data_prep.recorded.forms import AFTER, Answer, Request, objects, unfinished
 from data_prep.trajectory import Code, Rejected
 
-_UNFINISHED = {"max_tokens": "it was cut at the limit of its tokens", "refusal": "a filter cut it"}
+WHOLE = ("end_turn", "tool_use", "stop_sequence")
 _SILENT = frozenset(("cache_control", "citations", "signature", "caller"))
 
 
@@ -30,7 +30,7 @@ def answer(body: Any, notes: list[str]) -> Answer:
     if not content:
         return Answer(None)
     (message,) = chat_messages("assistant", content, notes)
-    return Answer(message, _UNFINISHED.get(str(body.get("stop_reason"))))
+    return Answer(message, unfinished(body, "stop_reason", WHOLE))
 
 
 def chat_messages(role: str, content: Any, notes: list[str]) -> list[dict[str, Any]]:
@@ -67,6 +67,10 @@ def _assistant(blocks: list[dict[str, Any]], notes: list[str]) -> dict[str, Any]
     for block in blocks:
         kind = block.get("type")
         if kind == "thinking":
+            if not block.get("thinking") and block.get("signature"):
+                raise Rejected(
+                    Code.part, "a thought was left out of the log (thinking is empty), so what was thought is not known"
+                )
             thoughts.append(str(block.get("thinking") or ""))
         elif kind == "text":
             if calls:

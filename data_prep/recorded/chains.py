@@ -47,8 +47,12 @@ class _Chain:
     def take(self, call: Call, sent: list[str]) -> None:
         """Add a call that extends this chain or repeats its last one."""
         if self.calls and sent == self.sent:
-            self.notes.append(f"{call.place} repeats {self.calls[-1]}, a retry: the later answer is taken")
-            if call.answer.message is None:
+            better = call.answer.message is not None and (
+                self.answer is None or self.unfinished or not call.answer.unfinished
+            )
+            taken = "the later answer is taken" if better else "the earlier answer is kept"
+            self.notes.append(f"{call.place} repeats {self.calls[-1]}, a retry: {taken}")
+            if not better:
                 self.calls.append(call.place)
                 return
         elif self.answer is not None:
@@ -103,7 +107,9 @@ def _without_side_calls(chains: list[_Chain]) -> list[_Chain]:
     sides = [
         c
         for c in chains
-        if main.acts and not c.acts and not c.begins_as(main) and (main.last > c.first or (main.tools and not c.tools))
+        if main.acts
+        and not (c.acts or c.begins_as(main))
+        and (main.first < c.first < main.last or (main.tools and not c.tools))
     ]
     for side in sides:
         asked = next((_text(m) for m in reversed(side.messages) if m.get("role") == "user"), "")

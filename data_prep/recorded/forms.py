@@ -24,6 +24,13 @@ class Answer:
     unfinished: str | None = None
 
 
+def unfinished(body: dict[str, Any], key: str, whole: tuple[str, ...]) -> str | None:
+    """Return why an answer is not whole: it says that it ended otherwise than in one of these ways. None if it is, or says nothing."""
+    if key not in body or body[key] in whole:
+        return None
+    return f"it ended with {key} {body[key]!r}"
+
+
 def listed(value: Any, name: str) -> list[Any]:
     """Return a list. Raise `Rejected` for any other value."""
     if not isinstance(value, list):

@@ -16,17 +16,20 @@ import json
 from itertools import pairwise
 from typing import Any
 
-from data_prep.recorded.forms import Answer, Request, listed
+from data_prep.recorded.forms import Answer, Request, listed, unfinished
 from data_prep.trajectory import Code, Rejected
 
 Content = dict[str, Any]  # {role: user | model, parts: [...]}
 _KINDS = {"text", "functionCall", "functionResponse"}
 _PART_FLAGS = {"thought", "thoughtSignature"}
-_UNFINISHED = {"MAX_TOKENS": "it was cut at the limit of its tokens", "SAFETY": "a filter cut it"}
+_WHOLE = ("", "STOP")
 
 
 def request(body: dict[str, Any], notes: list[str]) -> Request:
     """Return what a request says."""
+    body = (
+        {**body, **config} if isinstance(config := body.get("config"), dict) else body
+    )  # the form of Gemini's own SDK
     contents = listed(body.get("messages") if body.get("messages") is not None else body.get("contents"), "messages")
     system = _system(body.get("system_instruction") or body.get("systemInstruction"))
     groups = [g for g in listed(body.get("tools") or [], "tools") if g.get("functionDeclarations")]
@@ -44,7 +47,7 @@ def answer(body: Any, notes: list[str]) -> Answer:
     first, *rest = _turns(parts, notes)
     if rest:
         notes.append("what its answer has after a call is not learned")
-    return Answer(first, _UNFINISHED.get(_finish(body)))
+    return Answer(first, unfinished({"finishReason": _finish(body)}, "finishReason", _WHOLE))
 
 
 def _finish(body: Any) -> str:

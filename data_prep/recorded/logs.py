@@ -10,6 +10,7 @@
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from data_prep.records import Record, documents, files_of, parse
 from data_prep.trajectory import Code, Rejected
 
 _ANSWERED = ("response", "error")
+_ENDINGS = re.compile(r"(\.jsonl?|\.ndjson)?(\.gz|\.zst)?$")
 
 
 def session_records(path: Path) -> Iterator[Record]:
@@ -30,9 +32,15 @@ def session_records(path: Path) -> Iterator[Record]:
         if path.is_dir() and _is_call(file):
             single.setdefault(file.parent, []).append(file)
         else:
-            yield from _Session(file.name.split(".")[0], [file]).records()
+            yield from _Session(named(file, path), [file]).records()
     for folder, files in single.items():
-        yield from _Session(folder.name, files).records()
+        yield from _Session(str(folder.relative_to(path)) if folder != path else path.name, files).records()
+
+
+def named(file: Path, path: Path) -> str:
+    """Return the name of a session: its file below `data.path`, without its endings."""
+    name = str(file.relative_to(path)) if path.is_dir() else file.name
+    return _ENDINGS.sub("", name)
 
 
 def written(record: dict[str, Any], size: int) -> Record:
@@ -141,7 +149,8 @@ class _Session:
                 place, value["request"], value.get("response"), value.get("dialect"), value.get("complete", True), value.get("status")
             )  # fmt: skip
         elif "response" in value and ("messages" in value or "input" in value):
-            sent = {k: v for k, v in value.items() if k != "response"}
+            options = value.get("kwargs") if isinstance(value.get("kwargs"), dict) else {}  # OpenHands' tools are there
+            sent = {**(options or {}), **{k: v for k, v in value.items() if k != "response"}}
             yield read_call(place, sent, value["response"])
         else:
             raise Rejected(

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from data_prep.recorded.forms import Answer, Request, objects
+from data_prep.recorded.forms import Answer, Request, objects, unfinished
 
-_UNFINISHED = {"length": "it was cut at the limit of its tokens", "content_filter": "a filter cut it"}
+_WHOLE = ("stop", "tool_calls", "function_call", "eos")
 # Fields of an answer that a message of the history does not have.
 _OF_ANSWER = ("refusal", "annotations", "audio", "function_call", "tool_calls", "reasoning_content", "reasoning")
 
@@ -25,4 +25,4 @@ def answer(body: Any, notes: list[str]) -> Answer:
         notes.append(f"has {len(choices)} choices; the first is used")
     said = choices[0]["message"]
     message = {k: v for k, v in said.items() if k not in _OF_ANSWER or v not in (None, "", [], {})}
-    return Answer({**message, "role": "assistant"}, _UNFINISHED.get(str(choices[0].get("finish_reason"))))
+    return Answer({**message, "role": "assistant"}, unfinished(choices[0], "finish_reason", _WHOLE))

@@ -3,10 +3,10 @@
 
 from typing import Any
 
-from data_prep.recorded.forms import AFTER, Answer, Request, objects
+from data_prep.recorded.forms import AFTER, Answer, Request, objects, unfinished
 from data_prep.trajectory import Code, Rejected
 
-_UNFINISHED = {"incomplete": "it was cut at a limit", "cancelled": "it was cancelled"}
+_WHOLE = ("completed",)
 
 
 def request(body: dict[str, Any], notes: list[str]) -> Request:
@@ -31,7 +31,7 @@ def answer(body: Any, notes: list[str]) -> Answer:
         return Answer(None)
     if len(messages) > 1:
         raise Rejected(Code.shape, "its output holds more than one turn")
-    return Answer(messages[0], _UNFINISHED.get(str(body.get("status"))))
+    return Answer(messages[0], unfinished(body, "status", _WHOLE))
 
 
 def _messages(items: list[dict[str, Any]], notes: list[str]) -> list[dict[str, Any]]:

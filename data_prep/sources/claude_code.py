@@ -10,22 +10,27 @@ A session has neither the system prompt nor the tools that were sent: `data.syst
 | a line without a parent after the first, such as the summary after a compaction | the start of a record of its own |
 | a sub-agent (`isSidechain`), in the file or in one of its own | a record of its own |
 | lines of a model that is not one (`<synthetic>`) | left out if an API's error, else context |
+| a message that was cut, or that an earlier record has | context |
+| an attachment `queued_command` | what the user said; other attachments are named |
 | `toolUseResult`, summaries, snapshots | nothing: the model did not see them |
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from data_prep.recorded import anthropic
-from data_prep.recorded.logs import accept, refused, written
+from data_prep.recorded.logs import accept, named, refused, written
 from data_prep.records import Record, files_of, json_records, parse
 from data_prep.trajectory import Code, Rejected
 
 convert = accept
 Line = dict[str, Any]
 _KEPT = ("sessionId", "agentId", "cwd", "gitBranch", "version")
+_SAID = ("user", "assistant", "attachment")
 _SYNTHETIC = "<synthetic>"
+_BY_ITSELF = "was said by Claude Code itself"
 
 
 def records(path: Path) -> Iterator[Record]:
@@ -34,12 +39,14 @@ def records(path: Path) -> Iterator[Record]:
         size = file.stat().st_size
         try:
             lines, notes = _lines(file)
-            found = [*_conversations(file.stem, lines)]
+            found = [*_conversations(named(file, path), lines)]
         except Rejected as error:
-            yield refused(file.stem, size, error)
+            yield refused(named(file, path), size, error)
             continue
         except (TypeError, AttributeError, LookupError, ValueError) as error:
-            yield refused(file.stem, size, Rejected(Code.shape, f"it does not have the shape of a session: {error}"))
+            yield refused(
+                named(file, path), size, Rejected(Code.shape, f"it does not have the shape of a session: {error}")
+            )
             continue
         if found:
             found[0]["notes"] += notes
@@ -68,8 +75,8 @@ def _lines(file: Path) -> tuple[list[Line], list[str]]:
 
 def _conversations(name: str, lines: list[Line]) -> Iterator[dict[str, Any]]:
     by_uuid = {line["uuid"]: line for line in lines if isinstance(line.get("uuid"), str)}
-    said = [line for line in by_uuid.values() if line.get("type") in ("user", "assistant")]
-    if not all(isinstance(line.get("message"), dict) for line in said):
+    said = [line for line in by_uuid.values() if line.get("type") in _SAID]
+    if not all(isinstance(line.get("message"), dict) for line in said if line["type"] != "attachment"):
         raise Rejected(Code.shape, "a line of type user or assistant has no message")
     leaves: dict[str, Line] = {}  # the last line of the tree that begins at a root
     roots: dict[str, str] = {}
@@ -80,10 +87,11 @@ def _conversations(name: str, lines: list[Line]) -> Iterator[dict[str, Any]]:
         leaves[roots[line["uuid"]]] = line
     if not leaves:
         raise Rejected(Code.shape, "no line of a conversation", "write data=auto to be told what the file is")
-    beside = _Beside(said)
-    found = [
-        (leaf, record) for leaf in leaves.values() if (record := _record(_whole(_branch(leaf, by_uuid), beside), said))
-    ]
+    found, learned = [], set[str]()
+    for root, leaf in leaves.items():
+        tree = [line for line in said if roots[line["uuid"]] == root]
+        if record := _record(_whole(_branch(leaf, by_uuid), _Beside(tree)), tree, learned):
+            found.append((leaf, record))
     count = {True: 0, False: 0}
     for leaf, record in found:
         agent = bool(leaf.get("isSidechain"))
@@ -91,12 +99,12 @@ def _conversations(name: str, lines: list[Line]) -> Iterator[dict[str, Any]]:
         several = sum(bool(other.get("isSidechain")) is agent for other, _ in found) > 1
         number = str(count[agent]) if several else ""
         part = str(leaf.get("agentId") or f"agent{number}") if agent else number
-        record["metadata"] |= {k: leaf[k] for k in _KEPT if leaf.get(k)}
+        record["metadata"] |= {k: leaf[k] for k in _KEPT if leaf.get(k)} | ({"sidechain": True} if agent else {})
         yield {"id": "/".join(filter(None, (str(leaf.get("sessionId") or name), part))), **record}
 
 
 def _branch(leaf: Line, by_uuid: dict[str, Line]) -> list[Line]:
-    return [line for line in reversed(_upwards(leaf, by_uuid)) if line.get("type") in ("user", "assistant")]
+    return [line for line in reversed(_upwards(leaf, by_uuid)) if line.get("type") in _SAID]
 
 
 def _upwards(line: Line, by_uuid: dict[str, Line]) -> list[Line]:
@@ -109,18 +117,35 @@ def _upwards(line: Line, by_uuid: dict[str, Line]) -> list[Line]:
 
 
 class _Beside:
-    """Lines by what belongs to them: the blocks of one message, and the results of its calls. They can hang beside the branch, because
-    calls of one message are answered one by one."""
+    """Lines of one tree by what belongs to them: the blocks of one message, and the results of its calls.
 
-    def __init__(self, said: list[Line]) -> None:
-        self.of_message: dict[str, list[Line]] = {}
+    They can hang beside the branch, because calls of one message are answered one by one.
+    """
+
+    def __init__(self, tree: list[Line]) -> None:
+        self._of_message: dict[tuple[str, int], list[Line]] = {}
+        self._stretch: dict[
+            str, int
+        ] = {}  # of a line: how often a user spoke before it, as some servers give every message one id
         self.of_call: dict[str, list[Line]] = {}
-        for line in said:
-            if line["type"] == "assistant" and isinstance(identity := line["message"].get("id"), str):
-                self.of_message.setdefault(identity, []).append(line)
-            for block in _blocks(line):
-                if isinstance(answers := block.get("tool_use_id"), str):
-                    self.of_call.setdefault(answers, []).append(line)
+        spoken = 0
+        for line in tree:
+            answers = [b["tool_use_id"] for b in _blocks(line) if isinstance(b.get("tool_use_id"), str)]
+            spoken += line["type"] == "user" and not answers
+            self._stretch[line["uuid"]] = spoken
+            if line["type"] == "assistant" and (identity := _identity(line)):
+                self._of_message.setdefault((identity, spoken), []).append(line)
+            for call in answers:
+                self.of_call.setdefault(call, []).append(line)
+
+    def message(self, line: Line) -> list[Line]:
+        """Return the lines of the message that a line belongs to."""
+        return self._of_message.get((_identity(line), self._stretch[line["uuid"]]), [line])
+
+
+def _identity(line: Line) -> str:
+    identity = line["message"].get("id")
+    return identity if isinstance(identity, str) else ""
 
 
 def _whole(branch: list[Line], beside: _Beside) -> list[list[Line]]:
@@ -135,10 +160,10 @@ def _whole(branch: list[Line], beside: _Beside) -> list[list[Line]]:
     for line in branch:
         if line["uuid"] in done:
             continue
-        if line["type"] == "user":
+        if line["type"] != "assistant":
             take([line])
             continue
-        take(beside.of_message.get(str(line["message"].get("id")), [line]))
+        take(beside.message(line))
         calls = [b.get("id") for part in messages[-1] for b in _blocks(part) if b.get("type") == "tool_use"]
         for call in calls:
             for result in beside.of_call.get(str(call), []):
@@ -148,43 +173,80 @@ def _whole(branch: list[Line], beside: _Beside) -> list[list[Line]]:
 
 
 def _blocks(line: Line) -> list[dict[str, Any]]:
-    content = line["message"].get("content")
+    content = (line.get("message") or {}).get("content")
     return [b for b in content if isinstance(b, dict)] if isinstance(content, list) else []
 
 
-def _record(messages: list[list[Line]], said: list[Line]) -> dict[str, Any] | None:
-    """Return `{messages, tools, metadata, notes}`; None if no model said anything."""
+def _record(messages: list[list[Line]], tree: list[Line], learned: set[str]) -> dict[str, Any] | None:
+    """Return `{messages, tools, metadata, notes}`; None if no model said anything.
+
+    learned: ids of messages of earlier records; those of this one are added.
+    """
     notes: list[str] = []
     out: list[dict[str, Any]] = []
     models: dict[str, None] = {}
+    attached: Counter[str] = Counter()
     errors = 0
+    own: set[str] = set()
     for group in messages:
-        first = group[0]
+        first, place = group[0], f"message {len(out)}"
+        if first["type"] == "attachment":
+            said = first.get("attachment") if isinstance(first.get("attachment"), dict) else {}
+            if said and said.get("type") == "queued_command" and isinstance(said.get("prompt"), str):
+                out.append({"role": "user", "content": said["prompt"]})
+            else:
+                attached[str((said or {}).get("type"))] += 1
+            continue
         if first.get("isApiErrorMessage"):
             errors += 1
             continue
-        content = first["message"].get("content")
-        if len(group) > 1:
-            content = [b for line in group for b in _blocks(line)]
-        place = f"message {len(out)}"
-        found: list[str] = []
-        try:
-            chat = anthropic.chat_messages(first["type"], content, found)
-        except Rejected as error:
-            raise Rejected(error.code, f"{place}: {error.problem}", error.fix) from error
-        notes += [f"{place}: {note}" for note in found]
-        if first["type"] == "assistant" and first["message"].get("model") == _SYNTHETIC:
-            chat = [{**m, "weight": 0} for m in chat]
-            notes.append(f"{place} was said by Claude Code itself: shown, not learned")
-        elif first["type"] == "assistant":
-            models[str(first["message"].get("model"))] = None
+        chat, found = _chat(group, place)
+        notes += found
+        if first["type"] == "assistant":
+            why = _not_learned(group, learned)
+            if why != _BY_ITSELF:
+                models[str(first["message"].get("model"))] = None
+                own |= {_identity(first)}
+            if why:
+                chat = [{**m, "weight": 0} for m in chat]
+                notes.append(f"{place} {why}: shown, not learned")
         out += chat
+    learned |= own - {""}
     if not models:
         return None
     if errors:
         notes.append(f"{errors} errors of the API left out")
+    if attached:
+        kinds = ", ".join(f"{count} of {kind}" for kind, count in attached.items())
+        notes.append(f"attachments that the model may have seen are not shown: {kinds}")
     used = {line["uuid"] for group in messages for line in group}
-    tree = {line["uuid"] for line in said if line["uuid"] not in used and line.get("parentUuid") in used}
-    if tree:
-        notes.append(f"{len(tree)} other branches left out")
+    if others := sum(line["uuid"] not in used and line.get("parentUuid") in used for line in tree):
+        notes.append(f"{others} other branches left out")
     return {"messages": out, "tools": [], "metadata": {"models": [*models]}, "notes": notes}
+
+
+def _chat(group: list[Line], place: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the lines of one message as chat messages, and what could not be taken as it is."""
+    first, found = group[0], list[str]()
+    content = first["message"].get("content")
+    if len(group) > 1:
+        content = [b for line in group for b in _blocks(line)]
+    try:
+        chat = anthropic.chat_messages(first["type"], content, found)
+    except Rejected as error:
+        raise Rejected(error.code, f"{place}: {error.problem}", error.fix) from error
+    return chat, [f"{place}: {note}" for note in found]
+
+
+def _not_learned(group: list[Line], learned: set[str]) -> str | None:
+    """Return why a turn is not learned, or None."""
+    first = group[0]
+    if first["message"].get("model") == _SYNTHETIC:
+        return _BY_ITSELF
+    if _identity(first) in learned:
+        return "is learned in an earlier record of the session"
+    # Lines of a message's earlier blocks have no reason yet.
+    reasons = [reason for line in group if (reason := line["message"].get("stop_reason")) is not None]
+    if reasons and reasons[-1] not in anthropic.WHOLE:
+        return f"ended with stop_reason {reasons[-1]!r}"
+    return None

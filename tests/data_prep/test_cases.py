@@ -304,3 +304,9 @@ def test_an_interrupted_call_is_kept_in_its_order_by_option(packed, model):
     ((ledger, one),) = packed("interrupted", "data.open_calls=keep", model=model)
     assert ledger["status"] == "kept" and ledger["turns"] == 3
     assert [m.role for m in one.messages] == ["user", "assistant", "user", "tool", "assistant", "tool", "assistant"]
+
+
+def test_characters_of_a_content_that_is_changed_are_refused():
+    for content in ("<think>a</think>Hello world, long", [{"type": "text", "text": "Hello world"}]):
+        with pytest.raises(Rejected, match="unsupervised characters"):
+            made({"role": "assistant", "content": content, "unsupervised": [[0, 8]]})

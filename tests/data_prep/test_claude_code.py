@@ -5,6 +5,8 @@ import json
 
 import pytest
 
+from data_prep.given import Given
+from data_prep.reading import Reading
 from data_prep.sources import read_trajectory, source
 from data_prep.trajectory import Rejected
 
@@ -153,3 +155,61 @@ def test_a_last_line_that_was_cut_is_named_and_whatever_stands_in_a_field_is_ref
         for name in ("role", "content", "id", "model"):
             with contextlib.suppress(Rejected):
                 read(whole[0], {**whole[1], "message": {**whole[1]["message"], name: junk}})
+
+
+def test_a_cut_message_is_not_learned_and_a_queued_word_of_the_user_is_not_lost(read):
+    attached = {
+        "type": "attachment",
+        "uuid": "4",
+        "parentUuid": "3",
+        "attachment": {"type": "queued_command", "prompt": "Use Python."},
+    }
+    todo = {
+        "type": "attachment",
+        "uuid": "5",
+        "parentUuid": "4",
+        "attachment": {"type": "todo_reminder", "content": []},
+    }
+    cut = said("6", "5", text("I use Py"), "m2")
+    cut["message"]["stop_reason"] = "max_tokens"
+    (t,) = read(
+        user("1", None, "List."), said("2", "1", use("a"), "m1"), result("3", "2", "a"), attached, todo, cut,
+        user("7", "6", "Go on."), said("8", "7", text("Done."), "m3"),
+    )  # fmt: skip
+    assert [(m.role, m.content, m.weight) for m in t.messages[3:]] == [
+        ("user", "Use Python.", None), ("assistant", "I use Py", 0), ("user", "Go on.", None), ("assistant", "Done.", None)
+    ]  # fmt: skip
+    assert "message 4 ended with stop_reason 'max_tokens': shown, not learned" in t.repairs
+    assert "attachments that the model may have seen are not shown: 1 of todo_reminder" in t.repairs
+
+
+@pytest.mark.parametrize("identity", ["", "same"])
+def test_messages_of_one_id_on_both_sides_of_a_user_are_two(read, identity):
+    """Some servers give every message the same id, or none."""
+    (t,) = read(
+        user("1", None, "One?"), said("2", "1", text("one"), identity), user("3", "2", "Two?"), said("4", "3", text("two"), identity)
+    )  # fmt: skip
+    assert [m.content for m in t.messages] == ["One?", "one", "Two?", "two"]
+
+
+def test_a_history_that_was_copied_is_learned_once(read):
+    first, second = read(
+        user("1", None, "List."), said("2", "1", text("one"), "m1"), user("3", None, "List."), said("4", "3", text("one"), "m1"),
+        user("5", "4", "More."), said("6", "5", text("two"), "m2"),
+    )  # fmt: skip
+    assert [m.weight for m in first.messages] == [None, None]
+    assert [(m.content, m.weight) for m in second.messages if m.role == "assistant"] == [("one", 0), ("two", None)]
+
+
+def test_a_sub_agent_is_not_given_the_main_agents_tools_and_system_prompt(read, tmp_path):
+    agent = {"isSidechain": True, "agentId": "a1"}
+    read(user("1", None, "Search.", **agent), said("2", "1", text("Found."), "m1", **agent))
+    module = source("claude_code")
+    (record,) = module.records(tmp_path)
+    with pytest.raises(Rejected, match="a sub-agent has tools and a system prompt of its own"):
+        read_trajectory(record, module, Reading(given=Given(system="You are the main agent.")))
+
+
+def test_a_thought_that_was_left_out_of_the_log_is_refused(read):
+    with pytest.raises(Rejected, match="a thought was left out of the log"):
+        read(user("1", None, "List."), said("2", "1", {"type": "thinking", "thinking": "", "signature": "x"}, "m1"))

@@ -50,7 +50,8 @@ def test_a_file_that_was_cut_since_is_fetched_again(hub, tmp_path):
 def test_two_files_are_not_guessed_between(hub, tmp_path):
     hub.repos["datasets/GAIR/LIMI"].files["other.jsonl"] = b""
     with pytest.raises(
-        DataError, match=r"2 data files \(limi\.json, other\.jsonl\), of 2 splits.*data\.split=NAME, one of limi"
+        DataError,
+        match=r"data files limi\.json, other\.jsonl.*2 of them, where one was expected; write data\.split=NAME, one of limi",
     ):
         source_files.local("GAIR/LIMI", str(tmp_path))
     assert not list(tmp_path.iterdir())
@@ -68,7 +69,7 @@ def test_the_shards_of_a_split_are_fetched_and_no_other_file(hub, tmp_path):
     assert path == tmp_path / "data-sources" / "ORG--SHARDS--train"
     assert [f.read_bytes() for f in files_of(path)] == [b"a", b"b"]
     assert source_files.local("ORG/SHARDS", str(tmp_path), part=HubPart(split="test")).read_bytes() == b"c"
-    with pytest.raises(DataError, match=r"there is no split 'tran'; its splits are train, test"):
+    with pytest.raises(DataError, match=r"its splits are train, test: 0 fit data\.split=tran"):
         source_files.local("ORG/SHARDS", str(tmp_path), part=HubPart(split="tran"))
     del hub.repos["datasets/ORG/SHARDS"].files["data/test-00000-of-00001.parquet"]
     assert len(files_of(source_files.local("ORG/SHARDS", str(tmp_path)))) == 2, "the only split needs no name"
@@ -78,9 +79,12 @@ def test_a_split_of_several_configurations_is_not_guessed(hub, tmp_path):
     hub.repos["datasets/ORG/TWO"] = Repo(
         {"a/train-00000-of-00001.parquet": b"a", "b/train-00000-of-00001.parquet": b"b"}
     )
-    with pytest.raises(DataError, match="several folders have split 'train'"):
+    with pytest.raises(DataError, match=r"its splits are a/train, b/train: 2 fit data\.split=train"):
         source_files.local("ORG/TWO", str(tmp_path), part=HubPart(split="train"))
     assert source_files.local("ORG/TWO", str(tmp_path), part=HubPart(split="a")).read_bytes() == b"a"
+    assert source_files.local("ORG/TWO", str(tmp_path), part=HubPart(split="b/train")).read_bytes() == b"b"
+    with pytest.raises(DataError, match="2 of them, where one was expected"):
+        source_files.local("ORG/TWO", str(tmp_path))
 
 
 def test_a_revision_is_asked_for_and_has_a_folder_of_its_own(hub, tmp_path):

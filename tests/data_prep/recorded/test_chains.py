@@ -133,3 +133,13 @@ def test_other_tools_begin_a_record():
 def test_a_log_without_an_answer_is_refused():
     with pytest.raises(Rejected, match="none of its 2 recorded calls has an answer"):
         conversations(call([GO], None, status=500), call([GO], None))
+
+
+def test_a_question_before_the_conversation_is_no_side_call_and_a_cut_retry_keeps_the_whole_answer():
+    history = [SYSTEM, GO, asks(1), found(1)]
+    before = [SYSTEM, {"role": "user", "content": "What is this?"}]
+    first, _ = conversations(call(before, says("A log.")), call(history[:2], asks(1)), call(history, says("Done.")))
+    assert shown(first)[-1] == ("assistant", "A log.", None)
+    (t,) = conversations(call([GO], says("Whole.")), call([GO], says("Who"), complete=False))
+    assert shown(t)[-1] == ("assistant", "Whole.", None)
+    assert "line 2 repeats line 1, a retry: the earlier answer is kept" in t.repairs

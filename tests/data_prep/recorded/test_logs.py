@@ -174,3 +174,47 @@ def test_a_line_that_was_cut_at_the_end_is_named_and_one_before_it_is_refused(tm
 def test_what_cannot_be_read_is_refused_by_name(line, says):
     with pytest.raises(Rejected, match=says):
         conversations(line)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "ends"),
+    [
+        (openai, {"choices": [{"message": DONE, "finish_reason": "abort"}]}),
+        (openai, {"choices": [{"message": DONE, "finish_reason": None}]}),
+        (anthropic, {"content": [{"type": "text", "text": "x"}], "stop_reason": "model_context_window_exceeded"}),
+        (anthropic, {"content": [{"type": "text", "text": "x"}], "stop_reason": None}),
+        (responses, {"output": [{"type": "message", "role": "assistant", "content": "x"}], "status": "in_progress"}),
+        (gemini, {"candidates": [{"content": {"parts": [{"text": "x"}]}, "finishReason": "MALFORMED_FUNCTION_CALL"}]}),
+    ],
+)
+def test_an_answer_that_does_not_say_that_it_is_whole_is_not_learned(dialect, ends):
+    first, (sent, _) = dialect()
+    calls = [{"request": r, "response": a, "dialect": dialect.__name__} for r, a in (first, (sent, ends))]
+    (t,) = conversations(*calls)
+    assert [m.weight for m in t.messages if m.role == "assistant"] == [None, 0]
+    assert any("it ended with" in repair for repair in t.repairs)
+
+
+def test_tools_and_system_prompt_in_the_options_of_a_call_are_read():
+    """OpenHands writes what it passed on as kwargs, Gemini's SDK as config."""
+    ((sent, said), _) = openai()
+    (t,) = conversations(
+        {"messages": sent["messages"], "kwargs": {"tools": sent["tools"]}, "args": [], "response": said}
+    )
+    assert len(t.tools) == 1
+    ((sent, said), _) = gemini()
+    config = {k: v for k, v in sent.items() if k != "contents"}
+    (t,) = conversations(
+        {"request": {"contents": sent["contents"], "config": config}, "response": said, "dialect": "gemini"}
+    )
+    assert len(t.tools) == 1 and t.messages[0].content == "You work.\nWell."
+
+
+def test_logs_of_one_name_in_two_folders_are_two_sessions(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder / "openai").mkdir(parents=True)
+        for number, (sent, said) in enumerate(openai()):
+            (tmp_path / folder / "openai" / f"{number}.json").write_text(
+                json.dumps({"request": sent, "response": said})
+            )
+    assert [t.id for t in conversations(folder=tmp_path, name="")] == ["a/openai", "b/openai"]
