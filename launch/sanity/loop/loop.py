@@ -75,7 +75,8 @@ def tasks(data: Dataset) -> list[Task]:
     out = []
     for conversation in data.conversations():
         first = next(m["content"] for m in conversation["messages"] if m["role"] == "user")
-        if conversation["tools"] == tools.TOOLS and first in starts:
+        functions = [tool["function"] for tool in conversation["tools"]]  # the server adds a key beside them
+        if functions == [tool["function"] for tool in tools.TOOLS] and first in starts:
             out.append(Task(conversation, starts[first]))
     return out
 
