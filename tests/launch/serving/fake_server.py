@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 INFO = {
     "/model_info": {"architectures": ["Qwen3ForCausalLM"]},
-    "/server_info": {"version": "0", "dtype": "float32", "max_total_num_tokens": 65536, "max_req_input_len": 8000},
+    "/server_info": {"version": "0.5.23", "dtype": "float32", "max_total_num_tokens": 65536, "max_req_input_len": 8000},
 }
 
 
