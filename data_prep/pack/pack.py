@@ -142,12 +142,14 @@ class _Writer:
                 turns = [[t.message, t.prompt] for t in encoded.turns]
                 entries.append({"segment": segment, "begins": encoded.begins, "turns": turns})
                 segment += 1
+            unlearned = {str(k): m.unsupervised for k, m in enumerate(trajectory.messages) if m.unsupervised}
             line = {
                 "id": trajectory.id,
                 "messages": trajectory.chat(),
                 "tools": trajectory.tools,
                 "sequences": entries,
                 **({"metadata": trajectory.metadata} if trajectory.metadata else {}),
+                **({"unsupervised": unlearned} if unlearned else {}),
             }
             self._conversations.write(json.dumps(line, ensure_ascii=False) + "\n")
         self._ledger.write(json.dumps(packed.ledger) + "\n")

@@ -90,17 +90,21 @@ class Answer:
 def turns(data: Dataset) -> Iterator[Turn]:
     """Yield all supervised turns.
 
-    A prompt is read from the data set as trained on; it is not re-rendered.
+    A prompt is read from the data set as trained on; it is not re-rendered. It ends before the turn's first supervised token, so that
+    a mask at another place shows as another prompt; or before the turn's first token, if thinking or a part of the turn is context.
     """
     row = {place: n for n, place in enumerate(zip(data.ids, data.segments, strict=True))}
+    thinking_is_context = data.manifest["inputs"]["options"]["thinking"] == "context"
     for conversation in data.conversations():
         for sequence in conversation["sequences"]:
             at = row[conversation["id"], sequence["segment"]]
             tokens = data.tokens(at)
-            # A turn has several spans if part of it is not learned.
-            found = {i: (prompt, end) for (i, prompt), (_, end) in zip(sequence["turns"], data.spans(at), strict=True)}
-            for index, (prompt, end) in found.items():
-                yield Turn(conversation, index, tokens[:end], prompt)
+            parted = conversation.get("unsupervised", {})
+            found: dict[int, tuple[int, int]] = {}  # a turn has several spans if part of it is not learned
+            for (index, prompt), (start, end) in zip(sequence["turns"], data.spans(at), strict=True):
+                found[index] = (prompt if thinking_is_context or str(index) in parted else start), end
+            for index, (begin, end) in found.items():
+                yield Turn(conversation, index, tokens[:end], begin)
 
 
 def spread(all_turns: Sequence[Turn], most: int) -> list[Turn]:
