@@ -6,8 +6,8 @@
 [start, end) of supervised tokens, flattened: start, end, start, end.
 
 `conversations.jsonl`: the conversations behind the sequences: `id`, `messages`, `tools`, `sequences`, and by index of the message its
-`unsupervised` characters. Each sequence has
-its `segment`, why it begins, and for each span in order [index of the message, tokens of its prompt].
+`unsupervised` characters. Each sequence has its `segment`, why it begins, and for each span in order [index of the message, tokens of
+its prompt].
 
 `lengths.svg`: a plot of the sequence lengths.
 
