@@ -15,16 +15,6 @@ from recipes.errors import ConfigError, DataError
 
 AUTO = "auto"
 _READ = 20  # documents that are looked at
-_SESSION = {
-    "user",
-    "assistant",
-    "system",
-    "summary",
-    "progress",
-    "file-history-snapshot",
-    "queue-operation",
-    "attachment",
-}
 _CODEX = {"session_meta", "turn_context", "response_item", "event_msg", "compacted"}
 _ROLES = {"system", "developer", "user", "assistant", "tool", "function"}
 _LOG_INSTEAD = "record the calls instead, and read them with data=requests"
@@ -53,8 +43,8 @@ class Form:
 def recognise(path: Path) -> Form | None:
     """Return the form of a file, or of a folder's first file. None: nothing is known of its shape."""
     for file in files_of(path)[:1]:
-        if file.name.endswith(".eval") or _magic(file) == b"PK\x03\x04":
-            return Form("a zip archive; inspect's logs are such", None, _LOG_INSTEAD)
+        if file.name.endswith(".eval"):
+            return Form("a log of inspect", None, _LOG_INSTEAD)
         found: list[Document] = []
         for document in islice(documents(file), _READ):
             try:
@@ -92,11 +82,6 @@ def other_form(path: Path, source: str) -> tuple[str, str] | None:
     if form is None or form.source == source or (form.source in read_alike and source in read_alike):
         return None
     return form.what, f"write {form.words}{form.fix and f'; {form.fix}'}" if form.source else form.fix
-
-
-def _magic(file: Path) -> bytes:
-    with file.open("rb") as raw:
-        return raw.read(4)
 
 
 def _calls(found: list[Document]) -> Form | None:

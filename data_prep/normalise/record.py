@@ -49,14 +49,13 @@ def normalise(
     record: dict[str, Any], joins: Joins, repairs: list[str], broken_calls: BrokenCalls = BrokenCalls.reject
 ) -> dict[str, Any]:
     """Return `{id?, messages, tools, metadata}` and append each repair to `repairs`. Raise `Rejected` for what cannot be mended."""
-    if record.get("messages") is None and is_sharegpt(record.get("conversations")):
-        rest = {k: v for k, v in record.items() if k not in ("conversations", "system")}
-        record = {**rest, "messages": from_sharegpt(record["conversations"], record.get("system"), repairs)}
-    metadata = {k: v for k, v in record.items() if k not in _RECORD and v is not None}
+    elsewhere = record.get("messages") is None and is_sharegpt(record.get("conversations"))
+    spoken = "conversations" if elsewhere else "messages"
+    metadata = {k: v for k, v in record.items() if k not in (*_RECORD, spoken) and v is not None}
     given = record.get("metadata")
     if given not in (None, {}):
         metadata |= given if isinstance(given, dict) else {"metadata": given}
-    messages = from_text(record.get("messages"), "messages", repairs)
+    messages = from_text(record.get(spoken), spoken, repairs)
     if is_sharegpt(messages):
         messages = from_sharegpt(messages, metadata.pop("system", None), repairs)
     if messages is None:

@@ -1,7 +1,7 @@
 """`make inspect html=true`: the page of a data set: a table of its records that sorts and filters, and a reader of each trajectory.
 
-`index.html` has the table, `read/N.html` the text of record N with roles, supervised tokens and the boundaries of sequences. Text of
-the data is escaped everywhere, and nothing is loaded from elsewhere.
+`index.html` has the table, `read/N.html` the text of the Nth kept record with roles, supervised tokens and the boundaries of its
+sequences. Text of the data is escaped everywhere, and nothing is loaded from elsewhere.
 """
 
 import html
@@ -21,6 +21,7 @@ from recipes.config import Recipe
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_OPEN = 1000  # tokens of a message without supervised ones that is shown opened
 READERS = 1000  # readers written at most; the table has all records
 _SHOWN = 500  # rows of the table drawn at a time
 _OUTCOMES = (
@@ -76,21 +77,24 @@ def write_set_page(
     """Write the pages of a data set, and return the table's path. name: training or held out. Call `advance` after each reader."""
     folder = Path(recipe.cluster.root) / "inspect" / data.folder.name
     shutil.rmtree(folder, ignore_errors=True)
-    conversations = {c["id"]: c for c in data.conversations()}
+    shown = {
+        c["id"]: {k: c.get(k) for k in ("tools", "metadata")} for c in data.conversations()
+    }  # without its messages
     rows_of: dict[str, list[int]] = {}
     for row, identity in enumerate(data.ids):
         rows_of.setdefault(identity, []).append(row)
     with whole_folder(folder) as scratch:
         (scratch / "read").mkdir()
-        listed = []
-        for number, line in enumerate(data.ledger()):
+        listed, written = [], 0
+        for line in data.ledger():
             page = None
-            if number < READERS and line["id"] in rows_of and line["status"] == "kept":
-                page = f"read/{number + 1}.html"
+            if written < READERS and line["status"] == "kept":
+                written += 1
+                page = f"read/{written}.html"
                 text = _reader(data, rows_of[line["id"]], line, tokenizer, recipe)
                 (scratch / page).write_text(text, encoding="utf-8")
                 advance()
-            listed.append(_row(line, conversations.get(line["id"], {}), page))
+            listed.append(_row(line, shown.get(line["id"], {}), page))
         (scratch / "index.html").write_text(_table(data, name, listed), encoding="utf-8")
     return folder / "index.html"
 
@@ -126,7 +130,7 @@ def _table(data: Dataset, name: str, rows: list[dict[str, Any]]) -> str:
     counts = data.manifest["counts"]
     said = f"{counts['records']:,} records, {counts['kept']:,} kept, {counts['tokens']:,} tokens, {counts['supervised']:,} supervised"
     if counts["kept"] > READERS:
-        said += f"; the first {READERS:,} can be read here, and any with make inspect id=ID"
+        said += f"; the first {READERS:,} kept can be read here, and any with make inspect id=ID"
     # No </script> inside the data can end the element.
     text = json.dumps(rows, ensure_ascii=False).replace("<", "\\u003c")
     head = "".join(f"<th>{h}</th>" for h in _HEAD)
@@ -154,5 +158,5 @@ def _reader(
 
 def _block(block: Block) -> str:
     texts = (f"<mark>{t}</mark>" if m else t for t, m in ((html.escape(visible(t)), m) for t, m, _ in block.pieces))
-    opened = " open" if block.supervised or sum(n for *_, n in block.pieces) < READERS else ""
+    opened = " open" if block.supervised or sum(n for *_, n in block.pieces) < _OPEN else ""
     return f"<details{opened}><summary class=sub>{html.escape(block.heading)}</summary><pre>{''.join(texts)}</pre></details>"

@@ -21,6 +21,7 @@ from data_prep.recorded.chains import conversations
 from data_prep.records import Record, documents, files_of, parse
 from data_prep.trajectory import Code, Rejected
 
+CUT = "is cut in the middle, as a session that was killed leaves it"
 _ANSWERED = ("response", "error")
 _ENDINGS = re.compile(r"(\.jsonl?|\.ndjson)?(\.gz|\.zst)?$")
 
@@ -41,6 +42,27 @@ def named(file: Path, path: Path) -> str:
     """Return the name of a session: its file below `data.path`, without its endings."""
     name = str(file.relative_to(path)) if path.is_dir() else file.name
     return _ENDINGS.sub("", name)
+
+
+def parsed(file: Path, cut: list[str]) -> Iterator[tuple[str, Any]]:
+    """Yield (place, value) of every document of a session's file; the value is a `Rejected` if it cannot be parsed.
+
+    The place of a last line that `is CUT` is appended to `cut` instead, unless that line is the only one.
+    """
+    last: tuple[str, Rejected] | None = None
+    for document in documents(file):
+        if last is not None:
+            yield last
+            last = None
+        try:
+            yield document.place, parse(document.raw)
+        except Rejected as error:
+            if error.code is Code.json and document.place != "line 1" and not document.raw.endswith(b"\n"):
+                last = document.place, error
+            else:
+                yield document.place, error
+    if last is not None:
+        cut.append(last[0])
 
 
 def written(record: dict[str, Any], size: int) -> Record:
@@ -111,29 +133,16 @@ class _Session:
 
     def _calls(self) -> Iterator[Call]:
         for file in self.files:
-            broken: Rejected | None = None
-            for document in documents(file):
-                if broken is not None:
-                    self._fault(broken)
-                    broken = None
-                place = file.name if len(self.files) > 1 else document.place
+            for place, value in parsed(file, cut := list[str]()):
+                where = file.name if len(self.files) > 1 else place
                 try:
-                    yield from self._of_document(parse(document.raw), place)
+                    if isinstance(value, Rejected):
+                        raise value
+                    yield from self._of_document(value, where)
                 except Rejected as error:
-                    named = error if error.problem.startswith(place) else Rejected(
-                        error.code, f"{place}: {error.problem}", error.fix
-                    )  # fmt: skip
-                    if error.code is Code.json and not document.raw.endswith(b"\n"):
-                        broken = named  # if it is the last line, the session was ended while it was written
-                    else:
-                        self._fault(named)
-            if broken is not None and len(self.files) == 1 and document.place != "line 1":
-                self.notes.append(f"{document.place} is cut in the middle, as a session that was killed leaves it")
-            elif broken is not None:
-                self._fault(broken)
-
-    def _fault(self, error: Rejected) -> None:
-        self.faults[error.code, error.problem, error.fix] += 1
+                    told = "" if error.problem.startswith(where) else f"{where}: "
+                    self.faults[error.code, f"{told}{error.problem}", error.fix] += 1
+            self.notes += [f"{place} {CUT}" for place in cut]
 
     def _of_document(self, value: Any, place: str) -> Iterator[Call]:
         if not isinstance(value, dict):

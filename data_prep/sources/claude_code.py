@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.recorded import anthropic
-from data_prep.recorded.logs import accept, named, refused, written
-from data_prep.records import Record, files_of, json_records, parse
+from data_prep.recorded.logs import CUT, accept, named, parsed, refused, written
+from data_prep.records import Record, files_of
 from data_prep.trajectory import Code, Rejected
 
 convert = accept
@@ -57,20 +57,13 @@ def records(path: Path) -> Iterator[Record]:
 def _lines(file: Path) -> tuple[list[Line], list[str]]:
     """Return the lines of a session, and a note if its last one is cut in the middle."""
     lines: list[Line] = []
-    broken: Rejected | None = None
-    for record in json_records(file):
-        if broken is not None:
-            raise broken
-        try:
-            line = parse(record.raw)
-        except Rejected as error:
-            broken = Rejected(error.code, f"{record.place}: {error.problem}", error.fix)
-            if record.raw.endswith(b"\n"):
-                raise broken from error
-            continue
-        if isinstance(line, dict):
-            lines.append(line)
-    return lines, ["the last line is cut in the middle, as a session that was killed leaves it"] if broken else []
+    cut: list[str] = []
+    for place, value in parsed(file, cut):
+        if isinstance(value, Rejected):
+            raise Rejected(value.code, f"{place}: {value.problem}", value.fix)
+        if isinstance(value, dict):
+            lines.append(value)
+    return lines, [f"the last line {CUT}"] if cut else []
 
 
 def _conversations(name: str, lines: list[Line]) -> Iterator[dict[str, Any]]:

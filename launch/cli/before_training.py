@@ -10,6 +10,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from recipes.config import EngineName, Recipe
+from recipes.errors import ConfigError
 
 if TYPE_CHECKING:
     from data_prep.pack.dataset import Dataset
@@ -38,6 +39,11 @@ def inspect(recipe: Recipe, console: Console) -> None:
     from data_prep.pack import show
     from launch.run import prepare
 
+    if recipe.html and recipe.id is not None:
+        raise ConfigError(
+            f"html=true writes a page of the whole set, and id={recipe.id} names one trajectory",
+            "leave out one of them",
+        )
     all_packed = prepare.packed(recipe, console)
     if recipe.html:
         write_pages(recipe, all_packed, console)

@@ -29,10 +29,9 @@ def packed(recipe: Recipe, console: Console) -> dict[str, Dataset]:
     """Return the packed data sets: `training`, and `held out` if the recipe names one. Print a warning for repeats."""
     base(recipe, console)
     if recipe.data.heldout is not None:
-        option = "data.heldout"
-        local(
-            recipe.data.heldout, recipe.cluster.root, option, hub_part(recipe.data, option)
-        )  # fail now, not after hours of packing
+        # Fail now, not after hours of packing.
+        part = hub_part(recipe.data, "data.heldout")
+        local(recipe.data.heldout, recipe.cluster.root, "data.heldout", part)
     found = {"training": prepare(recipe, recipe.data.path)}
     if recipe.data.heldout is not None:
         found["held out"] = prepare(recipe, recipe.data.heldout, "data.heldout")

@@ -4,11 +4,13 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from data_prep.pack.dataset import prepare
 from data_prep.pack.set_page import grouped, write_set_page
 from data_prep.text.chat import load_tokenizer
+from recipes.errors import ConfigError
 from tests.data_prep.pack.test_dataset import fresh, record  # noqa: F401  # a fixture
 from tests.data_prep.support import assistant, user
 
@@ -50,3 +52,5 @@ def test_the_command_writes_a_page_of_each_set(fresh):  # noqa: F811
     path = source(record(user(), assistant("done")))
     inspect(replace(recipe, html=True, data=replace(recipe.data, path=path, heldout=None)), said)
     assert re.search(r"training: .*/inspect/[0-9a-f]{16}/index\.html", said.export_text())
+    with pytest.raises(ConfigError, match="html=true writes a page of the whole set, and id=one names one trajectory"):
+        inspect(replace(recipe, html=True, id="one"), said)
