@@ -10,8 +10,9 @@ from data_prep.pack import trajectory_options
 from data_prep.reading import Reading
 from data_prep.records import Record
 from data_prep.sources import Source, read_trajectory, source
-from data_prep.text.chat import Chat, load_tokenizer
+from data_prep.text.chat import Chat
 from data_prep.text.sequences import Conversation, Packed
+from data_prep.text.tokenizer import load_tokenizer
 from data_prep.trajectory import Code, Rejected, Trajectory
 from recipes.config import Data, Recipe, TooLong
 

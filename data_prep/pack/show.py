@@ -59,7 +59,7 @@ def listing(name: str, data: Dataset) -> Table:
 
 def sequences(data: Dataset, recipe: Recipe, console: Console) -> None:
     """Print every sequence of the trajectory `recipe.id`. Supervised text is green, or in brackets without colour."""
-    from data_prep.text.chat import load_tokenizer
+    from data_prep.text.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(Path(recipe.model.checkpoint))
     coloured = console.is_terminal and not console.no_color

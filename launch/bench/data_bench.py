@@ -26,7 +26,8 @@ from rich.console import Console
 from rich.progress import track
 
 from data_prep.sources import read_trajectories
-from data_prep.text.chat import Chat, load_tokenizer
+from data_prep.text.chat import Chat
+from data_prep.text.tokenizer import load_tokenizer
 from data_prep.trajectory import Trajectory
 from recipes.config import Recipe
 from recipes.errors import DataError

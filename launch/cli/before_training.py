@@ -63,7 +63,7 @@ def inspect(recipe: Recipe, console: Console) -> None:
 def write_pages(recipe: Recipe, all_packed: dict[str, "Dataset"], console: Console) -> None:
     """Write the pages of the data sets, with a progress bar."""
     from data_prep.pack.set_page import READERS, write_set_page
-    from data_prep.text.chat import load_tokenizer
+    from data_prep.text.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(Path(recipe.model.checkpoint))
     total = sum(min(READERS, data.manifest["counts"]["kept"]) for data in all_packed.values())

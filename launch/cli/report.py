@@ -7,7 +7,7 @@ from typing import Any
 from data_prep.files import write_text
 from data_prep.pack import show
 from data_prep.pack.dataset import open_dataset
-from data_prep.text.chat import load_tokenizer
+from data_prep.text.tokenizer import load_tokenizer
 from launch.run import metrics
 from launch.run.run_plan import BACK, read_plan
 from launch.sanity import sanity_page as sanity

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data_prep.files import write_text
 from data_prep.reading import SERVER
-from data_prep.text.chat import load_tokenizer
+from data_prep.text.tokenizer import load_tokenizer
 from launch.checks import Check, Outcome, judged
 from launch.sanity.behaviour import answers, parsers, prompts
 from launch.sanity.behaviour.turns import (

@@ -6,8 +6,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from data_prep.text.chat import Chat, load_tokenizer
+from data_prep.text.chat import Chat
 from data_prep.text.sequences import Encoded
+from data_prep.text.tokenizer import load_tokenizer
 from data_prep.trajectory import Message, Trajectory, validate
 from recipes.config import Family
 

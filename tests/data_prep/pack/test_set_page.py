@@ -9,7 +9,7 @@ from rich.console import Console
 
 from data_prep.pack.dataset import prepare
 from data_prep.pack.set_page import grouped, write_set_page
-from data_prep.text.chat import load_tokenizer
+from data_prep.text.tokenizer import load_tokenizer
 from recipes.errors import ConfigError
 from tests.data_prep.pack.test_dataset import fresh, record  # noqa: F401  # a fixture
 from tests.data_prep.support import assistant, user

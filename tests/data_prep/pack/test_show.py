@@ -6,7 +6,7 @@ from rich.console import Console
 
 from data_prep.pack import show
 from data_prep.pack.dataset import prepare
-from data_prep.text.chat import load_tokenizer
+from data_prep.text.tokenizer import load_tokenizer
 from recipes.errors import ConfigError
 from tests.launch.support import recipe_of
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from data_prep.sources import read_trajectories
-from data_prep.text.chat import Chat, load_tokenizer
+from data_prep.text.chat import Chat
+from data_prep.text.tokenizer import load_tokenizer
 from data_prep.trajectory import Rejected
 from recipes.config import Family, Thinking
 from recipes.errors import ConfigError, DataError

@@ -27,7 +27,7 @@ def test_every_prompt_and_the_whole_equal_transformers(reference, name):
 
 @pytest.fixture
 def template_of(bases):
-    from data_prep.text.chat import load_tokenizer
+    from data_prep.text.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(bases["qwen3-tiny"])
 

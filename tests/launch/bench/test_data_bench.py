@@ -2,7 +2,7 @@ import json
 
 from data_prep.records import Record
 from data_prep.sources import read_trajectory, source
-from data_prep.text.chat import load_tokenizer
+from data_prep.text.tokenizer import load_tokenizer
 from launch.bench import data_bench
 from recipes.config import Family
 

@@ -283,7 +283,7 @@ def said_with_thinking(folder):
 @pytest.mark.parametrize("model", ["qwen3-tiny", "glm4.5-tiny"])
 @pytest.mark.parametrize("own", [False, True])
 def test_turns_are_the_sequences_tokens_with_the_prompt_that_was_trained_on(root, tmp_path, model, thinking, own):
-    from data_prep.text.chat import load_tokenizer
+    from data_prep.text.tokenizer import load_tokenizer
 
     words = [f"data.path={said_with_thinking(tmp_path)}"] if own else []
     recipe, data, heldout = recipe_of(root, f"model={model}", f"data.thinking={thinking}", *words)
