@@ -32,6 +32,7 @@ LAYOUTS = {
     "linear-offloaded": "model=qwen3-tiny layout.recompute=linear layout.offload=true",
 }
 RENAMED = {f"launch.slime.{name}": f"launch.slime.hooks.{name}" for name in ("rollout", "steps", "yarn")}
+# Keys of plan.json.
 _APART = (
     "warnings",
     "time",
@@ -43,7 +44,7 @@ _APART = (
     "root",
     "search_s",
     "checkpoint",
-)  # keys of plan.json
+)
 
 
 def record(folder: Path, trains: bool) -> None:

@@ -24,15 +24,8 @@ if TYPE_CHECKING:
 _OPEN = 1000  # tokens of a message without supervised ones that is shown opened
 READERS = 1000  # readers written at most; the table has all records
 _SHOWN = 500  # rows of the table drawn at a time
-_OUTCOMES = (
-    "outcome",
-    "resolved",
-    "reward",
-    "passed",
-    "score",
-    "exit_status",
-    "success",
-)  # metadata that says how it ended
+# Metadata that says how it ended.
+_OUTCOMES = ("outcome", "resolved", "reward", "passed", "score", "exit_status", "success")
 _HEAD = ("record", "status", "sequences", "tokens", "supervised", "turns", "tools", "outcome", "notes")
 _SCRIPT = """
 const rows = JSON.parse(document.getElementById('rows').textContent), most = %(most)d;

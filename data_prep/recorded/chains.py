@@ -126,9 +126,8 @@ def _record(chain: _Chain, chains: list[_Chain]) -> dict[str, Any]:
     for place, message in enumerate(chain.messages):
         if place in chain.said:
             answer, whole = chain.said[place]
-            calls = (
-                {"tool_calls": message["tool_calls"]} if message.get("tool_calls") else {}
-            )  # whose ids the results name
+            # The results name the ids of these calls, not of those in the answer.
+            calls = {"tool_calls": message["tool_calls"]} if message.get("tool_calls") else {}
             messages.append({**answer, **calls, **({} if whole else {"weight": 0})})
             if answer.get("reasoning_content") and not any(message.get(n) for n in ("reasoning_content", "reasoning")):
                 unsent.append(place)

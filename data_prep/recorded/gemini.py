@@ -27,9 +27,8 @@ _WHOLE = ("", "STOP")
 
 def request(body: dict[str, Any], notes: list[str]) -> Request:
     """Return what a request says."""
-    body = (
-        {**body, **config} if isinstance(config := body.get("config"), dict) else body
-    )  # the form of Gemini's own SDK
+    if isinstance(config := body.get("config"), dict):  # the form of Gemini's own SDK
+        body = {**body, **config}
     contents = listed(body.get("messages") if body.get("messages") is not None else body.get("contents"), "messages")
     system = _system(body.get("system_instruction") or body.get("systemInstruction"))
     groups = [g for g in listed(body.get("tools") or [], "tools") if g.get("functionDeclarations")]

@@ -71,18 +71,18 @@ def _conversations(name: str, lines: list[Line]) -> Iterator[dict[str, Any]]:
     said = [line for line in by_uuid.values() if line.get("type") in _SAID]
     if not all(isinstance(line.get("message"), dict) for line in said if line["type"] != "attachment"):
         raise Rejected(Code.shape, "a line of type user or assistant has no message")
-    leaves: dict[str, Line] = {}  # the last line of the tree that begins at a root
     roots: dict[str, str] = {}
     for uuid, line in by_uuid.items():
         parent = str(line.get("parentUuid"))
         roots[uuid] = roots[parent] if parent in roots else str(_upwards(line, by_uuid)[-1]["uuid"])
+    trees: dict[str, list[Line]] = {}
     for line in said:
-        leaves[roots[line["uuid"]]] = line
-    if not leaves:
+        trees.setdefault(roots[line["uuid"]], []).append(line)
+    if not trees:
         raise Rejected(Code.shape, "no line of a conversation", "write data=auto to be told what the file is")
     found, learned = [], set[str]()
-    for root, leaf in leaves.items():
-        tree = [line for line in said if roots[line["uuid"]] == root]
+    for tree in trees.values():
+        leaf = tree[-1]  # the conversation that was said last; others of its tree were abandoned
         if record := _record(_whole(_branch(leaf, by_uuid), _Beside(tree)), tree, learned):
             found.append((leaf, record))
     count = {True: 0, False: 0}
@@ -117,9 +117,8 @@ class _Beside:
 
     def __init__(self, tree: list[Line]) -> None:
         self._of_message: dict[tuple[str, int], list[Line]] = {}
-        self._stretch: dict[
-            str, int
-        ] = {}  # of a line: how often a user spoke before it, as some servers give every message one id
+        # Of a line: how often a user spoke before it, as some servers give every message one id.
+        self._stretch: dict[str, int] = {}
         self.of_call: dict[str, list[Line]] = {}
         spoken = 0
         for line in tree:

@@ -201,10 +201,8 @@ def layout(r: Recipe, known: Known) -> Found:
 def cap(known: Known, plan: RunPlan) -> Found:
     p, lengths = plan.recipe.layout, plan.sequences.lengths
     most = p.max_tokens_per_gpu * p.cp
-    longest, _ = (
-        max(lengths),
-        plan.schedule,
-    )  # raises `ConfigError` if padding makes the longest sequence exceed the cap
+    longest = max(lengths)
+    _ = plan.schedule  # raises `ConfigError` if padding makes the longest sequence exceed the cap
     known.capped = plan
     limit = f"{most:,} tokens (layout.max_tokens_per_gpu {p.max_tokens_per_gpu:,} x cp {p.cp})"
     if above := sum(n > most for n in lengths):

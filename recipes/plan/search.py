@@ -68,10 +68,8 @@ class Pricing:
         self.steps = [np.array([s for b in alone.step(n).ranks[0] for s in b]) for n in range(alone.steps_per_epoch)]
         self.lengths = np.array(sequences.lengths, dtype=float)
         self.pairs = self.lengths * (self.lengths + 1) / 2
-        self.longest, self.smallest = (
-            int(self.lengths.max()),
-            min(map(len, self.steps)),
-        )  # tokens of the longest sequence; sequences of the smallest step
+        self.longest = int(self.lengths.max())  # tokens
+        self.smallest = min(map(len, self.steps))  # sequences of the smallest step
         self.tokens = int(max(self.lengths[s].sum() for s in self.steps))
 
     def price(self, topology: Recipe) -> Iterator[Option]:

@@ -97,9 +97,8 @@ def _supervised(data: Dataset) -> list[_Scored]:
                 f"{_named(data, row)}: its first token is supervised, but a token without a predecessor has no loss",
                 f"remove {data.folder} to re-pack it",
             )
-        _, numbers = np.unique(
-            data.turns[row], return_inverse=True
-        )  # a turn has several spans if part of it is not learned
+        # A turn has several spans if part of it is not learned.
+        _, numbers = np.unique(data.turns[row], return_inverse=True)
         numbers = numbers + 1 + before[trajectory]
         before[trajectory] = int(numbers[-1])
         positions = np.concatenate([np.arange(start, end) for start, end in spans])

@@ -25,9 +25,8 @@ class Config:
     """Fields of `config.json` besides those that all families share."""
 
     architecture: str  # configuration class of transformers
-    names: dict[str, str] = field(
-        default_factory=dict
-    )  # name of a field in config.json: its name in the recipe's model
+    # Name of a field in config.json: its name in the recipe's model.
+    names: dict[str, str] = field(default_factory=dict)
     constants: dict[str, Any] = field(default_factory=dict)  # fields with the only value that the engines support
     fixed: dict[str, int] = field(default_factory=dict)  # fields of the recipe's model with the only legal value
 

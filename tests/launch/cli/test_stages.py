@@ -63,13 +63,14 @@ OF_ENGINE = {
     EngineName.megatron: [*SHARED, "launch/megatron/*.py", "launch/model/*.py", "launch/preflight/recipe_checks.py"],
     EngineName.slime: [*SHARED, "launch/slime/**/*.py", "launch/preflight/*.py"],
 }
+# Files that define overrides, and use none of them.
 DEFINE = (
     "recipes/config.py",
     "recipes/compose/recipe.py",
     "recipes/compose/values.py",
     "recipes/compose/os_errors.py",
     "recipes/compose/names/foreign_names.py",
-)  # and use none of them
+)
 REFUSED = {  # by `recipes.compose.values`
     EngineName.megatron: {"engine.wandb", "engine.slime_root", "engine.megatron_root", "engine.node_timeout"},
     EngineName.slime: set(),
