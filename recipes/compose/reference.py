@@ -5,7 +5,7 @@ Meanings are the comments of `recipes/config.py`, defaults its values and those 
 
 import ast
 import re
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from types import UnionType
 from typing import Any, get_args, get_origin
@@ -82,9 +82,8 @@ def _kind(kind: Any) -> str:
 
 def _default(name: str, field: Any) -> str:
     """What the schema says, and what each file of the option's group does."""
-    said = (
-        _shown(field.default) if field.default not in ("???", field.default_factory) and _plain(field.default) else ""
-    )
+    default = field.default if field.default_factory is MISSING else field.default_factory()
+    said = "" if default in (MISSING, "???") else _shown(default)
     group, _, option = name.rpartition(".")
     files = [CONF / "limi.yaml"] if not group else [] if group == "model" else sorted((CONF / group).glob("*.yaml"))
     texts = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) or {} for path in files}
@@ -94,10 +93,6 @@ def _default(name: str, field: Any) -> str:
             values.setdefault(_shown(text[option]), []).append(stem)
     own = [f"{value} ({', '.join(stems)})" for value, stems in values.items() if value != said]
     return ", ".join([*([said] if said else []), *own]) or "required"
-
-
-def _plain(value: Any) -> bool:
-    return value is None or isinstance(value, bool | int | float | str | Enum)
 
 
 def _shown(value: Any) -> str:
