@@ -36,12 +36,7 @@ def hub_part(data: Data, option: str = "data.path") -> HubPart:
 
 def data_set(path: str, root: str, part: HubPart = HubPart()) -> Repository:  # it cannot change
     """Return a hub data set with its folder and record under `cluster.root`."""
-    name = "--".join(
-        filter(
-            None,
-            (path.replace("/", "--"), (part.revision or "").replace("/", "--"), (part.split or "").replace("/", "--")),
-        )
-    )
+    name = "--".join(filter(None, (path, part.revision, part.split))).replace("/", "--")
     folder = Path(root) / "data-sources" / name
     # The record lies next to the folder: the data file may have any name.
     return Repository(path, "dataset", folder, folder.with_name(f"{folder.name}.json"), part.revision)

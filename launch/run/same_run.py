@@ -98,8 +98,9 @@ def _inputs(planned: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _fetched_from(here: str | None, there: str | None, recipe: Recipe) -> bool:
-    """Return whether the run's path `there` is the fetched file of the hub data set `here`."""
-    named = here is not None and there is not None and is_hub_id(here)
+    """Return whether the run's path `there` is the hub data set `here` as fetched: its folder, or a file in it."""
+    if here is None or there is None or not is_hub_id(here):
+        return False
     parts = [hub_part(recipe.data, option) for option in ("data.path", "data.heldout")]
-    folders = [data_set(str(here), recipe.cluster.root, part).folder for part in parts]
-    return named and any(folder in (Path(str(there)), *Path(str(there)).parents) for folder in folders)
+    folders = [data_set(here, recipe.cluster.root, part).folder for part in parts]
+    return any(Path(there).is_relative_to(folder) for folder in folders)
